@@ -1,0 +1,228 @@
+//! Every flag, defined once.
+
+use blkcopy::copy::run::{Consistency, Verify};
+use blkcopy::copy::{Offload, Segment, Sparse};
+use blkcopy::open::parse_size;
+use blkcopy::reactor::EngineChoice;
+use clap::{Args, ValueEnum};
+use std::ffi::OsString;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+
+/// What is copied, and under which rules: the same for `cp` and `plan`.
+#[derive(Args)]
+pub(crate) struct EndsArgs {
+    /// Source: a path, mem:SIZE or null:SIZE, with an optional range @offset+length
+    #[arg(value_name = "SRC")]
+    pub(crate) source: OsString,
+    /// Destination: named the same way; a directory means SRC's name in it
+    #[arg(value_name = "DST")]
+    pub(crate) dest: OsString,
+    /// Whether devices and file systems copy by themselves
+    #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
+    pub(crate) offload: OffloadArg,
+    /// Holes: kept (auto), also made of zeroes (always), or all blocks allocated (never)
+    #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
+    pub(crate) sparse: SparseArg,
+    /// Copy this part only (repeatable); offsets count from the given ranges
+    #[arg(long = "segment", value_name = "SRC:DST:LEN", value_parser = parse_segment)]
+    pub(crate) segments: Vec<Segment>,
+    /// Do not flush the destination at the end; the page cache may keep the bytes
+    #[arg(long)]
+    pub(crate) no_sync: bool,
+    /// Overwrite a block device
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Write to a destination that is mounted, held or otherwise in use
+    #[arg(long)]
+    pub(crate) force_in_use: bool,
+}
+
+/// Copy a file, a block device, or ranges of them
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  blkcopy cp golden.img vm7.img
+  blkcopy cp --yes golden.img /dev/vg0/vm7
+  blkcopy cp --yes --verify digest /dev/nvme0n1@0+64GiB /dev/nvme0n1@64GiB
+  blkcopy cp --segment 0:1MiB:64KiB --segment 1GiB:0:64KiB a.img b.img
+  blkcopy cp --offload require --json golden.img clone.img")]
+pub(crate) struct CpArgs {
+    #[command(flatten)]
+    pub(crate) ends: EndsArgs,
+    /// Read both ends back after the flush and compare
+    #[arg(long, value_enum, default_value = "none", value_name = "HOW")]
+    pub(crate) verify: VerifyArg,
+    /// Most bytes per second, all methods together
+    #[arg(long, value_name = "BYTES/s", value_parser = parse_rate)]
+    pub(crate) limit_rate: Option<NonZeroU64>,
+    /// What is locked together: each request of the plan, or the whole job
+    #[arg(long, value_enum, default_value = "request", value_name = "WHAT")]
+    pub(crate) consistency: ConsistencyArg,
+    /// Keep the source's mode and times (regular files)
+    #[arg(long)]
+    pub(crate) preserve: bool,
+    /// Print the receipt as JSON instead of the last line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write the receipt as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) receipt: Option<PathBuf>,
+    /// No progress, notes or last line; errors only
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// Engine for reads and writes
+    #[arg(long, value_enum, default_value = "auto", value_name = "ENGINE")]
+    pub(crate) io_engine: EngineArg,
+    /// Most memory for data in flight, at least 4KiB
+    #[arg(long, default_value = "64MiB", value_name = "BYTES", value_parser = parse_memory)]
+    pub(crate) buffer_memory: usize,
+}
+
+/// Print what cp would do, extent by extent and why; changes nothing
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  blkcopy plan golden.img vm7.img
+  blkcopy plan --offload require --json golden.img /dev/vg0/vm7
+
+Exit code 1 when a line says FAIL.")]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) ends: EndsArgs,
+    /// Print the plan as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print every extent, however many
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// Show what a device is and what it can offload
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  blkcopy info disk.img
+  blkcopy info --json /dev/nvme0n1")]
+pub(crate) struct InfoArgs {
+    /// A path, mem:SIZE or null:SIZE
+    #[arg(value_name = "DEV")]
+    pub(crate) device: OsString,
+    /// Print it as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Copy two made-up images by every method and show the receipts side by side
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  blkcopy demo
+  blkcopy demo --dir /mnt/xfs")]
+pub(crate) struct DemoArgs {
+    /// Make the temporary folder here (the file system decides which methods there are)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+macro_rules! choices {
+    ($(#[$doc:meta])* $name:ident => $to:ident { $($(#[$help:meta])* $variant:ident => $value:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, ValueEnum)]
+        pub(crate) enum $name { $($(#[$help])* $variant),+ }
+        impl From<$name> for $to {
+            fn from(arg: $name) -> Self {
+                match arg { $($name::$variant => Self::$value),+ }
+            }
+        }
+    };
+}
+
+choices!(OffloadArg => Offload {
+    /// Where it is possible and not slower
+    Auto => Auto,
+    /// Everywhere, or nothing is copied and the exit code is 1
+    Require => Require,
+    /// Nowhere: read and write
+    Never => Never,
+});
+choices!(SparseArg => Sparse {
+    /// Holes stay holes
+    Auto => Auto,
+    /// Zeroes in data become holes too
+    Always => Always,
+    /// Every destination block is allocated
+    Never => Never,
+});
+choices!(VerifyArg => Verify {
+    /// Not at all
+    None => None,
+    /// BLAKE3 of both ends
+    Digest => Digest,
+    /// Byte by byte
+    Bytes => Bytes,
+});
+choices!(ConsistencyArg => Consistency {
+    /// No reader sees half a request
+    Request => Request,
+    /// No writer gets in between for the whole copy
+    Whole => Whole,
+});
+choices!(EngineArg => EngineChoice {
+    /// io_uring where it is allowed, else threads
+    Auto => Auto,
+    /// io_uring or an error
+    Uring => Uring,
+    /// Threads
+    Pool => Pool,
+});
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|e| e.to_string())
+}
+
+fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    let rate = text.strip_suffix("/s").unwrap_or(text);
+    NonZeroU64::new(size(rate)?)
+        .ok_or_else(|| "at 0 bytes per second it would never end; give 1 or more".to_owned())
+}
+
+/// Least memory for data in flight: one page.
+const MEMORY_MIN: u64 = 4096;
+
+fn parse_memory(text: &str) -> Result<usize, String> {
+    let bytes = size(text)?;
+    if bytes < MEMORY_MIN {
+        return Err(format!("{bytes} bytes is less than one page ({MEMORY_MIN} bytes); give 4KiB or more"));
+    }
+    usize::try_from(bytes)
+        .map_err(|_| format!("{bytes} bytes is more than this machine can address; give less"))
+}
+
+fn parse_segment(text: &str) -> Result<Segment, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let [source, dest, len] = parts[..] else {
+        return Err(format!(
+            "{} parts where three are needed; write source:destination:length, such as 0:1MiB:64KiB",
+            parts.len()
+        ));
+    };
+    Ok(Segment { source: size(source)?, dest: size(dest)?, len: size(len)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_rates_and_memory() {
+        assert_eq!(parse_segment("0:1MiB:4K"), Ok(Segment { source: 0, dest: 1 << 20, len: 4096 }));
+        for bad in ["", "1:2", "1:2:3:4", "a:0:1", "0:-1:1", "0:0:1.5K", "0:0:18446744073709551616"] {
+            assert!(parse_segment(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_rate("10MiB/s").map(NonZeroU64::get), Ok(10 << 20));
+        assert!(parse_rate("0").is_err());
+        assert_eq!(parse_memory("4KiB"), Ok(4096));
+        assert!(parse_memory("4095").is_err());
+    }
+}

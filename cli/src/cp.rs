@@ -1,0 +1,175 @@
+//! `blkcopy cp`: check, copy, receipt.
+
+use crate::args::CpArgs;
+use crate::ends::{self, Ends, Purpose};
+use crate::fail::{Code, Fail, print_error};
+use crate::output::{self, Level, note};
+use crate::progress::Show;
+use crate::run::{self, Interrupts, What};
+use blkcopy::block::receipt::Outcome;
+use blkcopy::block::{Error, Kind};
+use blkcopy::copy::run::Options;
+use blkcopy::copy::{DeviceFacts, Offload, Planner};
+use std::fs::{File, Metadata};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Runs the command.
+pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
+    let interrupts = Interrupts::listen()?;
+    let ends = ends::look(&args.ends, Purpose::Copy)?;
+    let preserve = if args.preserve { Some(source_metadata(&ends)?) } else { None };
+    if !args.quiet {
+        for finding in ends.findings.iter().filter(|f| f.level == Level::Warn) {
+            note(&format!("warning: {}", finding.text));
+        }
+    }
+    if Offload::from(args.ends.offload) == Offload::Require {
+        require_offload(args, &ends)?;
+    }
+    let engine = run::engine(args.io_engine.into(), args.quiet)?;
+    let receipt_file = args.receipt.as_ref().map(|path| ReceiptFile::open(path, &ends)).transpose()?;
+    let ready = ends.begin(preserve.as_ref().map(MetadataExt::mode))?;
+    let options = Options {
+        policy: ends::policy(&args.ends, ready.dest_zero_from),
+        consistency: args.consistency.into(),
+        verify: args.verify.into(),
+        limit_rate: args.limit_rate,
+        flush: !args.ends.no_sync,
+        payload_bytes: args.buffer_memory,
+        cancel: interrupts.cancel.clone(),
+        io_engine: engine.name.clone(),
+        locks: Some(engine.locks.clone()),
+    };
+    let show = Show::choose(args.quiet);
+    let what = What { source: ready.source, dest: ready.dest, job: &ready.job, hold: ready.source_hold };
+    let ended = run::run(&engine, &interrupts, what, &options, show);
+    let mut receipt = ended.receipt;
+    let shown = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
+    run::name_ends(&mut receipt, &shown(&args.ends.source), &shown(&args.ends.dest));
+
+    let mut code = code_of(receipt.outcome);
+    let mut late = Vec::new();
+    if let Some(made) = &ready.made {
+        if let Some(text) = made.put_right(&mut receipt)
+            && !args.quiet
+        {
+            note(&text);
+        }
+        if receipt.outcome == Outcome::Done
+            && let Err(error) = made.finish(!args.ends.no_sync, preserve.as_ref())
+        {
+            late.push(error);
+        }
+    }
+    drop(ready.dest_hold);
+    let text = output::json(&receipt);
+    if let Some(mut file) = receipt_file
+        && let Err(error) = file.write(&text)
+    {
+        late.push(error);
+    }
+    if args.json {
+        output::out(&text);
+    } else if !args.quiet {
+        output::out(&(output::last_line(&receipt) + "\n"));
+    }
+    if let Some(error) = &ended.error {
+        print_error(error, hint(error));
+    }
+    for error in &late {
+        print_error(error, None);
+        code = Code::Error;
+    }
+    Ok(code)
+}
+
+fn code_of(outcome: Outcome) -> Code {
+    match outcome {
+        Outcome::Done => Code::Done,
+        Outcome::Mismatch | Outcome::Refused => Code::No,
+        Outcome::Cancelled => Code::Cancelled,
+        Outcome::Failed => Code::Error,
+    }
+}
+
+/// The next step after an error in the middle of a copy.
+fn hint(error: &Error) -> Option<&'static str> {
+    match error.kind() {
+        Kind::NoSpace => Some("free space on the destination, or name another"),
+        Kind::Mismatch => Some("copy again, and test the destination's hardware if it happens again"),
+        Kind::SourceChanged => Some("copy again while nothing writes to the source"),
+        Kind::NoMemory => Some("--buffer-memory with less"),
+        _ => None,
+    }
+}
+
+/// Makes sure, before anything is cut or written, that no byte would pass this host.
+fn require_offload(args: &CpArgs, ends: &Ends) -> Result<(), Fail> {
+    // Where there is no stand-in the copy itself finds out; it refuses at the first such byte.
+    let Ok(ready) = ends.rehearse()? else { return Ok(()) };
+    let facts = DeviceFacts::new(ready.source, ready.dest);
+    let policy = ends::policy(&args.ends, ready.dest_zero_from);
+    for step in Planner::new(&ready.job, facts, policy) {
+        if let Err(error) = step {
+            let unmet = error.kind() == Kind::Unsupported;
+            let fail = Fail::from(error);
+            return Err(if unmet { fail.hint("--offload auto, or look at blkcopy plan").no() } else { fail });
+        }
+    }
+    Ok(())
+}
+
+fn source_metadata(ends: &Ends) -> Result<Metadata, Fail> {
+    let name = ends.source_name.device_text();
+    let regular = ends.source_name.path().map(std::fs::metadata).transpose();
+    match regular.map_err(|e| Error::os("cannot be looked at", e).on(&name))? {
+        Some(meta) if meta.is_file() => Ok(meta),
+        _ => Err(Fail::invalid(format!("{name}: --preserve needs a regular file as source"))
+            .hint("leave --preserve out")),
+    }
+}
+
+/// Where the receipt will be written. Opened before the copy begins, changed only when it has ended.
+struct ReceiptFile<'a> {
+    path: &'a Path,
+    file: File,
+    /// Made by us and still empty: goes when there will be no receipt.
+    empty: bool,
+}
+
+impl<'a> ReceiptFile<'a> {
+    /// Opens it, unless it is one of the ends: it would be cut.
+    fn open(path: &'a Path, ends: &Ends) -> Result<Self, Fail> {
+        let name = path.display().to_string();
+        let same = |other: &Path| match (path.metadata(), other.metadata()) {
+            (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+            _ => std::path::absolute(path).ok() == std::path::absolute(other).ok(),
+        };
+        if [ends.source_name.path(), ends.dest_name.path()].into_iter().flatten().any(same) {
+            return Err(Fail::invalid(format!("{name}: the receipt would overwrite an end of the copy"))
+                .hint("name another file for --receipt"));
+        }
+        let empty = path.symlink_metadata().is_err();
+        let file = File::options().write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|e| Error::os("the receipt cannot be written", e).on(&name))?;
+        Ok(Self { path, file, empty })
+    }
+
+    fn write(&mut self, text: &str) -> Result<(), Error> {
+        self.empty = false;
+        let regular = self.file.metadata().is_ok_and(|m| m.is_file());
+        let cut = if regular { self.file.set_len(0) } else { Ok(()) };
+        cut.and_then(|()| self.file.write_all(text.as_bytes()))
+            .map_err(|e| Error::os("the receipt cannot be written", e).on(&self.path.display().to_string()))
+    }
+}
+
+impl Drop for ReceiptFile<'_> {
+    fn drop(&mut self) {
+        if self.empty {
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! Both ends of a copy: opened, checked against each other, and only then changed.
+//!
+//! [`look`] changes nothing: `cp` stops at its first FAIL, `plan` prints them all. [`Ends::begin`] makes, cuts or extends a
+//! destination file; [`Ends::rehearse`] gives the planner a stand-in instead.
+
+use crate::args::EndsArgs;
+use crate::fail::Fail;
+use crate::file_dest::{Begun, FileDest, Made, hold_dest};
+use crate::output::{Finding, Level, size_exact};
+use blkcopy::block::{ByteRange, Device, Error, Identity, Kind, LEN_MAX};
+use blkcopy::copy::{Job, Policy, Segment};
+use blkcopy::drivers::{Hold, hold, in_use};
+use blkcopy::open::{self, Found, Name};
+use std::sync::Arc;
+
+/// What the checks are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A copy follows: the first problem ends it.
+    Copy,
+    /// Nothing follows: problems are collected.
+    Plan,
+}
+
+/// Two ends that fit each other. Nothing has been changed yet.
+pub(crate) struct Ends {
+    pub(crate) source: Arc<dyn Device>,
+    pub(crate) source_name: Name,
+    /// A file in the directory, where a directory was named.
+    pub(crate) dest_name: Name,
+    pub(crate) dest: Dest,
+    /// Offsets on the whole devices.
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) findings: Vec<Finding>,
+    /// Both ends are one file or device.
+    same: bool,
+}
+
+/// The destination before it is changed.
+pub(crate) enum Dest {
+    /// A block device or a device in memory, opened.
+    Device(Arc<dyn Device>),
+    /// A regular file, made already or not.
+    File(FileDest),
+}
+
+/// Two ends ready to be copied between.
+pub(crate) struct Ready {
+    pub(crate) source: Arc<dyn Device>,
+    pub(crate) dest: Arc<dyn Device>,
+    pub(crate) job: Job,
+    /// See [`Policy::dest_zero_from`].
+    pub(crate) dest_zero_from: u64,
+    /// What was done to a destination file so far.
+    pub(crate) made: Option<Made>,
+    /// Keeps writers away from the source, or watches it.
+    pub(crate) source_hold: Option<Hold>,
+    /// Keeps others away from the destination until this is dropped.
+    pub(crate) dest_hold: Option<Hold>,
+}
+
+/// Collects what is found, or stops at the first FAIL.
+struct Checks {
+    purpose: Purpose,
+    findings: Vec<Finding>,
+}
+
+impl Checks {
+    fn fail(&mut self, error: Error, fix: &str) -> Result<(), Fail> {
+        match self.purpose {
+            Purpose::Copy => Err(Fail::from(error).hint(fix)),
+            Purpose::Plan => {
+                self.findings.push(Finding::new(Level::Fail, error.to_string(), Some(fix)));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Opens both ends and checks everything that can be checked without changing anything.
+pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
+    let mut checks = Checks { purpose, findings: Vec::new() };
+    let source_name = Name::parse(&args.source)?;
+    let mut dest_name = Name::parse(&args.dest)?;
+    let source = open::open_source(&source_name)?;
+    if let Some(path) = dest_name.path()
+        && open::find(path)? == Found::Folder
+    {
+        let Some(file) = source_name.path().and_then(std::path::Path::file_name) else {
+            let text =
+                format!("{}: is a directory, and the source has no file name to use in it", dest_name.text());
+            return Err(Fail::invalid(text).hint("name the file to be made in it"));
+        };
+        dest_name = dest_name.at_path(path.join(file));
+    }
+    let segments = place_segments(args, &source_name, &dest_name, source.size())?;
+    let end = segments.iter().map(|s| s.dest_range().end()).max().unwrap_or(0);
+    let in_place = dest_name.range.is_some() || !args.segments.is_empty();
+    note_source_use(&source_name, &mut checks);
+    let found = dest_name.path().map(open::find).transpose()?;
+    let dest = match (dest_name.path(), found) {
+        (Some(_), Some(Found::Folder)) => {
+            let text = format!("{}: is a directory; a file cannot take its place", dest_name.text());
+            return Err(Fail::invalid(text).hint("name another destination"));
+        }
+        (Some(path), Some(Found::File | Found::Nothing)) => {
+            let dest = FileDest::look(path, found == Some(Found::File), in_place, end)?;
+            Dest::File(dest)
+        }
+        _ => Dest::Device(open_device(&dest_name, args, purpose, &mut checks)?),
+    };
+    let dest_device = match &dest {
+        Dest::Device(device) => Some(device.clone()),
+        Dest::File(file) => file.existing.clone().map(|f| f as Arc<dyn Device>),
+    };
+    let mut same = false;
+    if let Some(device) = &dest_device {
+        same = source.identity() == device.identity();
+        check_aliases(&source, device, &source_name, &dest_name, &segments, &mut checks)?;
+    }
+    if same && !in_place && matches!(dest, Dest::File(_)) {
+        let text = format!("{} and {} are the same file", source_name.text(), dest_name.text());
+        checks.fail(
+            Error::new(Kind::Overlap, text),
+            "name another destination, or give a range @offset+length on both sides",
+        )?;
+    }
+    if let Some(path) = dest_name.path()
+        && matches!(&dest, Dest::File(f) if f.existing.is_some())
+    {
+        check_use(path, args.force_in_use, &mut checks)?;
+    }
+    if let Dest::Device(device) = &dest {
+        check_fit(device, &source_name, &segments, end, &mut checks)?;
+    }
+    let ends = Ends { source, source_name, dest_name, dest, segments, findings: checks.findings, same };
+    if purpose == Purpose::Copy || ends.findings.iter().all(|f| f.level != Level::Fail) {
+        // What segments do to each other: the same check that the copy itself makes.
+        ends.job(ends.dest_size())?;
+    }
+    Ok(ends)
+}
+
+/// The segments with offsets on the whole devices, inside the named ranges.
+fn place_segments(
+    args: &EndsArgs,
+    source: &Name,
+    dest: &Name,
+    source_size: u64,
+) -> Result<Vec<Segment>, Fail> {
+    let from = source.range_in(source_size)?;
+    let (to_offset, to_len) = dest.range.map_or((0, None), |part| (part.offset, part.len));
+    let whole = [Segment { source: 0, dest: 0, len: from.len() }];
+    let asked: &[Segment] = if args.segments.is_empty() { &whole } else { &args.segments };
+    let mut placed = Vec::with_capacity(asked.len());
+    for s in asked {
+        let out = |what: &str, name: &Name, offset: u64, limit: u64| {
+            let text = format!(
+                "the {what} part of {} bytes at {offset} ends behind the end of {} ({limit} bytes)",
+                s.len,
+                name.text()
+            );
+            Fail::from(Error::new(Kind::OutOfRange, text)).hint("shorten it, or give a longer range")
+        };
+        if s.source.checked_add(s.len).is_none_or(|end| end > from.len()) {
+            return Err(out("source", source, s.source, from.len()));
+        }
+        let limit = to_len.unwrap_or(LEN_MAX - to_offset);
+        if s.dest.checked_add(s.len).is_none_or(|end| end > limit) {
+            if args.segments.is_empty() && to_len.is_some() {
+                let text =
+                    format!("{}: the range holds {limit} bytes, the source {} bytes", dest.text(), s.len);
+                let fix =
+                    format!("copy less of the source (@{}+{limit}), or give a longer range", from.offset());
+                return Err(Fail::from(Error::new(Kind::OutOfRange, text)).hint(fix));
+            }
+            return Err(out("destination", dest, s.dest, limit));
+        }
+        // Both sums were just checked against ends that themselves fit 2^63 - 1.
+        placed.push(Segment { source: from.offset() + s.source, dest: to_offset + s.dest, len: s.len });
+    }
+    Ok(placed)
+}
+
+/// A destination that is no regular file, with the safety words.
+fn open_device(
+    name: &Name,
+    args: &EndsArgs,
+    purpose: Purpose,
+    checks: &mut Checks,
+) -> Result<Arc<dyn Device>, Fail> {
+    let Some(path) = name.path() else { return Ok(open::open_dest(name, false)?) };
+    if purpose == Purpose::Plan {
+        check_use(path, args.force_in_use, checks)?;
+        if open::read_only(path) {
+            let error = Error::new(Kind::ReadOnly, "is read-only").on(&name.device_text());
+            checks.fail(error, "make it writable (blockdev --setrw), or name another destination")?;
+        }
+        if !args.yes {
+            let text = format!("{}: what is on it would be overwritten", describe(name));
+            checks.findings.push(Finding::warn(text, "cp wants --yes"));
+        }
+        return Ok(open::open_source(name)?);
+    }
+    if !args.yes {
+        let text = format!("{}: would be overwritten", describe(name));
+        return Err(Fail::invalid(text).hint("give --yes if what is on it may be lost"));
+    }
+    check_use(path, args.force_in_use, checks)?;
+    let device = open::open_dest(name, args.force_in_use)?;
+    if device.read_only() {
+        return Err(Error::new(Kind::ReadOnly, "the device is read-only").on(&name.device_text()).into());
+    }
+    Ok(device)
+}
+
+/// A block device in words: name, model, size.
+fn describe(name: &Name) -> String {
+    let text = name.device_text();
+    let Ok(device) = open::open_source(name) else { return text };
+    let model = open::model(std::path::Path::new(&text)).map_or(String::new(), |m| format!("{m}, "));
+    format!("{text} ({model}{})", size_exact(device.size()))
+}
+
+fn note_source_use(name: &Name, checks: &mut Checks) {
+    let Some(path) = name.path() else { return };
+    for holder in in_use(path).unwrap_or_default() {
+        let text = format!("{}: {holder}: it may change while it is copied", name.device_text());
+        checks.findings.push(Finding::warn(text, "unmount or stop what uses it, or copy a snapshot"));
+    }
+}
+
+fn check_use(path: &std::path::Path, force: bool, checks: &mut Checks) -> Result<(), Fail> {
+    let holders = in_use(path)?;
+    for holder in &holders {
+        let text = format!("{}: in use: {holder}", path.display());
+        if force {
+            checks.findings.push(Finding::warn(text, "none: --force-in-use was given"));
+        } else {
+            let fix = "unmount or stop what uses it, or give --force-in-use if that is safe";
+            checks.fail(Error::new(Kind::InUse, text), fix)?;
+        }
+    }
+    if holders.is_empty() {
+        checks.findings.push(Finding::pass(format!("{}: not in use by others", path.display())));
+    }
+    Ok(())
+}
+
+/// Two names for the same bytes that the leaf numbers do not make comparable one to one.
+fn check_aliases(
+    source: &Arc<dyn Device>,
+    dest: &Arc<dyn Device>,
+    source_name: &Name,
+    dest_name: &Name,
+    segments: &[Segment],
+    checks: &mut Checks,
+) -> Result<(), Fail> {
+    let (Identity::Leaf { leaf: a, base: from }, Identity::Leaf { leaf: b, base: to }) =
+        (source.identity(), dest.identity())
+    else {
+        return Ok(());
+    };
+    if a == b && from != to {
+        let moved = |range: ByteRange, base| ByteRange::between(range.offset() + base, range.end() + base);
+        let reads = segments.iter().map(|s| moved(s.source_range(), from));
+        let writes: Vec<ByteRange> = segments.iter().map(|s| moved(s.dest_range(), to)).collect();
+        if reads.into_iter().any(|r| writes.iter().any(|w| w.overlaps(r))) {
+            let text = format!("{} and {} overlap on one disk", source_name.text(), dest_name.text());
+            checks.fail(Error::new(Kind::Overlap, text), "name the whole disk with ranges on both sides")?;
+        }
+    }
+    if a != b
+        && let (Some(source_path), Some(dest_path)) = (source_name.path(), dest_name.path())
+        && let Some(how) = open::same_storage(source_path, dest_path)
+    {
+        let text = format!("{} and {} hold the same bytes: {how}", source_name.text(), dest_name.text());
+        checks.fail(Error::new(Kind::Overlap, text), "name the same one on both sides, with ranges")?;
+    }
+    Ok(())
+}
+
+fn check_fit(
+    dest: &Arc<dyn Device>,
+    source: &Name,
+    segments: &[Segment],
+    end: u64,
+    checks: &mut Checks,
+) -> Result<(), Fail> {
+    let size = dest.size();
+    if end <= size {
+        checks.findings.push(Finding::pass(format!("{}: large enough ({})", dest.name(), size_exact(size))));
+        return Ok(());
+    }
+    let bytes: u64 = segments.iter().map(|s| s.len).sum();
+    let text = format!(
+        "too small: {} bytes of {} would end at byte {end}, the destination holds {size} bytes",
+        bytes,
+        source.text()
+    );
+    checks.fail(
+        Error::new(Kind::OutOfRange, text).on(dest.name()),
+        "extend the destination, or copy less with a range @offset+length on the source",
+    )
+}
+
+impl Ends {
+    fn dest_size(&self) -> u64 {
+        match &self.dest {
+            Dest::Device(device) => device.size(),
+            Dest::File(file) => file.final_len,
+        }
+    }
+
+    fn job(&self, dest_size: u64) -> Result<Job, Fail> {
+        Job::new(&self.segments, self.source.size(), dest_size, self.same).map_err(|e| {
+            let overlap = e.kind() == Kind::Overlap;
+            let fail = Fail::from(e);
+            if overlap { fail.hint("choose ranges that do not overlap") } else { fail }
+        })
+    }
+
+    /// Takes hold of both ends, then makes, cuts or extends a destination file: the first change of anything, after all
+    /// that can fail.
+    pub(crate) fn begin(self, mode: Option<u32>) -> Result<Ready, Fail> {
+        let job = self.job(self.dest_size())?;
+        // A destination that exists is open since `look`: our own opening breaks no lease taken now.
+        let mut source_hold = hold(&self.source, false)?;
+        if self.same {
+            source_hold.written_by_us();
+        }
+        let (dest, dest_zero_from, made, dest_hold) = match self.dest {
+            Dest::Device(device) => {
+                let hold = hold_dest(&device)?;
+                (device, u64::MAX, None, hold)
+            }
+            Dest::File(file) => {
+                let Begun { device, zero_from, made, hold } = file.begin(mode, &self.segments)?;
+                (device, zero_from, Some(made), hold)
+            }
+        };
+        let (source_hold, dest_hold) = (Some(source_hold), Some(dest_hold));
+        // One device on both ends is one handle.
+        let source = if self.same { dest.clone() } else { self.source };
+        Ok(Ready { source, dest, job, dest_zero_from, made, source_hold, dest_hold })
+    }
+
+    /// What the planner can be run over without changing anything. The finding says why there is nothing.
+    pub(crate) fn rehearse(&self) -> Result<Result<Ready, Finding>, Fail> {
+        let job = self.job(self.dest_size())?;
+        let (dest, dest_zero_from) = match &self.dest {
+            Dest::Device(device) => (device.clone(), u64::MAX),
+            Dest::File(file) => match file.stand_in() {
+                Ok(stand_in) => stand_in,
+                Err(finding) => return Ok(Err(finding)),
+            },
+        };
+        let source = self.source.clone();
+        Ok(Ok(Ready { source, dest, job, dest_zero_from, made: None, source_hold: None, dest_hold: None }))
+    }
+}
+
+/// The policy that the flags and the destination make.
+pub(crate) fn policy(args: &EndsArgs, dest_zero_from: u64) -> Policy {
+    let (offload, sparse) = (args.offload.into(), args.sparse.into());
+    Policy { offload, sparse, dest_zero_from, unsynced: args.no_sync, ..Policy::default() }
+}

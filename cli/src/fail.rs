@@ -1,0 +1,87 @@
+//! How a command ends when it cannot do what was asked: the error, its causes, the next step, the exit code.
+
+use blkcopy::block::{Error, Kind};
+use std::error::Error as _;
+use std::process::ExitCode;
+
+/// How a command ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Code {
+    /// What was asked is done.
+    Done,
+    /// The answer is no: verification found a difference, `--offload require` is unmet, the plan has a FAIL.
+    No,
+    /// An error.
+    Error,
+    /// Stopped by a signal.
+    Cancelled,
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        match code {
+            Code::Done => Self::SUCCESS,
+            Code::No => Self::from(1),
+            Code::Error => Self::from(2),
+            Code::Cancelled => Self::from(130),
+        }
+    }
+}
+
+/// An error on its way to the user.
+#[derive(Debug)]
+pub(crate) struct Fail {
+    pub(crate) error: Error,
+    /// The next step, when the message does not hold it.
+    pub(crate) hint: Option<String>,
+    pub(crate) code: Code,
+}
+
+impl Fail {
+    /// A usage or input error.
+    pub(crate) fn invalid(text: impl Into<String>) -> Self {
+        Error::new(Kind::InvalidInput, text.into()).into()
+    }
+
+    /// With the next step.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// With the exit code "the answer is no".
+    pub(crate) fn no(mut self) -> Self {
+        self.code = Code::No;
+        self
+    }
+
+    /// Writes it to stderr; returns the exit code.
+    pub(crate) fn print(&self) -> Code {
+        print_error(&self.error, self.hint.as_deref());
+        self.code
+    }
+}
+
+impl From<Error> for Fail {
+    fn from(error: Error) -> Self {
+        let hint = match error.kind() {
+            Kind::Permission => Some("run it as a user who may open this"),
+            _ => None,
+        };
+        Self { error, hint: hint.map(str::to_owned), code: Code::Error }
+    }
+}
+
+/// Writes an error with its causes, each once, and the next step.
+pub(crate) fn print_error(error: &Error, hint: Option<&str>) {
+    let mut text = format!("blkcopy: {error}\n");
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        text += &format!("  cause: {c}\n");
+        cause = c.source();
+    }
+    if let Some(hint) = hint {
+        text += &format!("  try: {hint}\n");
+    }
+    crate::output::err(&text);
+}

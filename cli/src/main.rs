@@ -1,0 +1,59 @@
+//! `blkcopy`: copies block data where it lives, and says how.
+
+mod args;
+mod cp;
+mod demo;
+mod ends;
+mod fail;
+mod file_dest;
+mod info;
+mod output;
+mod plan;
+mod progress;
+mod run;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+const EXAMPLES: &str = "\
+Devices: a path, mem:SIZE or null:SIZE, each with an optional range @offset+length or @offset.
+Sizes: whole numbers of bytes, or with KiB, MiB, GiB, TiB, PiB, EiB (K, M, G, ... mean the same).
+Exit codes: 0 done, 1 the answer is no, 2 error, 130 cancelled.";
+
+/// Copies block data where it lives, not through this host, and says which method moved each byte.
+#[derive(Parser)]
+#[command(name = "blkcopy", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Cp(args::CpArgs),
+    Plan(args::PlanArgs),
+    Info(args::InfoArgs),
+    Demo(args::DemoArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("BLKCOPY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    let result = match cli.command {
+        Command::Cp(args) => cp::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    };
+    match result {
+        Ok(code) => code.into(),
+        Err(fail) => fail.print().into(),
+    }
+}

@@ -1,0 +1,236 @@
+//! What is printed: sizes with units, the last line, tables. A closed pipe is no error.
+
+use blkcopy::block::Method;
+use blkcopy::block::receipt::{Outcome, Receipt, Verification};
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io::Write;
+
+/// Writes to stdout. A closed pipe is no error; nor is there anybody left to tell about another failure.
+pub(crate) fn out(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// Writes to stderr, likewise.
+pub(crate) fn err(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// A note on stderr: one line.
+pub(crate) fn note(text: &str) {
+    err(&format!("blkcopy: {text}\n"));
+}
+
+/// A value as JSON for people and programs, with a line end.
+pub(crate) fn json(value: &impl Serialize) -> String {
+    let text = serde_json::to_string_pretty(value);
+    text.expect("plain structs with string keys always serialise") + "\n"
+}
+
+/// A size for people: `511 B`, `64.0 GiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    // Tenths are cut, not rounded: a size is never shown larger than it is.
+    let mut unit = 0;
+    while unit + 1 < UNITS.len() && bytes >> (10 * (unit + 2)) > 0 {
+        unit += 1;
+    }
+    let shift = 10 * (unit + 1);
+    let tenths = (u128::from(bytes) * 10) >> shift;
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+/// A size that is also given exactly where it is not one number of bytes already.
+pub(crate) fn size_exact(bytes: u64) -> String {
+    if bytes < 1024 { size(bytes) } else { format!("{} ({bytes} bytes)", size(bytes)) }
+}
+
+/// A duration for people.
+pub(crate) fn seconds(s: f64) -> String {
+    if s >= 1.0 { format!("{s:.1} s") } else { format!("{:.1} ms", s * 1000.0) }
+}
+
+/// Bytes per second over a time; `None` when it was too short to say.
+pub(crate) fn rate(bytes: u64, s: f64) -> Option<String> {
+    if s < 1e-6 {
+        return None;
+    }
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    // for people: three digits are shown
+    let per_second = (bytes as f64 / s) as u64;
+    Some(format!("{}/s", size(per_second)))
+}
+
+/// How a method is called in the last line, after its bytes.
+pub(crate) fn by(method: Method) -> &'static str {
+    match method {
+        Method::Skip => "left as holes",
+        Method::WriteZeroes => "zeroed",
+        Method::Reflink => "by reflink",
+        Method::CopyFileRange => "by copy_file_range",
+        Method::Memory => "in memory",
+        Method::Null => "by the null device",
+        Method::Emulated => "read and written by this host",
+        _ => "by another method",
+    }
+}
+
+/// "64.0 GiB by reflink, 0 B through this host": the methods, most bytes first.
+fn methods(receipt: &Receipt) -> String {
+    let mut used: Vec<(Method, u64)> =
+        receipt.methods.iter().map(|(&m, &b)| (m, b)).filter(|m| m.1 > 0).collect();
+    used.sort_by_key(|&(method, bytes)| (std::cmp::Reverse(bytes), method));
+    let mut parts: Vec<String> = used.iter().map(|&(m, b)| format!("{} {}", size(b), by(m))).collect();
+    if !used.iter().any(|(m, _)| m.is_emulated()) {
+        parts.push(format!(
+            "{} through this host",
+            size(receipt.host_bytes.read.max(receipt.host_bytes.written))
+        ));
+    }
+    parts.join(", ")
+}
+
+/// The last line of a copy, without the line end.
+pub(crate) fn last_line(receipt: &Receipt) -> String {
+    let good = receipt.good_bytes;
+    let whole = receipt.requested_bytes;
+    let time = receipt.timings.total_s;
+    let rate = rate(good, time).map_or(String::new(), |r| format!(" ({r})"));
+    let mut line = match receipt.outcome {
+        Outcome::Done => format!("copied {} in {}{rate}: {}", size(good), seconds(time), methods(receipt)),
+        Outcome::Mismatch => {
+            let changed = receipt.error.as_ref().is_some_and(|e| e.kind == "source-changed");
+            let what = if changed { "the source changed meanwhile" } else { "the copy is wrong" };
+            format!("copied {} in {}{rate}, but {what}: {}", size(good), seconds(time), methods(receipt))
+        }
+        Outcome::Refused => format!("refused: nothing of {} copied", size(whole)),
+        Outcome::Cancelled | Outcome::Failed => {
+            let verb = if receipt.outcome == Outcome::Cancelled { "cancelled" } else { "failed" };
+            format!(
+                "{verb} after {} of {} in {}{rate}: {}",
+                size(good),
+                size(whole),
+                seconds(time),
+                methods(receipt)
+            )
+        }
+    };
+    match &receipt.verification {
+        Some(v) if v.equal && receipt.outcome == Outcome::Done => {
+            let _ = write!(line, ", verified by {}", v.mode);
+        }
+        Some(v) if receipt.outcome == Outcome::Mismatch => line += &mismatch(v),
+        _ => {}
+    }
+    if receipt.cut_off_bytes > 0 {
+        let _ = write!(line, ", {} of it cut off again", size(receipt.cut_off_bytes));
+    }
+    if !receipt.flushed && receipt.outcome != Outcome::Refused {
+        line += ", not flushed";
+    }
+    line
+}
+
+fn mismatch(v: &Verification) -> String {
+    v.first_bad.map_or(String::new(), |bad| format!(", first difference in @{}+{}", bad.offset, bad.len))
+}
+
+/// Columns padded to their widest cell, two spaces apart; the last column is not padded.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// How good a finding is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub(crate) enum Level {
+    Pass,
+    Warn,
+    Fail,
+}
+
+/// One line of a check-up, with the fix.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Finding {
+    pub(crate) level: Level,
+    pub(crate) text: String,
+    pub(crate) fix: Option<String>,
+}
+
+impl Finding {
+    pub(crate) fn new(level: Level, text: impl Into<String>, fix: Option<&str>) -> Self {
+        Self { level, text: text.into(), fix: fix.map(str::to_owned) }
+    }
+    pub(crate) fn pass(text: impl Into<String>) -> Self {
+        Self::new(Level::Pass, text, None)
+    }
+    pub(crate) fn warn(text: impl Into<String>, fix: &str) -> Self {
+        Self::new(Level::Warn, text, Some(fix))
+    }
+}
+
+/// Findings as lines.
+pub(crate) fn findings(all: &[Finding]) -> String {
+    let mut text = String::new();
+    for f in all {
+        let level = match f.level {
+            Level::Pass => "PASS",
+            Level::Warn => "WARN",
+            Level::Fail => "FAIL",
+        };
+        let _ = writeln!(text, "{level}  {}", f.text);
+        if let Some(fix) = &f.fix {
+            let _ = writeln!(text, "      fix: {fix}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units_and_are_never_rounded_up() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1, "1 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1535, "1.4 KiB"),
+            (1536, "1.5 KiB"),
+            ((1 << 20) - 1, "1023.9 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (64 << 30, "64.0 GiB"),
+            (u64::MAX, "15.9 EiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+        assert_eq!(seconds(3.24), "3.2 s");
+        assert_eq!(seconds(0.0123), "12.3 ms");
+        assert_eq!(rate(64 << 30, 3.2).unwrap(), "20.0 GiB/s");
+        assert_eq!(rate(5, 0.0), None);
+    }
+
+    #[test]
+    fn tables_line_up() {
+        let row = |a: &str, b: &str| vec![a.to_owned(), b.to_owned()];
+        assert_eq!(table(&[row("a", "b"), row("long", "c")]), "a     b\nlong  c\n");
+    }
+}

@@ -1,0 +1,219 @@
+//! `blkcopy plan`: what `cp` would do, by the same planner. Changes nothing.
+
+use crate::args::PlanArgs;
+use crate::ends::{self, Purpose, Ready};
+use crate::fail::{Code, Fail};
+use crate::output::{self, Finding, Level, size, table};
+use blkcopy::block::receipt::{Reason, Why};
+use blkcopy::block::{Kind, Method};
+use blkcopy::copy::{DeviceFacts, Offload, PlanSummary, Planner, Step};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Most lines of the table without `--all`.
+const LINES_MAX: usize = 40;
+
+/// Steps next to each other that do the same.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+struct Run {
+    source_offset: u64,
+    dest_offset: u64,
+    len: u64,
+    method: Method,
+    reason: Reason,
+    steps: u64,
+}
+
+/// The plan, as `--json` prints it.
+#[derive(Serialize)]
+struct Plan {
+    schema: &'static str,
+    source: String,
+    dest: String,
+    bytes: u64,
+    /// `None`: no plan could be made; the findings say why.
+    #[serde(flatten)]
+    summary: Option<PlanSummary>,
+    methods: BTreeMap<Method, u64>,
+    extents: Vec<Run>,
+    extents_total: u64,
+    findings: Vec<Finding>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &PlanArgs) -> Result<Code, Fail> {
+    let looked = ends::look(&args.ends, Purpose::Plan)?;
+    let mut plan = Plan {
+        schema: "blkcopy-plan/1",
+        source: args.ends.source.to_string_lossy().into_owned(),
+        dest: args.ends.dest.to_string_lossy().into_owned(),
+        bytes: looked.segments.iter().fold(0, |sum, s| sum.saturating_add(s.len)),
+        summary: None,
+        methods: BTreeMap::new(),
+        extents: Vec::new(),
+        extents_total: 0,
+        findings: looked.findings.clone(),
+    };
+    if plan.findings.iter().all(|f| f.level != Level::Fail) {
+        match looked.rehearse()? {
+            Ok(ready) => plan.make(args, ready)?,
+            Err(finding) => plan.findings.push(finding),
+        }
+    }
+    if args.json {
+        output::out(&output::json(&plan));
+    } else {
+        output::out(&plan.text());
+    }
+    let no = plan.findings.iter().any(|f| f.level == Level::Fail);
+    Ok(if no { Code::No } else { Code::Done })
+}
+
+impl Plan {
+    fn make(&mut self, args: &PlanArgs, ready: Ready) -> Result<(), Fail> {
+        let most = if args.all { usize::MAX } else { LINES_MAX };
+        let facts = DeviceFacts::new(ready.source, ready.dest);
+        let mut planner = Planner::new(&ready.job, facts, ends::policy(&args.ends, ready.dest_zero_from));
+        let mut last: Option<Run> = None;
+        let mut unmet = None;
+        for step in planner.by_ref() {
+            let step = match step {
+                Ok(step) => step,
+                Err(error) if error.kind() == Kind::Unsupported => {
+                    unmet = Some(error.to_string());
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            *self.methods.entry(step.method()).or_default() += step.len;
+            let run = Run::of(&step);
+            match &mut last {
+                Some(held) if held.goes_on(&run) => {
+                    held.len += run.len;
+                    held.steps += 1;
+                }
+                held => {
+                    let before = held.replace(run);
+                    self.keep(before, most);
+                }
+            }
+        }
+        self.keep(last, most);
+        let summary = planner.summary();
+        let met = unmet.is_none();
+        self.judge(&summary.reasons, unmet, args.ends.offload.into());
+        // A plan that cannot be carried out has no totals.
+        self.summary = Some(summary).filter(|_| met);
+        Ok(())
+    }
+
+    fn keep(&mut self, run: Option<Run>, most: usize) {
+        let Some(run) = run else { return };
+        self.extents_total += 1;
+        if self.extents.len() < most {
+            self.extents.push(run);
+        }
+    }
+
+    fn judge(&mut self, reasons: &[Why], unmet: Option<String>, offload: Offload) {
+        if let Some(text) = unmet {
+            self.findings.push(Finding::new(
+                Level::Fail,
+                text,
+                Some("leave --offload require out; the plan without it says what can be offloaded"),
+            ));
+            return;
+        }
+        let host: u64 = reasons.iter().filter(|w| w.method.is_emulated()).map(|w| w.bytes).sum();
+        if host == 0 {
+            let how: Vec<&str> = self.methods.keys().map(|m| m.name()).collect();
+            let text = if how.is_empty() {
+                "nothing to copy".to_owned()
+            } else {
+                format!("no byte passes this host ({})", how.join(", "))
+            };
+            self.findings.push(Finding::pass(text));
+        }
+        for why in reasons.iter().filter(|w| w.method.is_emulated()) {
+            let text =
+                format!("{} of {} pass this host: {}", size(why.bytes), size(self.bytes), why.reason.text());
+            let level = match (why.reason, offload) {
+                (Reason::MeasuredSlower, _) | (_, Offload::Never) => Level::Pass,
+                _ => Level::Warn,
+            };
+            self.findings.push(Finding::new(level, text, Some(fix(why.reason))));
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        if !self.extents.is_empty() {
+            let head = ["source", "destination", "length", "steps", "method", "why"];
+            let mut rows = vec![head.iter().map(|&s| s.to_owned()).collect::<Vec<_>>()];
+            rows.extend(self.extents.iter().map(|r| {
+                vec![
+                    format!("@{} B", r.source_offset),
+                    format!("@{} B", r.dest_offset),
+                    size(r.len),
+                    r.steps.to_string(),
+                    r.method.name().to_owned(),
+                    r.reason.text().to_owned(),
+                ]
+            }));
+            text += &table(&rows);
+            let more = self.extents_total - self.extents.len() as u64;
+            if more > 0 {
+                text += &format!("... and {more} more extents (--all prints them)\n");
+            }
+        }
+        if let Some(summary) = &self.summary {
+            let mut parts: Vec<String> =
+                self.methods.iter().map(|(&m, &b)| format!("{} {}", size(b), output::by(m))).collect();
+            if parts.is_empty() {
+                parts.push("nothing to copy".to_owned());
+            }
+            text += &format!("would copy {}: {}\n", size(self.bytes), parts.join(", "));
+            text += &format!("plan digest {} ({} steps)\n", summary.digest, summary.steps);
+        }
+        text + &output::findings(&self.findings)
+    }
+}
+
+/// What to do about bytes that pass this host.
+fn fix(reason: Reason) -> &'static str {
+    match reason {
+        Reason::OffloadNever => "leave --offload never out",
+        Reason::OffloadOff => "switch copy_offload on at both devices",
+        Reason::NothingShared => {
+            "put both ends on one file system that shares extents (XFS, Btrfs), or accept it"
+        }
+        Reason::Unaligned => "give ranges aligned as blkcopy info prints for the method",
+        Reason::MeasuredSlower => "none needed; --offload require takes the slower way",
+        Reason::FullyAllocated | Reason::ZeroSearch => {
+            "--sparse auto lets the file system share or copy the extents"
+        }
+        Reason::Overlap => "none, unless source and destination can lie further apart",
+        _ => "none known",
+    }
+}
+
+impl Run {
+    fn of(step: &Step) -> Self {
+        Self {
+            source_offset: step.sources[0].offset,
+            dest_offset: step.dest,
+            len: step.len,
+            method: step.method(),
+            reason: step.legs[0].reason,
+            steps: 1,
+        }
+    }
+
+    /// True when `next` continues it on both sides in the same way.
+    fn goes_on(&self, next: &Self) -> bool {
+        self.method == next.method
+            && self.reason == next.reason
+            && self.dest_offset + self.len == next.dest_offset
+            && self.source_offset + self.len == next.source_offset
+    }
+}

@@ -1,0 +1,163 @@
+//! Runs one copy: engine, signals, progress.
+
+use crate::fail::Fail;
+use crate::output::{err, note, size_exact};
+use crate::progress::{self, Show};
+use blkcopy::block::lock::{CoreLocks, LockDomain};
+use blkcopy::block::receipt::{Outcome, Receipt};
+use blkcopy::block::request::Cancel;
+use blkcopy::block::{ByteRange, Device, Error, Kind};
+use blkcopy::copy::Job;
+use blkcopy::copy::run::{Ended, Options, Progress, copy};
+use blkcopy::drivers::Hold;
+use blkcopy::reactor::local::{Local, sleep};
+use blkcopy::reactor::{EngineChoice, Waker, choose};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::iterator::Signals;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How often a watched or leased source is looked at.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+
+/// Buffered writes are made by the submitting thread: cheapest, and this thread serves nobody else.
+const INLINE_WRITES: bool = true;
+
+/// The executor of this process and what its engine is called.
+pub(crate) struct Engine {
+    pub(crate) local: Local,
+    /// This thread's range locks.
+    pub(crate) locks: Rc<CoreLocks>,
+    pub(crate) name: String,
+}
+
+/// Starts the engine. One line on stderr when it is not the one that was hoped for.
+pub(crate) fn engine(choice: EngineChoice, quiet: bool) -> Result<Engine, Fail> {
+    let (reactor, why) = choose(choice, INLINE_WRITES)
+        .map_err(|e| Fail::from(Error::os("the I/O engine cannot be started", e)).hint("--io-engine auto"))?;
+    if choice == EngineChoice::Auto && why.contains("because") && !quiet {
+        note(&why);
+    }
+    let name = why.strip_prefix("io engine: ").unwrap_or(&why).to_owned();
+    let local = Local::new(reactor);
+    let waker = local.waker();
+    let locks = Rc::new(LockDomain::process().attach(move || waker.wake())?);
+    local.serve_locks(&locks);
+    Ok(Engine { local, locks, name })
+}
+
+/// What is copied.
+pub(crate) struct What<'a> {
+    pub(crate) source: Arc<dyn Device>,
+    pub(crate) dest: Arc<dyn Device>,
+    pub(crate) job: &'a Job,
+    /// What is held on the source.
+    pub(crate) hold: Option<Hold>,
+}
+
+/// What SIGINT and SIGTERM do: the first asks the copy to stop, the second ends the process at once.
+#[derive(Clone, Default)]
+pub(crate) struct Interrupts {
+    pub(crate) cancel: Cancel,
+    waker: Arc<Mutex<Option<Waker>>>,
+}
+
+impl Interrupts {
+    /// Listens from now on, on a thread of its own.
+    pub(crate) fn listen() -> Result<Self, Fail> {
+        let this = Self::default();
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGXFSZ])
+            .map_err(|e| Error::os("signals cannot be listened for", e))?;
+        let theirs = this.clone();
+        std::thread::spawn(move || {
+            for signal in signals.forever() {
+                if signal == SIGXFSZ {
+                    // Beyond RLIMIT_FSIZE: the write that caused it answers EFBIG, which is told like a full disk.
+                    continue;
+                }
+                if theirs.cancel.is_set() {
+                    err("blkcopy: stopped at once; the destination is incomplete\n");
+                    std::process::exit(130);
+                }
+                theirs.cancel.set();
+                if let Some(waker) = &*theirs.waker.lock().unwrap_or_else(PoisonError::into_inner) {
+                    waker.wake();
+                }
+            }
+        });
+        Ok(this)
+    }
+
+    fn wakes(&self, waker: Waker) {
+        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
+    }
+}
+
+/// Copies, showing how far it is. The receipt's source state is the hold's; a source that changed is told in a note.
+pub(crate) fn run(
+    engine: &Engine,
+    interrupts: &Interrupts,
+    what: What<'_>,
+    options: &Options,
+    show: Show,
+) -> Ended {
+    let What { source, dest, job, hold } = what;
+    interrupts.wakes(engine.local.waker());
+    let (source_name, source_size) = (source.name().to_owned(), source.size());
+    let progress = Rc::new(Progress::default());
+    let meter = progress::start(&engine.local, show, &progress, job.total());
+    let hold = Rc::new(RefCell::new(hold));
+    let watched = Rc::downgrade(&hold);
+    let _runs_on = engine.local.spawn(async move {
+        // A program that wants to write waits for our lease: it is given back soon after it is asked for.
+        while let Some(hold) = watched.upgrade() {
+            if hold.borrow_mut().as_mut().is_some_and(|h| h.check().is_err()) {
+                return;
+            }
+            drop(hold);
+            sleep(WATCH_EVERY).await;
+        }
+    });
+    let mut ended = engine.local.block_on(copy(source, dest, job, options, &progress));
+    meter.finish();
+    let mut changed = None;
+    if let Some(hold) = &mut *hold.borrow_mut() {
+        match hold.check() {
+            Ok(()) => ended.receipt.source_state = hold.state(),
+            Err(error) => changed = Some(error),
+        }
+        if hold.grew() && changed.is_none() && show != Show::Nothing {
+            let text = "grew while it was copied: the copy ends where the source ended when it was opened";
+            note(&format!("{}: {text} ({})", source_name, size_exact(source_size)));
+        }
+    }
+    if ended.receipt.outcome == Outcome::Mismatch {
+        let error = changed.unwrap_or_else(|| wrong(&ended.receipt));
+        ended.receipt.error = Some((&error).into());
+        ended.error = Some(error);
+    } else if let Some(changed) = changed
+        && ended.error.as_ref().is_none_or(|e| e.kind() != Kind::SourceChanged)
+    {
+        // Said with --quiet too: the copy may be of no moment that ever was.
+        note(&format!("warning: {changed}"));
+    }
+    ended
+}
+
+/// The error of a destination that does not hold what was copied to it.
+fn wrong(receipt: &Receipt) -> Error {
+    let error = Error::new(Kind::Mismatch, "read back after the copy, it differs from the source");
+    let error = error.on(&receipt.dest.name);
+    match receipt.verification.as_ref().and_then(|v| v.first_bad) {
+        Some(bad) => error.at(ByteRange::new(bad.offset, bad.len).unwrap_or_default()),
+        None => error,
+    }
+}
+
+/// Names the two ends in the receipt as the user did.
+pub(crate) fn name_ends(receipt: &mut Receipt, source: &str, dest: &str) {
+    source.clone_into(&mut receipt.source.name);
+    dest.clone_into(&mut receipt.dest.name);
+}

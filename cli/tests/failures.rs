@@ -1,0 +1,215 @@
+//! Copies that end badly half-way: a full destination, a source that cannot be read, a limit. The receipt calls nothing
+//! good that is not.
+
+#![allow(clippy::unwrap_used)] // in a test a panic is the message
+
+mod common;
+
+use common::{
+    MIB, Ran, Undo, attach, blkcopy, bytes, folder, front_is_equal, loops_or_why, mount_loop, mount_tmpfs,
+    must, sh, skip,
+};
+use std::path::Path;
+
+/// Exit code 2, an outcome that says so, sums that agree; the receipt.
+fn failed(ran: &Ran, kinds: &[&str]) -> serde_json::Value {
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let receipt = ran.json();
+    assert_eq!(receipt["outcome"], "failed", "{receipt:#}");
+    assert!(kinds.contains(&receipt["error"]["kind"].as_str().unwrap()), "{receipt:#}");
+    let moved: u64 =
+        receipt["methods"].as_object().unwrap().values().filter_map(serde_json::Value::as_u64).sum();
+    let number = |key: &str| receipt[key].as_u64().unwrap();
+    assert_eq!(number("good_bytes") + number("cut_off_bytes"), moved, "{receipt:#}");
+    assert!(receipt["good_prefix_bytes"].as_u64() <= receipt["good_bytes"].as_u64());
+    assert!(ran.err.contains("blkcopy: ") && ran.err.contains("cause: "), "{}", ran.err);
+    receipt
+}
+
+fn good_prefix(receipt: &serde_json::Value) -> u64 {
+    receipt["good_prefix_bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn a_full_file_system_keeps_what_is_good_and_says_how_much() {
+    let test = "a_full_file_system_keeps_what_is_good_and_says_how_much";
+    if let Err(why) = loops_or_why() {
+        return skip(test, &why);
+    }
+    let base = folder();
+    let mut undo = Undo::default();
+    let source = base.path().join("a");
+    std::fs::write(&source, bytes(24 << 20, 1)).unwrap();
+    let places = [
+        ("tmpfs", mount_tmpfs(&mut undo, base.path(), "small", "8m")),
+        ("ext4", mount_loop(&mut undo, base.path(), "ext4", "mkfs.ext4 -q", "16M")),
+        ("btrfs", mount_loop(&mut undo, base.path(), "btrfs", "mkfs.btrfs -q", "120M")),
+    ];
+    for (name, place) in places {
+        let place = match place {
+            Ok(place) => place,
+            Err(why) => {
+                skip(&format!("{test} on {name}"), &why);
+                continue;
+            }
+        };
+        if name == "btrfs" {
+            // Smaller than that it cannot be made: filled up first.
+            must(&format!(
+                "dd if=/dev/urandom of={}/fill bs=1M status=none || true; truncate -s -4M {0}/fill; sync",
+                place.display()
+            ));
+        }
+        let dest = place.join("b");
+        for existing in [false, true] {
+            must(&format!("rm -f {0}", dest.display()));
+            if existing {
+                std::fs::write(&dest, b"old").unwrap();
+            }
+            let ran = blkcopy(base.path(), &["cp", "--json", "a", dest.to_str().unwrap()]);
+            let receipt = failed(&ran, &["no-space"]);
+            let good = good_prefix(&receipt);
+            eprintln!("{name}: {good} bytes are good; {}", ran.err.trim_end());
+            assert!(ran.err.contains("try: free space on the destination"), "{}", ran.err);
+            if !existing && good == 0 {
+                assert!(!dest.exists());
+                continue;
+            }
+            assert_eq!(receipt["good_bytes"], good, "{name}: what was cut off is not called good");
+            assert_eq!(dest.metadata().unwrap().len(), good, "{name}: what is not good is cut off");
+            front_is_equal(&source, &dest, good);
+        }
+        must(&format!("rm -f {}", dest.display()));
+    }
+}
+
+#[test]
+fn a_loop_device_that_runs_full_or_dry() {
+    let test = "a_loop_device_that_runs_full_or_dry";
+    if let Err(why) = loops_or_why() {
+        return skip(test, &why);
+    }
+    let base = folder();
+    let mut undo = Undo::default();
+    let source = base.path().join("a");
+    std::fs::write(&source, bytes(24 << 20, 2)).unwrap();
+    // Full: the device promises 64 MiB, the file system under it has 8.
+    let small = mount_tmpfs(&mut undo, base.path(), "small", "8m").unwrap();
+    must(&format!("truncate -s 64M {}/back", small.display()));
+    let device = attach(&mut undo, &small.join("back")).unwrap();
+    for offset in [0, 100] {
+        let dest = format!("{}@{offset}", device.display());
+        let ran = blkcopy(base.path(), &["cp", "--json", "--yes", "a", &dest]);
+        let receipt = failed(&ran, &["io", "no-space"]);
+        let good = good_prefix(&receipt);
+        eprintln!("full: {good} bytes are good; {}", ran.err.trim_end());
+        assert!(good < 24 * MIB);
+        // A loop driver reports a write that its full file system cut short as whole (lo_complete_rq in Linux asks only reads
+        // for their length), so the request that ran into the end may be called good: what lies before it must be.
+        let sure = good.min(7 * MIB);
+        must(&format!("cmp -n {sure} -i 0:{offset} {} {}", source.display(), device.display()));
+    }
+    // Dry: the second half of the source's backing file goes.
+    let back = base.path().join("back");
+    std::fs::write(&back, bytes(16 << 20, 3)).unwrap();
+    let device = attach(&mut undo, &back).unwrap();
+    std::fs::File::options().write(true).open(&back).unwrap().set_len(8 << 20).unwrap();
+    let device = device.to_str().unwrap();
+    let probe = sh(&format!("dd if={device} of=/dev/null bs=4k skip=3000 count=1 iflag=direct status=none"));
+    if probe.is_ok() {
+        return skip(test, "this loop driver reads zeroes where its file has ended");
+    }
+    let dest = base.path().join("b");
+    let ran = blkcopy(base.path(), &["cp", "--json", device, "b"]);
+    let receipt = failed(&ran, &["io"]);
+    let good = good_prefix(&receipt);
+    eprintln!("dry: {good} bytes are good; {}", ran.err.trim_end());
+    assert!(good <= 8 * MIB && ran.err.contains(device), "{}", ran.err);
+    if good > 0 {
+        assert_eq!(dest.metadata().unwrap().len(), good);
+        front_is_equal(&back, &dest, good);
+    } else {
+        assert!(!dest.exists());
+    }
+}
+
+#[test]
+fn a_flush_that_fails_leaves_nothing_that_is_called_good() {
+    let test = "a_flush_that_fails_leaves_nothing_that_is_called_good";
+    if let Err(why) = loops_or_why() {
+        return skip(test, &why);
+    }
+    let base = folder();
+    let mut undo = Undo::default();
+    // ext4 believes in 64 MiB; its device has 16 to give: what the cache took is lost when it is written out.
+    let small = mount_tmpfs(&mut undo, base.path(), "small", "16m").unwrap();
+    must(&format!("truncate -s 64M {}/back", small.display()));
+    let device = attach(&mut undo, &small.join("back")).unwrap();
+    let at = base.path().join("fs");
+    let made = sh(&format!(
+        "mkfs.ext4 -q -O ^has_journal {0} && mkdir {1} && mount -o errors=continue {0} {1}",
+        device.display(),
+        at.display()
+    ));
+    if let Err(why) = made {
+        return skip(test, &why);
+    }
+    undo.later(format!("umount {}", at.display()));
+    let source = base.path().join("a");
+    std::fs::write(&source, bytes(32 << 20, 4)).unwrap();
+    let dest = at.join("b");
+    // An odd offset goes through the page cache, so that only the flush can notice.
+    let ran = blkcopy(base.path(), &["cp", "--json", "a", &format!("{}@1", dest.display())]);
+    let receipt = failed(&ran, &["io", "no-space"]);
+    eprintln!("{}", ran.err.trim_end());
+    if receipt["flushed"] == true {
+        return skip(test, "an error came before the flush");
+    }
+    assert_eq!(
+        (&receipt["good_bytes"], &receipt["good_prefix_bytes"]),
+        (&0.into(), &0.into()),
+        "{receipt:#}"
+    );
+    assert!(!dest.exists(), "made by this copy, and nothing in it is known to be good");
+}
+
+#[test]
+fn a_file_size_limit_is_an_error_and_the_old_file_stays() {
+    let dir = folder();
+    std::fs::write(dir.path().join("a"), bytes(100_000, 1)).unwrap();
+    std::fs::write(dir.path().join("b"), b"old").unwrap();
+    for dest in ["b", "new"] {
+        let script = format!("cd {}; ulimit -f 8; exec {} cp a {dest}", dir.path().display(), common::BIN);
+        let ran = Ran::of(std::process::Command::new("sh").args(["-c", &script]).output().unwrap());
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(ran.err.contains("cannot be made 100000 bytes long"), "{}", ran.err);
+    }
+    assert_eq!(std::fs::read(dir.path().join("b")).unwrap(), b"old");
+    assert!(!dir.path().join("new").exists());
+}
+
+#[test]
+fn the_old_receipt_stays_until_there_is_a_new_one() {
+    let dir = folder();
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name));
+    std::fs::write(dir.path().join("a"), bytes(1000, 1)).unwrap();
+    std::fs::write(dir.path().join("old"), "x".repeat(10_000)).unwrap();
+    std::fs::write(dir.path().join("b"), "old").unwrap();
+    let lock = std::fs::File::open(dir.path().join("b")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    for receipt in ["old", "new"] {
+        let ran = blkcopy(dir.path(), &["cp", "--receipt", receipt, "a", "b"]);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(ran.err.contains("another program has locked the file (flock)"), "{}", ran.err);
+    }
+    assert_eq!((read("old").unwrap().len(), read("b").unwrap().as_str()), (10_000, "old"));
+    assert!(read("new").is_err(), "an empty receipt says nothing");
+    drop(lock);
+    for receipt in ["old", "new"] {
+        let ran = blkcopy(dir.path(), &["cp", "--json", "--receipt", receipt, "a", "b"]);
+        assert_eq!((ran.code, &read(receipt).unwrap()), (Some(0), &ran.out));
+    }
+    let ran = blkcopy(dir.path(), &["cp", "--receipt", "no/r", "a", "c"]);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(!Path::new(&dir.path().join("c")).exists());
+}

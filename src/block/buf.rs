@@ -1,0 +1,196 @@
+//! Owned, page-aligned buffers and the bounded pool they come from.
+
+use crate::sys::aligned::{Chunk, PAGE};
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A buffer with one owner: `len` visible bytes, page-aligned at the start unless narrowed. Goes back to its pool when
+/// dropped.
+///
+/// [`Buf::default`] is the empty buffer, used where an operation carries no bytes; it owns no memory.
+#[derive(Default)]
+pub struct Buf {
+    chunk: Option<Chunk>,
+    start: usize,
+    len: usize,
+    pool: Option<Arc<Free>>,
+}
+
+impl Buf {
+    /// A zero-filled buffer of `len` bytes outside any pool. `None`: no memory.
+    pub fn alloc(len: usize) -> Option<Self> {
+        if len == 0 {
+            return Some(Self::default());
+        }
+        Some(Self { chunk: Some(Chunk::one(len)?), start: 0, len, pool: None })
+    }
+
+    /// A buffer outside any pool holding a copy of `bytes`. `None`: no memory.
+    pub fn copy_of(bytes: &[u8]) -> Option<Self> {
+        let mut buf = Self::alloc(bytes.len())?;
+        buf.copy_from_slice(bytes);
+        Some(buf)
+    }
+
+    /// Bytes it can hold.
+    pub fn capacity(&self) -> usize {
+        self.chunk.as_ref().map_or(0, Chunk::len)
+    }
+
+    /// Shows the first `len` bytes (at most [`Buf::capacity`]); their contents are whatever was last written there.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.capacity(), "buffer of {} bytes cannot show {len}", self.capacity());
+        self.start = 0;
+        self.len = len;
+    }
+
+    /// Shows `len` bytes from `start` on (within [`Buf::capacity`]), whatever was shown before.
+    pub fn narrow(&mut self, start: usize, len: usize) {
+        assert!(
+            start <= self.capacity() && len <= self.capacity() - start,
+            "{start}+{len} of {}",
+            self.capacity()
+        );
+        self.start = start;
+        self.len = len;
+    }
+
+    /// True when the bytes shown are the first of its memory, as a ring expects them.
+    pub fn is_at_front(&self) -> bool {
+        self.start == 0
+    }
+
+    /// Takes the memory out, for a ring that owns it while the kernel uses it. The buffer shows nothing until
+    /// [`Buf::put_chunk`]; `None` for a buffer without memory.
+    pub fn take_chunk(&mut self) -> Option<Chunk> {
+        self.chunk.take()
+    }
+
+    /// Puts back what [`Buf::take_chunk`] took; the same bytes show again.
+    pub fn put_chunk(&mut self, chunk: Chunk) {
+        assert!(self.chunk.is_none() && self.len <= chunk.len(), "this is not the memory that was taken out");
+        self.chunk = Some(chunk);
+    }
+}
+
+impl Deref for Buf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.chunk.as_ref().map_or(&[], |c| &c.as_slice()[self.start..self.start + self.len])
+    }
+}
+
+impl DerefMut for Buf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let (start, end) = (self.start, self.start + self.len);
+        self.chunk.as_mut().map_or(&mut [], |c| &mut c.as_mut_slice()[start..end])
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        if let (Some(chunk), Some(pool)) = (self.chunk.take(), &self.pool) {
+            pool.lock().push(chunk);
+        }
+    }
+}
+
+impl fmt::Debug for Buf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buf({} of {})", self.len, self.capacity())
+    }
+}
+
+#[derive(Default)]
+struct Free(Mutex<Vec<Chunk>>);
+
+impl Free {
+    fn lock(&self) -> MutexGuard<'_, Vec<Chunk>> {
+        // A push or pop cannot leave the list half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A fixed number of equal buffers in one mapping; the bound on payload memory.
+///
+/// Untouched buffers cost address space only; the last one returned is the next one taken, so few are touched when
+/// few are in flight.
+pub struct BufPool {
+    free: Arc<Free>,
+    chunk_bytes: usize,
+    count: usize,
+}
+
+impl BufPool {
+    /// As many buffers of `chunk_bytes` as fit `budget_bytes`, at least one. Where memory is short both shrink by halves
+    /// down to a single page; `None` when not even a page can be had.
+    pub fn new(budget_bytes: usize, chunk_bytes: usize) -> Option<Self> {
+        Self::from_source(budget_bytes, chunk_bytes, &mut Chunk::many)
+    }
+
+    /// As [`BufPool::new`], with memory from `source(count, chunk_bytes)`: how a test makes memory short.
+    pub fn from_source(
+        budget_bytes: usize,
+        chunk_bytes: usize,
+        source: &mut dyn FnMut(usize, usize) -> Option<Vec<Chunk>>,
+    ) -> Option<Self> {
+        let mut chunk_bytes = chunk_bytes.max(PAGE).next_multiple_of(PAGE);
+        let mut count = (budget_bytes / chunk_bytes).max(1);
+        loop {
+            if let Some(chunks) = source(count, chunk_bytes) {
+                return Some(Self { free: Arc::new(Free(Mutex::new(chunks))), chunk_bytes, count });
+            }
+            if count > 1 {
+                count /= 2;
+            } else if chunk_bytes > PAGE {
+                chunk_bytes = (chunk_bytes / 2).next_multiple_of(PAGE);
+            } else {
+                return None;
+            }
+        }
+    }
+
+    /// A buffer showing `len` bytes (at most [`BufPool::chunk_bytes`]), or `None` while all are out.
+    pub fn take(&self, len: usize) -> Option<Buf> {
+        assert!(len <= self.chunk_bytes, "pool buffers hold {} bytes, not {len}", self.chunk_bytes);
+        let chunk = self.free.lock().pop()?;
+        Some(Buf { chunk: Some(chunk), start: 0, len, pool: Some(self.free.clone()) })
+    }
+
+    /// Size of each buffer in bytes.
+    pub fn chunk_bytes(&self) -> usize {
+        self.chunk_bytes
+    }
+
+    /// Number of buffers, in use or not.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_cannot_have_its_budget_shrinks_to_one_page() {
+        let mut asked = Vec::new();
+        let pool = BufPool::from_source(64 << 20, 1 << 20, &mut |count, len| {
+            asked.push((count, len));
+            if count * len > PAGE { None } else { Chunk::many(count, len) }
+        })
+        .unwrap();
+        assert_eq!((pool.count(), pool.chunk_bytes()), (1, PAGE));
+        assert_eq!(asked[0], (64, 1 << 20));
+        let held = pool.take(100).unwrap();
+        assert!(pool.take(1).is_none());
+        drop(held);
+        assert!(pool.take(PAGE).is_some());
+    }
+
+    #[test]
+    fn no_memory_at_all_is_no_pool() {
+        assert!(BufPool::from_source(1, 1, &mut |_, _| None).is_none());
+    }
+}

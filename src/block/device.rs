@@ -1,0 +1,264 @@
+//! The `Device` and `Queue` traits: what every driver, map, fault injector and tracer is.
+
+use super::{
+    Access, ByteRange, Completion, Counters, Error, Guard, Kind, Leg, Limits, LimitsChange, Piece, Request,
+    Resolution, Result,
+};
+use serde::Serialize;
+use std::any::Any;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+/// Something that holds blocks. Shared between threads; I/O goes through a [`Queue`] per thread.
+pub trait Device: Send + Sync + 'static {
+    /// The name a user would recognise: path, URL or role.
+    fn name(&self) -> &str;
+
+    /// Who it is, the same through every name and every handle.
+    fn identity(&self) -> Identity;
+
+    /// Size in bytes now; at most [`super::LEN_MAX`], a multiple of the block size.
+    fn size(&self) -> u64;
+
+    /// True when every write is refused.
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    /// Limits in force: one consistent set.
+    fn limits(&self) -> Limits;
+
+    /// Changes soft limits. Copies already planned keep the limits they were planned with.
+    fn change_limits(&self, change: LimitsChange) -> Result<Limits>;
+
+    /// A number that differs whenever contents or mapping may have changed by other hands since it was read (size and
+    /// times for a file, table generation for a map). Equal numbers are a hint, not a proof.
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    /// The ways this device can take part in a copy, best first. Two leaves can use a method when both list it with
+    /// the same [`Scope`].
+    fn copy_paths(&self) -> Vec<CopyPath> {
+        Vec::new()
+    }
+
+    /// What lies at the front of `range`: the longest run from its offset known to be of one kind, never empty for a
+    /// non-empty range and never longer than it. Costs at most a few system calls.
+    fn next_extent(&self, range: ByteRange) -> Result<Extent> {
+        Ok(Extent { len: range.len(), content: Content::Data })
+    }
+
+    /// Where `range` lives: leaves, and a guard that pins the mapping. A plain device resolves to itself.
+    ///
+    /// With [`Access::Write`] every leg of a piece must be written; with [`Access::Read`] there is one leg. The caller
+    /// takes range locks on the leaves, then asks [`Guard::still_valid`], and after a write calls [`Guard::commit`].
+    fn resolve(self: Arc<Self>, range: ByteRange, access: Access) -> Result<Resolution>;
+
+    /// A queue for the calling thread, served by that thread's reactor.
+    fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>>;
+
+    /// Lets go of what the system caches of it, so that the next reads come from the device. Best effort.
+    fn drop_cache(&self) {}
+
+    /// What slow paths outside any queue did (seeks, opens).
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+
+    /// For a driver to find its own kind behind [`super::CopyRequest::source`].
+    fn as_any(&self) -> &dyn Any;
+}
+
+impl dyn Device {
+    /// Checks that a request's range is legal here: aligned to the block size and inside the device.
+    pub fn check_range(&self, range: ByteRange) -> Result<()> {
+        check_range(range, self.size(), self.limits().block_size.get())
+            .map_err(|e| e.on(self.name()).at(range))
+    }
+}
+
+/// Checks a range against a size in bytes and a block size in bytes.
+pub fn check_range(range: ByteRange, size: u64, block_size: u32) -> Result<()> {
+    if !range.is_aligned(u64::from(block_size)) {
+        return Err(Error::new(
+            Kind::Misaligned,
+            format!("offset and length must be multiples of the block size ({block_size} bytes)"),
+        )
+        .at(range));
+    }
+    if range.end() > size {
+        return Err(Error::new(
+            Kind::OutOfRange,
+            format!("the range ends at byte {}, behind the end of the device ({size} bytes)", range.end()),
+        )
+        .at(range));
+    }
+    Ok(())
+}
+
+/// The resolution of a plain device: itself, no duties.
+pub fn resolve_plain(device: Arc<dyn Device>, range: ByteRange) -> Result<Resolution> {
+    device.check_range(range)?;
+    let leg = Leg { device, offset: range.offset() };
+    Ok(Resolution { pieces: smallvec::smallvec![Piece::new(range.len(), leg)], guard: Guard::none() })
+}
+
+/// One thread's way to a device. Belongs to that thread and is served by its reactor.
+pub trait Queue {
+    /// Takes requests from the front of `batch`; what it has no room for stays there.
+    fn submit(&mut self, batch: &mut VecDeque<Request>);
+
+    /// Moves what has completed to `done`, without waiting. Each submitted request completes exactly once, in any order.
+    fn poll(&mut self, done: &mut Vec<Completion>);
+
+    /// What this queue has done so far.
+    fn counters(&self) -> Counters;
+}
+
+/// Number of a canonical leaf: what range locks and overlap checks compare.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct LeafId {
+    /// Which space `id` is a number of.
+    pub space: LeafSpace,
+    /// Number within the space.
+    pub id: (u64, u64),
+}
+
+/// The spaces leaf numbers come from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum LeafSpace {
+    /// (device number of the file system, inode).
+    File,
+    /// (device number of the whole disk, 0).
+    Disk,
+    /// (process-wide serial, 0): memory and test devices.
+    Memory,
+}
+
+/// Who a device is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Identity {
+    /// A leaf: byte 0 of the device is byte `base` of the leaf (not 0 for a partition).
+    Leaf {
+        /// Canonical leaf.
+        leaf: LeafId,
+        /// Offset of the device's first byte within it, in bytes.
+        base: u64,
+    },
+    /// A map over others: resolve it to find the leaves.
+    Map(u64),
+}
+
+impl LeafId {
+    /// A fresh leaf number for a device that exists in this process only.
+    pub fn fresh() -> Self {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self { space: LeafSpace::Memory, id: (NEXT.fetch_add(1, Ordering::Relaxed), 0) }
+    }
+}
+
+/// How bytes get from source to destination, best first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Method {
+    /// Nothing to do: both sides are known to read as zero.
+    Skip,
+    /// The source is a hole: the destination is zeroed.
+    WriteZeroes,
+    /// `ioctl(FICLONERANGE)`: the file system shares the extents.
+    Reflink,
+    /// `copy_file_range`: the kernel or a file server copies.
+    CopyFileRange,
+    /// Memory to memory inside the device.
+    Memory,
+    /// The null device: nothing moves.
+    Null,
+    /// Read and write through this process.
+    Emulated,
+}
+
+impl Method {
+    /// The name in plans and receipts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Skip => "skip",
+            Self::WriteZeroes => "write-zeroes",
+            Self::Reflink => "reflink",
+            Self::CopyFileRange => "copy-file-range",
+            Self::Memory => "memory",
+            Self::Null => "null",
+            Self::Emulated => "emulated",
+        }
+    }
+
+    /// True when the bytes pass through buffers of this process.
+    pub const fn is_emulated(self) -> bool {
+        matches!(self, Self::Emulated)
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Within what a method reaches: two devices share it only when these are equal.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Scope {
+    /// Files of one mounted file system (its device number).
+    FileSystem(u64),
+    /// Any two regular files of this machine.
+    Files,
+    /// Memory devices of this process.
+    Process,
+    /// Null devices.
+    Null,
+    /// Volatile-cache test devices of this process.
+    Volatile,
+}
+
+/// One way a device can take part in a copy.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct CopyPath {
+    /// The method.
+    pub method: Method,
+    /// Who it reaches.
+    pub scope: Scope,
+    /// Offsets on both sides and lengths must be multiples of this many bytes; a length may also end at the end of the
+    /// source when `tail_at_eof`.
+    pub align: u64,
+    /// An unaligned length is fine when source and destination ranges both end at the end of their files.
+    pub tail_at_eof: bool,
+    /// Longest single request, in bytes, however large the limits.
+    pub max_bytes: u64,
+    /// False: slower than reading and writing by measurement once the bytes are durable, so used only when offload is
+    /// required or nobody waits for that.
+    pub preferred: bool,
+    /// True when holes of the source become holes of the destination by themselves, so that the planner need not look.
+    pub carries_holes: bool,
+}
+
+/// What a run of bytes is known to hold.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Content {
+    /// Maybe anything.
+    Data,
+    /// No space allocated: reads as zero.
+    Hole,
+    /// Reads as zero, space allocated.
+    Zero,
+}
+
+/// A run of one content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Length in bytes.
+    pub len: u64,
+    /// What it holds.
+    pub content: Content,
+}

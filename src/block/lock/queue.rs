@@ -1,0 +1,271 @@
+//! A queue whose every operation holds its range locks: what front ends open instead of a device's own queue.
+
+use super::{Begun, Claim, Claims, CopyTicket, CoreLocks, IoTicket, Mode, WaitId};
+use crate::block::{
+    Access, ByteRange, Completion, Counters, Device, Identity, LeafId, Op, Queue, Request, Result,
+};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Reads, writes, zeroes, discards and compares go straight through unless a copy is in the way; copies wait for their
+/// turn. Flushes claim nothing. Pump the core's locks ([`CoreLocks::pump`]) once a turn, before [`Queue::poll`].
+///
+/// The tags of requests in flight must differ from each other, as those of one submitter do. Drop it when nothing is in
+/// flight: what still waits for a copy gives up its wait, but I/O the device has begun keeps its claims until the core
+/// is detached.
+pub struct LockedQueue {
+    inner: Box<dyn Queue>,
+    device: Arc<dyn Device>,
+    /// The device itself when it is a leaf: then nothing is resolved.
+    leaf: Option<(LeafId, u64)>,
+    locks: Rc<CoreLocks>,
+    /// Reads, writes and the like that the device has begun.
+    held: InFlight,
+    /// Copies that the device has begun: few.
+    held_copies: Vec<(u64, CopyTicket)>,
+    waiting: Vec<(WaitId, Request)>,
+    copies: VecDeque<(CopyTicket, Request)>,
+    ready: VecDeque<Request>,
+    early: Vec<Completion>,
+}
+
+impl LockedQueue {
+    /// A queue of `device` on the calling thread, whose core `locks` is.
+    pub fn open(device: Arc<dyn Device>, locks: Rc<CoreLocks>) -> Result<Self> {
+        let leaf = match device.identity() {
+            Identity::Leaf { leaf, base } => Some((leaf, base)),
+            Identity::Map(_) => None,
+        };
+        Ok(Self {
+            inner: device.clone().open_queue()?,
+            device,
+            leaf,
+            locks,
+            held: InFlight::default(),
+            held_copies: Vec::new(),
+            waiting: Vec::new(),
+            copies: VecDeque::new(),
+            ready: VecDeque::new(),
+            early: Vec::new(),
+        })
+    }
+
+    /// Where a range lies. All legs, also for a read: a mirror may serve it from any of them.
+    fn claims(&self, range: ByteRange, mode: Mode, claims: &mut Claims) -> Result<()> {
+        if let Some((leaf, base)) = self.leaf {
+            claims.push(Claim { leaf, range: shifted(range, base), mode });
+            return Ok(());
+        }
+        claims_of(&self.device, range, mode, claims)
+    }
+
+    /// Begins plain I/O on a leaf where it stands. True when all of the batch holds its claims; otherwise those that do have
+    /// moved on to the device's line, and the batch begins with one that is not begun.
+    #[inline]
+    fn begin_in_place(&mut self, batch: &mut VecDeque<Request>) -> bool {
+        let Some((leaf, base)) = self.leaf else { return false };
+        for at in 0..batch.len() {
+            let op = batch[at].op();
+            let Some(range) = op.range() else { continue };
+            let mode = mode_of(op);
+            let claim = Claim { leaf, range: shifted(range, base), mode };
+            if !matches!(op, Op::Copy(_)) {
+                match self.locks.begin_io(&[claim]) {
+                    Begun::Held(ticket) => {
+                        self.held.insert(batch[at].tag(), ticket);
+                        continue;
+                    }
+                    Begun::Waiting(id) => self.waiting.extend(batch.remove(at).map(|request| (id, request))),
+                }
+            }
+            self.ready.extend(batch.drain(..at));
+            return false;
+        }
+        true
+    }
+
+    fn begin(&mut self, request: Request) {
+        let Some(range) = request.op().range() else { return self.ready.push_back(request) };
+        let mode = mode_of(request.op());
+        let mut claims = Claims::new();
+        let mut claimed = self.claims(range, mode, &mut claims);
+        if let Op::Copy(copy) = request.op() {
+            for &from in &copy.sources {
+                claimed = claimed.and_then(|()| claims_of(&copy.source, from, Mode::Shared, &mut claims));
+            }
+        }
+        if let Err(error) = claimed {
+            return self.early.push(request.complete_err(error));
+        }
+        if matches!(request.op(), Op::Copy(_)) {
+            return self.copies.push_back((self.locks.begin_copy(claims), request));
+        }
+        match self.locks.begin_io(&claims) {
+            Begun::Held(ticket) => {
+                self.held.insert(request.tag(), ticket);
+                self.ready.push_back(request);
+            }
+            Begun::Waiting(id) => self.waiting.push((id, request)),
+        }
+    }
+
+    /// Moves what was granted meanwhile to the device.
+    #[inline]
+    fn advance(&mut self) {
+        if !(self.waiting.is_empty() && self.copies.is_empty()) {
+            self.look_at_waits();
+        }
+        if !self.ready.is_empty() {
+            self.inner.submit(&mut self.ready);
+        }
+    }
+
+    #[cold]
+    fn look_at_waits(&mut self) {
+        // In the order they began to wait; what is still held up holds up only itself.
+        let mut at = 0;
+        while at < self.waiting.len() {
+            let Some(ticket) = self.locks.take_released_one(self.waiting[at].0) else {
+                at += 1;
+                continue;
+            };
+            let (_, request) = self.waiting.remove(at);
+            self.held.insert(request.tag(), ticket);
+            self.ready.push_back(request);
+        }
+        let mut at = 0;
+        while at < self.copies.len() {
+            if !self.copies[at].0.is_granted() {
+                at += 1;
+                continue;
+            }
+            if let Some((ticket, request)) = self.copies.remove(at) {
+                self.held_copies.push((request.tag(), ticket));
+                self.ready.push_back(request);
+            }
+        }
+    }
+
+    /// Lets go of what a request held that has completed.
+    #[inline]
+    fn end(&mut self, tag: u64) {
+        if let Some(ticket) = self.held.remove(tag) {
+            self.locks.end_io(ticket);
+        } else if let Some(at) = self.held_copies.iter().position(|(held, _)| *held == tag) {
+            self.locks.end_copy(self.held_copies.swap_remove(at).1);
+        }
+    }
+}
+
+impl Queue for LockedQueue {
+    fn submit(&mut self, batch: &mut VecDeque<Request>) {
+        if self.ready.is_empty() && self.begin_in_place(batch) {
+            // The usual case: nothing is in the way of any, so they go down as they came. What the device has no room for
+            // holds its claims, and must not be begun again.
+            self.inner.submit(batch);
+            if !batch.is_empty() {
+                self.ready.append(batch);
+            }
+            return;
+        }
+        while let Some(request) = batch.pop_front() {
+            self.begin(request);
+        }
+        self.advance();
+    }
+
+    fn poll(&mut self, done: &mut Vec<Completion>) {
+        done.append(&mut self.early);
+        loop {
+            self.advance();
+            let first = done.len();
+            self.inner.poll(done);
+            for completion in &done[first..] {
+                self.end(completion.tag);
+            }
+            // What has completed made room in the device, or let go of what waits here: nobody else would look again.
+            let more = !(self.ready.is_empty() && self.waiting.is_empty() && self.copies.is_empty());
+            if done.len() == first || !more {
+                return;
+            }
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        self.inner.counters()
+    }
+}
+
+impl Drop for LockedQueue {
+    fn drop(&mut self) {
+        // Parked, the table is not ours to touch; the core's end lets go of everything.
+        if !self.locks.is_running() {
+            return;
+        }
+        for &(id, _) in &self.waiting {
+            let ours = self.locks.cancel_wait(id);
+            debug_assert!(ours, "a wait of this queue is taken up by this queue only");
+        }
+    }
+}
+
+fn mode_of(op: &Op) -> Mode {
+    if op.is_write() { Mode::Exclusive } else { Mode::Shared }
+}
+
+fn shifted(range: ByteRange, base: u64) -> ByteRange {
+    ByteRange::between(base.saturating_add(range.offset()), base.saturating_add(range.end()))
+}
+
+fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims: &mut Claims) -> Result<()> {
+    let resolution = device.clone().resolve(range, Access::Write)?;
+    for piece in &resolution.pieces {
+        for leg in &piece.legs {
+            if let Identity::Leaf { leaf, base } = leg.device.identity() {
+                let here = ByteRange::between(leg.offset, leg.offset + piece.len);
+                claims.push(Claim { leaf, range: shifted(here, base), mode });
+            }
+        }
+    }
+    resolution.guard.release();
+    Ok(())
+}
+
+/// The tickets of requests in flight, by tag. Tags mostly count up and completions mostly come in order, so the place of a
+/// tag is guessed from the first one's; where that fails, it is looked for.
+#[derive(Default)]
+pub(super) struct InFlight {
+    /// In the order they began. `None`: has ended.
+    pub(super) begun: VecDeque<(u64, Option<IoTicket>)>,
+    pub(super) live: usize,
+}
+
+impl InFlight {
+    #[inline]
+    pub(super) fn insert(&mut self, tag: u64, ticket: IoTicket) {
+        self.begun.push_back((tag, Some(ticket)));
+        self.live += 1;
+    }
+
+    #[inline]
+    pub(super) fn remove(&mut self, tag: u64) -> Option<IoTicket> {
+        let first = self.begun.front()?.0;
+        let guess = usize::try_from(tag.wrapping_sub(first)).unwrap_or(usize::MAX);
+        let is = |entry: &(u64, Option<IoTicket>)| entry.0 == tag && entry.1.is_some();
+        let at = match self.begun.get(guess) {
+            Some(entry) if is(entry) => guess,
+            _ => self.begun.iter().position(is)?,
+        };
+        let ticket = self.begun[at].1.take();
+        self.live -= 1;
+        while self.begun.front().is_some_and(|entry| entry.1.is_none()) {
+            self.begun.pop_front();
+        }
+        // One that takes long must not keep the places of all that came and went behind it.
+        if self.begun.len() > 2 * self.live + 64 {
+            self.begun.retain(|entry| entry.1.is_some());
+        }
+        ticket
+    }
+}

@@ -1,0 +1,24 @@
+//! The vocabulary: ranges, requests, devices, limits, leaves, locks, receipts.
+//!
+//! Everything above speaks in these types; nothing here does I/O.
+
+pub mod buf;
+pub mod counters;
+pub mod device;
+pub mod error;
+pub mod limits;
+pub mod lock;
+pub mod range;
+pub mod receipt;
+pub mod request;
+pub mod resolve;
+
+pub use buf::{Buf, BufPool};
+pub use counters::{Call, Counters};
+pub use device::{Content, CopyPath, Device, Extent, Identity, LeafId, Method, Queue, Scope};
+pub use error::{Error, Kind, Result};
+pub use limits::{Limits, LimitsCell, LimitsChange};
+pub use lock::{Claim, CopyTicket, CoreLocks, IoTicket, LockDomain};
+pub use range::{ByteRange, LEN_MAX};
+pub use request::{Completion, CopyReport, CopyRequest, Op, Request, Submitter};
+pub use resolve::{Access, Guard, GuardDuty, Leg, LegResult, Piece, Resolution};

@@ -1,0 +1,297 @@
+//! The proof of a copy: which method moved which bytes, why, and what is known about both ends.
+//!
+//! Serialised as JSON by the command (`--json`, `--receipt`); the schema is described in `docs/receipt.md`.
+
+use super::{ByteRange, Counters, Error, Method};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::error::Error as StdError;
+use std::time::Duration;
+
+/// Version of the JSON schema: changes when a key changes its meaning or goes.
+pub const SCHEMA: &str = "blkcopy-receipt/1";
+
+/// Most deviations listed one by one; the rest are only counted.
+pub const DEVIATIONS_MAX: usize = 100;
+
+/// Why a method was chosen, or why a better one was not.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// The best method both ends share.
+    Best,
+    /// The source is a hole there and the destination is known to read as zero.
+    HoleKept,
+    /// The source reads as zero there.
+    SourceZero,
+    /// The caller forbade offload.
+    OffloadNever,
+    /// Offload is switched off at one of the devices.
+    OffloadOff,
+    /// The two ends share no copy method (for files: two file systems, or one without sharing).
+    NothingShared,
+    /// The range is not aligned as the better method needs.
+    Unaligned,
+    /// The better method was measured to be slower here than reading and writing.
+    MeasuredSlower,
+    /// The caller wants every destination block allocated, so extents may not be shared.
+    FullyAllocated,
+    /// The caller wants runs of zeroes found and left out, so the bytes must be looked at.
+    ZeroSearch,
+    /// Source and destination overlap: cut into steps that do not, or moved through buffers.
+    Overlap,
+    /// The source was a hole when it was planned and held data once it was locked.
+    HoleFilled,
+    /// The device answered "not supported" when asked.
+    Refused,
+    /// The device answered "too large" and the step was cut to its present maximum.
+    TooLarge,
+}
+
+impl Reason {
+    /// One clause for people.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Best => "best method both ends share",
+            Self::HoleKept => "hole in the source, destination known to be zero",
+            Self::SourceZero => "source reads as zero",
+            Self::OffloadNever => "offload forbidden by --offload never",
+            Self::OffloadOff => "offload switched off at a device",
+            Self::NothingShared => "the two ends share no copy method",
+            Self::Unaligned => "not aligned as the better method needs",
+            Self::MeasuredSlower => "the better method is slower than read and write here",
+            Self::FullyAllocated => "every destination block is to be allocated",
+            Self::ZeroSearch => "zeroes are searched for",
+            Self::Overlap => "source and destination overlap",
+            Self::HoleFilled => "somebody wrote into the hole after it was planned",
+            Self::Refused => "the device answered: not supported",
+            Self::TooLarge => "cut to the device's present maximum",
+        }
+    }
+}
+
+/// How stable the source was while it was copied.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceState {
+    /// Nobody else could write: our locks or an exclusive open.
+    Locked,
+    /// A file lease was held to the end: no other program opened it for writing.
+    Leased,
+    /// Size and times compared at the end: unchanged.
+    Watched,
+    /// Another program could have written unseen.
+    Unwatched,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// All bytes copied (and verified, when asked).
+    Done,
+    /// Stopped on request; what was done stands.
+    Cancelled,
+    /// Ended by an error; what was done stands.
+    Failed,
+    /// Copied, but verification found a difference.
+    Mismatch,
+    /// Nothing done: the answer is no (`--offload require` unmet).
+    Refused,
+}
+
+/// One end of a copy.
+#[derive(Clone, Debug, Serialize)]
+pub struct End {
+    /// As the user named it.
+    pub name: String,
+    /// Its size in bytes when the copy began (for a destination: after it was sized).
+    pub size_bytes: u64,
+    /// First byte of the copied part.
+    pub offset: u64,
+    /// Bytes from there to the end of the copied part.
+    pub len: u64,
+}
+
+/// Bytes by one method for one reason.
+#[derive(Clone, Debug, Serialize)]
+pub struct Why {
+    /// The method used.
+    pub method: Method,
+    /// Why this one.
+    pub reason: Reason,
+    /// Bytes.
+    pub bytes: u64,
+    /// Steps of the plan.
+    pub steps: u64,
+}
+
+/// Where the run left the plan.
+#[derive(Clone, Debug, Serialize)]
+pub struct Deviation {
+    /// Destination offset in bytes.
+    pub dest_offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Planned method.
+    pub planned: Method,
+    /// Method used instead.
+    pub used: Method,
+    /// Reason code.
+    pub reason: Reason,
+    /// The device's words.
+    pub detail: String,
+}
+
+/// The result of verification.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verification {
+    /// `digest` or `bytes`.
+    pub mode: &'static str,
+    /// BLAKE3 of the source bytes, in job order, as lower-case hex (mode `digest`).
+    pub source_digest: Option<String>,
+    /// BLAKE3 of the destination bytes, read back after the flush.
+    pub dest_digest: Option<String>,
+    /// True when both ends are equal.
+    pub equal: bool,
+    /// First destination range found to differ, as narrow as known.
+    pub first_bad: Option<Span>,
+    /// Bytes read for verification, both ends: never part of `host_bytes`.
+    pub read_bytes: u64,
+}
+
+/// A run of bytes in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Span {
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl From<ByteRange> for Span {
+    fn from(r: ByteRange) -> Self {
+        Self { offset: r.offset(), len: r.len() }
+    }
+}
+
+/// Bytes that passed through buffers of this process to be copied (verification apart).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HostBytes {
+    /// Read from the source.
+    pub read: u64,
+    /// Written to the destination.
+    pub written: u64,
+}
+
+/// Seconds spent.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Timings {
+    /// Planning and copying.
+    pub copy_s: f64,
+    /// The final flush.
+    pub flush_s: f64,
+    /// Verification.
+    pub verify_s: f64,
+    /// From the first step to the last.
+    pub total_s: f64,
+}
+
+impl Timings {
+    /// Seconds of a duration.
+    pub fn seconds(d: Duration) -> f64 {
+        d.as_secs_f64()
+    }
+}
+
+/// What failed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failure {
+    /// [`super::Kind`] in kebab case.
+    pub kind: String,
+    /// The message and its causes, outermost first.
+    pub chain: Vec<String>,
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let mut chain = vec![error.to_string()];
+        let mut cause = StdError::source(error);
+        while let Some(e) = cause {
+            chain.push(e.to_string());
+            cause = e.source();
+        }
+        let mut kind = String::new();
+        let debug = format!("{:?}", error.kind());
+        for c in debug.split([' ', '{']).next().unwrap_or_default().chars() {
+            if c.is_ascii_uppercase() && !kind.is_empty() {
+                kind.push('-');
+            }
+            kind.push(c.to_ascii_lowercase());
+        }
+        Self { kind, chain }
+    }
+}
+
+/// What happened, from the first byte to the last.
+#[derive(Clone, Debug, Serialize)]
+pub struct Receipt {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Where the bytes came from.
+    pub source: End,
+    /// Where they went.
+    pub dest: End,
+    /// Bytes the job asked for.
+    pub requested_bytes: u64,
+    /// Bytes of the job known to be good at the destination.
+    pub good_bytes: u64,
+    /// Bytes that were good and are gone, or may be: they lay behind the good prefix of a destination file that was cut there
+    /// when the copy ended early.
+    pub cut_off_bytes: u64,
+    /// Length of the job's front, in job order, of which every byte is good.
+    pub good_prefix_bytes: u64,
+    /// Good bytes by method used, those cut off again too.
+    pub methods: BTreeMap<Method, u64>,
+    /// The plan's methods with their reasons.
+    pub reasons: Vec<Why>,
+    /// BLAKE3 over the plan's steps, lower-case hex: equal to what `blkcopy plan` prints for the same job. Covers the steps
+    /// planned so far when the copy ended early.
+    pub plan_digest: String,
+    /// Steps planned.
+    pub plan_steps: u64,
+    /// Where the run left the plan (the first [`DEVIATIONS_MAX`]).
+    pub deviations: Vec<Deviation>,
+    /// How often it did.
+    pub deviations_total: u64,
+    /// System calls made on the two ends, and operations handed to the ring.
+    pub calls: Counters,
+    /// Bytes through this host.
+    pub host_bytes: HostBytes,
+    /// How stable the source was.
+    pub source_state: SourceState,
+    /// `request` or `whole`: what was locked together.
+    pub consistency: &'static str,
+    /// True when the destination was flushed at the end.
+    pub flushed: bool,
+    /// Verification, when asked for.
+    pub verification: Option<Verification>,
+    /// Destination ranges that may hold anything (a foreign controller failed half-way).
+    pub undefined: Vec<Span>,
+    /// Which engine served the copy.
+    pub io_engine: String,
+    /// Seconds.
+    pub timings: Timings,
+    /// The error, if it ended with one.
+    pub error: Option<Failure>,
+}
+
+impl Receipt {
+    /// Bytes moved by devices, file systems or nothing at all: all good bytes that did not pass through this host.
+    pub fn offloaded_bytes(&self) -> u64 {
+        self.methods.iter().filter(|(m, _)| !m.is_emulated()).map(|(_, b)| b).sum()
+    }
+}

@@ -1,0 +1,386 @@
+//! Read and write through this process: many pieces in flight, bounded memory, exact good length.
+
+use super::plan::{Order, Step};
+use super::shared::Shared;
+use crate::block::{Buf, ByteRange, Error, Kind, Method, Op, Result};
+use crate::reactor::local;
+use smallvec::SmallVec;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Size of a piece in bytes: buffered writes of 128 to 512 KiB were measured fastest, and direct I/O gains nothing above.
+pub(super) const PIECE: u64 = 512 << 10;
+/// Pieces in flight over all steps: enough for a fast disk, few enough that their buffers stay in the processor's cache.
+pub(super) const DEPTH: usize = 16;
+/// Unit in which zeroes are searched for, in bytes: the usual file system block.
+const ZERO_UNIT: usize = 4096;
+
+/// Where an emulated stretch takes its bytes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Bytes {
+    /// The step's sources.
+    Source,
+    /// Zeroes.
+    Zero,
+}
+
+/// One piece: `at` bytes into the step, from `source` on the source leaf, `len` bytes.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    at: u64,
+    source: u64,
+    len: u64,
+}
+
+/// What became of one step's bytes on one leg.
+#[derive(Default)]
+pub(super) struct LegDone {
+    /// Good stretches behind the prefix: start to end, as offsets into the step.
+    stretches: BTreeMap<u64, u64>,
+    /// Length of the good prefix, in bytes from the start of the step.
+    pub(super) good: u64,
+    /// What failed on this leg.
+    pub(super) error: Option<Error>,
+}
+
+impl LegDone {
+    fn add(&mut self, at: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        self.stretches.insert(at, at + len);
+        while let Some(entry) = self.stretches.first_entry() {
+            if *entry.key() > self.good {
+                break;
+            }
+            // A run noted twice, by zeroing and then by writing, may end before the prefix does.
+            self.good = self.good.max(entry.remove());
+        }
+    }
+}
+
+/// What became of an emulated step.
+pub(super) struct Emulated {
+    /// One entry for each leg asked for, in that order.
+    pub(super) legs: SmallVec<[LegDone; 1]>,
+    /// What ended it for all legs: the source failed, or the copy was stopped.
+    pub(super) error: Option<Error>,
+}
+
+/// Moves the bytes `part` of `step` (offsets into it) to those of its legs named in `legs`, by reading once and writing to
+/// each. A leg that fails is left alone from then on; the others go on.
+pub(super) async fn emulate(
+    shared: &Rc<Shared>,
+    step: &Rc<Step>,
+    legs: &[usize],
+    part: Range<u64>,
+    bytes: Bytes,
+) -> Emulated {
+    let end = part.end;
+    let fresh = legs.iter().map(|_| LegDone { good: part.start, ..LegDone::default() }).collect();
+    let done = Rc::new(RefCell::new(Emulated { legs: fresh, error: None }));
+    let in_flight = Rc::new(Cell::new(0usize));
+    let idle = Rc::new(local::Notify::default());
+    let legs: Rc<[usize]> = legs.into();
+    let mut pieces: Box<dyn Iterator<Item = Piece>> = Box::new(Cutter::new(shared, step, &legs).pieces(part));
+    if step.order == Order::Backward {
+        let backward: Vec<Piece> = pieces.collect();
+        pieces = Box::new(backward.into_iter().rev());
+    }
+    for piece in pieces {
+        if shared.stopped() || done.borrow().is_lost() {
+            break;
+        }
+        shared.pace(Method::Emulated, piece.len).await;
+        let buf = shared.buffer().await;
+        in_flight.set(in_flight.get() + 1);
+        let task = {
+            let (shared, step, legs) = (shared.clone(), step.clone(), legs.clone());
+            let (done, in_flight, idle) = (done.clone(), in_flight.clone(), idle.clone());
+            async move {
+                let mover = Mover { shared: &shared, step: &step, legs: &legs, done: &done };
+                mover.piece(piece, buf, bytes).await;
+                shared.buffer_freed();
+                in_flight.set(in_flight.get() - 1);
+                idle.notify_one();
+            }
+        };
+        if step.order == Order::Any {
+            drop(local::spawn(task));
+        } else {
+            task.await;
+        }
+    }
+    while in_flight.get() > 0 {
+        idle.notified().await;
+    }
+    let mut done = done.borrow_mut();
+    let unfinished = done.legs.iter().any(|l| l.error.is_none() && l.good < end);
+    if unfinished && done.error.is_none() {
+        done.error = Some(shared.stop_reason());
+    }
+    Emulated { legs: std::mem::take(&mut done.legs), error: done.error.take() }
+}
+
+impl Emulated {
+    /// True when nothing is left to write to.
+    fn is_lost(&self) -> bool {
+        self.error.is_some() || self.legs.iter().all(|l| l.error.is_some())
+    }
+}
+
+/// Cuts a step into pieces: at multiples of [`PIECE`] on the first leg, and at block borders, so that all but the ragged
+/// edges are aligned for every device.
+struct Cutter<'a> {
+    step: &'a Step,
+    /// Block size in bytes on the first leg, and where on it the step starts.
+    block: u64,
+    start: u64,
+}
+
+impl<'a> Cutter<'a> {
+    fn new(shared: &Shared, step: &'a Step, legs: &[usize]) -> Self {
+        let source_block = shared.block_size(step.source_leaf);
+        let blocks = legs.iter().map(|&l| shared.block_size(step.legs[l].place.leaf));
+        let block = blocks.max().unwrap_or(1).max(source_block);
+        Self { step, block, start: step.legs[legs[0]].place.offset }
+    }
+
+    fn pieces(&self, part: Range<u64>) -> impl Iterator<Item = Piece> + 'static {
+        let (block, start) = (self.block, self.start);
+        let parts: SmallVec<[(u64, u64, u64); 1]> = {
+            let mut at = 0;
+            self.step
+                .sources
+                .iter()
+                .map(|p| {
+                    at += p.len;
+                    (at - p.len, p.leaf_offset, p.len)
+                })
+                .collect()
+        };
+        parts.into_iter().flat_map(move |(part_at, source, part_len)| {
+            let mut at = part_at.max(part.start);
+            let end = (part_at + part_len).min(part.end);
+            std::iter::from_fn(move || {
+                if at >= end {
+                    return None;
+                }
+                let place = start + at;
+                let left = end - at;
+                let head = place % block;
+                let len = if head != 0 {
+                    (block - head).min(left)
+                } else {
+                    let to_border = PIECE - place % PIECE;
+                    let len = left.min(to_border);
+                    if len > block { len - len % block } else { len }
+                };
+                let piece = Piece { at, source: source + (at - part_at), len };
+                at += len;
+                Some(piece)
+            })
+        })
+    }
+}
+
+/// Moves pieces of one step.
+struct Mover<'a> {
+    shared: &'a Rc<Shared>,
+    step: &'a Step,
+    legs: &'a [usize],
+    done: &'a RefCell<Emulated>,
+}
+
+impl Mover<'_> {
+    /// Reads one piece and writes it to every leg, in as many turns as the buffer is short: a pool without memory has
+    /// buffers of a page.
+    async fn piece(&self, piece: Piece, mut buf: Buf, bytes: Bytes) {
+        let mut moved = 0;
+        while moved < piece.len && !self.done.borrow().is_lost() {
+            let len = (piece.len - moved).min(buf.capacity() as u64);
+            // Where the destination lies behind its source, the back of a piece goes first too.
+            let skip = if self.step.order == Order::Backward { piece.len - moved - len } else { moved };
+            let part = Piece { at: piece.at + skip, source: piece.source + skip, len };
+            buf = self.part(part, buf, bytes).await;
+            moved += len;
+        }
+    }
+
+    async fn part(&self, part: Piece, mut buf: Buf, bytes: Bytes) -> Buf {
+        let len = usize::try_from(part.len).expect("at most a buffer");
+        if bytes == Bytes::Zero {
+            buf.set_len(len);
+            buf.fill(0);
+            return self.write(part.at, buf).await;
+        }
+        let client = self.shared.client(self.step.source_leaf);
+        let block = self.shared.block_size(self.step.source_leaf);
+        let (buf, result) = read_bytes(&client, block, part.source, len, buf).await;
+        if let Err(error) = result {
+            self.done.borrow_mut().error.get_or_insert(error);
+            return buf;
+        }
+        self.shared.count_read(part.len);
+        if self.shared.searches_zeroes() {
+            self.write_sparse(part.at, buf).await
+        } else {
+            self.write(part.at, buf).await
+        }
+    }
+
+    /// Writes the buffer at `at` bytes into the step, to every leg that has not failed.
+    async fn write(&self, at: u64, mut buf: Buf) -> Buf {
+        for (i, &leg) in self.legs.iter().enumerate() {
+            if self.done.borrow().legs[i].error.is_some() {
+                continue;
+            }
+            let place = self.step.legs[leg].place;
+            let range = ByteRange::between(place.offset + at, place.offset + at + buf.len() as u64);
+            let block = self.shared.block_size(place.leaf);
+            let client = self.shared.client(place.leaf);
+            let (back, good, result) = if range.is_aligned(block) {
+                let done = client.submit(Op::Write { range, buf, fua: false }).await;
+                (done.buf, done.good_bytes, done.result)
+            } else {
+                // Neighbouring pieces may share the block at their seam: one at a time.
+                let turn = self.shared.ragged_turn().await;
+                let written = write_ragged(&client, block, range, buf).await;
+                drop(turn);
+                written
+            };
+            buf = back;
+            self.shared.count_written(good);
+            self.note(i, at, good, result);
+        }
+        buf
+    }
+
+    /// Writes a piece but for its runs of zeroes, which become holes (or stay as they are where the destination is zero).
+    async fn write_sparse(&self, at: u64, mut buf: Buf) -> Buf {
+        let len = buf.len();
+        let mut from = 0;
+        while from < len {
+            let unit_end = |from: usize| len.min(from + ZERO_UNIT);
+            let zero = is_zero(&buf[from..unit_end(from)]);
+            let mut end = unit_end(from);
+            while end < len && is_zero(&buf[end..unit_end(end)]) == zero {
+                end = unit_end(end);
+            }
+            let (run_at, run_len) = (at + from as u64, (end - from) as u64);
+            if zero && self.step.dest_zero {
+                (0..self.legs.len()).for_each(|i| self.note(i, run_at, run_len, Ok(())));
+            } else if zero && self.zero(run_at, run_len).await {
+                // Holes punched on every leg.
+            } else {
+                buf.narrow(from, end - from);
+                buf = self.write(run_at, buf).await;
+                buf.narrow(0, len);
+            }
+            from = end;
+        }
+        buf
+    }
+
+    /// Zeroes a run on every leg that has not failed. False: some leg cannot, and the zeroes must be written.
+    async fn zero(&self, at: u64, len: u64) -> bool {
+        let aligned = |&leg: &usize| {
+            let place = self.step.legs[leg].place;
+            let range = ByteRange::between(place.offset + at, place.offset + at + len);
+            range.is_aligned(self.shared.block_size(place.leaf))
+        };
+        if !self.legs.iter().all(aligned) {
+            return false;
+        }
+        for (i, &leg) in self.legs.iter().enumerate() {
+            if self.done.borrow().legs[i].error.is_some() {
+                continue;
+            }
+            let place = self.step.legs[leg].place;
+            let range = ByteRange::between(place.offset + at, place.offset + at + len);
+            let op = Op::WriteZeroes { range, may_unmap: true };
+            let done = self.shared.client(place.leaf).submit(op).await;
+            if done.result.as_ref().is_err_and(|e| e.kind() == Kind::Unsupported) {
+                return false;
+            }
+            self.note(i, at, done.good_bytes, done.result);
+        }
+        true
+    }
+
+    fn note(&self, leg: usize, at: u64, good: u64, result: Result<()>) {
+        if leg == 0 {
+            self.shared.moving(good);
+        }
+        let mut done = self.done.borrow_mut();
+        done.legs[leg].add(at, good);
+        if let Err(error) = result {
+            done.legs[leg].error.get_or_insert(error);
+        }
+    }
+}
+
+/// Reads `len` bytes at `offset` of a leaf whose blocks are `block` bytes: where an edge falls inside a block, the whole
+/// block is read and the bytes asked for are moved to the front of the buffer.
+pub(super) async fn read_bytes(
+    client: &local::Client,
+    block: u64,
+    offset: u64,
+    len: usize,
+    mut buf: Buf,
+) -> (Buf, Result<()>) {
+    let skip = offset % block;
+    let wide = (skip + len as u64).next_multiple_of(block);
+    let size = usize::try_from(wide).expect("a piece and two blocks");
+    if size > buf.capacity() {
+        match Buf::alloc(size) {
+            Some(bigger) => buf = bigger,
+            None => return (buf, Err(Error::new(Kind::NoMemory, "no memory for one more block"))),
+        }
+    }
+    buf.set_len(size);
+    let range = ByteRange::between(offset - skip, offset - skip + wide);
+    let done = client.submit(Op::Read { range, buf }).await;
+    let mut buf = done.buf;
+    if done.result.is_ok() {
+        let skip = usize::try_from(skip).expect("less than a block");
+        if skip > 0 {
+            buf.copy_within(skip..skip + len, 0);
+        }
+        buf.set_len(len);
+    }
+    (buf, done.result)
+}
+
+/// Writes bytes whose edges fall inside blocks: reads the blocks, lays the bytes over them, writes them back. The range
+/// lock of the step covers the whole blocks.
+async fn write_ragged(
+    client: &local::Client,
+    block: u64,
+    range: ByteRange,
+    buf: Buf,
+) -> (Buf, u64, Result<()>) {
+    let skip = range.offset() % block;
+    let wide = (skip + range.len()).next_multiple_of(block);
+    let around = ByteRange::between(range.offset() - skip, range.offset() - skip + wide);
+    let Some(under) = usize::try_from(wide).ok().and_then(Buf::alloc) else {
+        return (buf, 0, Err(Error::new(Kind::NoMemory, "no memory for one more block")));
+    };
+    let done = client.submit(Op::Read { range: around, buf: under }).await;
+    if done.result.is_err() {
+        return (buf, 0, done.result);
+    }
+    let mut under = done.buf;
+    let skip_at = usize::try_from(skip).expect("less than a block");
+    under[skip_at..skip_at + buf.len()].copy_from_slice(&buf);
+    let done = client.submit(Op::Write { range: around, buf: under, fua: false }).await;
+    let good = done.good_bytes.saturating_sub(skip).min(range.len());
+    (buf, good, done.result)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // Compared with itself one word further on: the usual trick, at the speed of a memory compare.
+    bytes.is_empty() || bytes[0] == 0 && bytes[1..] == bytes[..bytes.len() - 1]
+}

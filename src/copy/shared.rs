@@ -1,0 +1,553 @@
+//! What all steps of one running copy share: devices opened on this thread, buffers, locks, pace, and the tally.
+
+use super::Job;
+use super::emulate::{DEPTH, PIECE};
+use super::facts::{DeviceFacts, content, cover, is_leaf};
+use super::plan::{LeafNo, Step};
+use super::run::{Options, Pins, Progress};
+use crate::block::lock::{Claim, Claims, CopyTicket};
+use crate::block::receipt::{DEVIATIONS_MAX, Deviation, HostBytes, Reason, Span};
+use crate::block::{
+    Access, Buf, BufPool, ByteRange, Content, Counters, Device, Error, Guard, Identity, Kind, LeafId, Method,
+    Op, Resolution, Result,
+};
+use crate::reactor::local::{self, Client, Notify};
+use smallvec::SmallVec;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// Longest sleep before a copy looks again whether it is to stop: well inside the second that is promised.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How often a cancelled copy looks whether its flush is done before it gives up.
+const FLUSH_LOOKS: u32 = 5;
+
+/// State of one running copy.
+pub(super) struct Shared {
+    pub(super) source: Arc<dyn Device>,
+    pub(super) dest: Arc<dyn Device>,
+    pub(super) options: Options,
+    pub(super) progress: Rc<Progress>,
+    pub(super) tally: RefCell<Tally>,
+    /// The first error of any step.
+    pub(super) failure: RefCell<Option<Error>>,
+    leaves: RefCell<Vec<Leaf>>,
+    /// The two devices as a whole, opened when first used.
+    ends: RefCell<[Option<Client>; 2]>,
+    pool: BufPool,
+    buffer_freed: Notify,
+    /// True while a block that holds the edges of two pieces may be half done; who waits for that.
+    ragged: Cell<bool>,
+    ragged_done: Notify,
+    steps: Cell<usize>,
+    step_ended: Notify,
+    /// When the next byte may move, under a rate limit.
+    next_at: Cell<Duration>,
+}
+
+struct Leaf {
+    device: Arc<dyn Device>,
+    client: Client,
+    block_size: u64,
+}
+
+/// What was done so far.
+#[derive(Default)]
+pub(super) struct Tally {
+    /// Good bytes in all.
+    pub(super) good: u64,
+    /// Good bytes from the front of the job without a gap.
+    pub(super) prefix: u64,
+    stretches: BTreeMap<u64, u64>,
+    pub(super) methods: BTreeMap<Method, u64>,
+    pub(super) host: HostBytes,
+    pub(super) deviations: Vec<Deviation>,
+    pub(super) deviations_total: u64,
+    pub(super) undefined: Vec<Span>,
+}
+
+impl Tally {
+    /// Counts bytes moved by a method.
+    pub(super) fn by(&mut self, method: Method, bytes: u64) {
+        if bytes > 0 {
+            *self.methods.entry(method).or_default() += bytes;
+        }
+    }
+
+    /// No byte is known to be good any more.
+    pub(super) fn forget_good(&mut self) {
+        (self.good, self.prefix) = (0, 0);
+        self.stretches.clear();
+        self.methods.clear();
+    }
+
+    fn good_at(&mut self, position: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        self.good += len;
+        self.stretches.insert(position, position + len);
+        while let Some(entry) = self.stretches.first_entry() {
+            if *entry.key() != self.prefix {
+                break;
+            }
+            self.prefix = entry.remove();
+        }
+    }
+}
+
+impl Shared {
+    /// Errors: `NoMemory` when not even one page of payload can be had.
+    pub(super) fn new(
+        source: Arc<dyn Device>,
+        dest: Arc<dyn Device>,
+        options: Options,
+        progress: Rc<Progress>,
+    ) -> Result<Self> {
+        let piece = usize::try_from(PIECE).expect("half a MiB");
+        let budget = options.payload_bytes.min(DEPTH * piece);
+        let pool = BufPool::new(budget, piece.min(budget))
+            .ok_or_else(|| Error::new(Kind::NoMemory, "not one page of memory for the bytes in flight"))?;
+        Ok(Self {
+            source,
+            dest,
+            options,
+            progress,
+            tally: RefCell::default(),
+            failure: RefCell::default(),
+            leaves: RefCell::default(),
+            ends: RefCell::default(),
+            pool,
+            buffer_freed: Notify::default(),
+            ragged: Cell::new(false),
+            ragged_done: Notify::default(),
+            steps: Cell::new(0),
+            step_ended: Notify::default(),
+            next_at: Cell::new(Duration::ZERO),
+        })
+    }
+
+    /// A step of any planner of this copy in this copy's own leaf numbers, with its leaves open on this thread.
+    pub(super) fn adopt(&self, facts: &DeviceFacts, mut step: Step) -> Result<Step> {
+        step.source_leaf = self.leaf_no(facts.leaf_device(step.source_leaf))?;
+        for leg in &mut step.legs {
+            leg.place.leaf = self.leaf_no(facts.leaf_device(leg.place.leaf))?;
+        }
+        Ok(step)
+    }
+
+    fn leaf_no(&self, device: &Arc<dyn Device>) -> Result<LeafNo> {
+        let known = self.leaves.borrow().iter().position(|l| Arc::ptr_eq(&l.device, device));
+        if let Some(at) = known {
+            return Ok(LeafNo::new(at));
+        }
+        let client = Client::open(device.clone())?;
+        let block_size = u64::from(device.limits().block_size.get());
+        let mut leaves = self.leaves.borrow_mut();
+        leaves.push(Leaf { device: device.clone(), client, block_size });
+        Ok(LeafNo::new(leaves.len() - 1))
+    }
+
+    /// The leaf's queue on this thread.
+    pub(super) fn client(&self, leaf: LeafNo) -> Client {
+        self.leaves.borrow()[leaf.index()].client.clone()
+    }
+
+    /// The leaf's device.
+    pub(super) fn leaf(&self, leaf: LeafNo) -> Arc<dyn Device> {
+        self.leaves.borrow()[leaf.index()].device.clone()
+    }
+
+    /// The leaf's block size in bytes.
+    pub(super) fn block_size(&self, leaf: LeafNo) -> u64 {
+        self.leaves.borrow()[leaf.index()].block_size
+    }
+
+    /// A queue of the whole source.
+    pub(super) fn source_client(&self) -> Result<Client> {
+        self.end_client(0, &self.source)
+    }
+
+    /// A queue of the whole destination.
+    pub(super) fn dest_client(&self) -> Result<Client> {
+        self.end_client(1, &self.dest)
+    }
+
+    fn end_client(&self, end: usize, device: &Arc<dyn Device>) -> Result<Client> {
+        if let Some(client) = &self.ends.borrow()[end] {
+            return Ok(client.clone());
+        }
+        let client = Client::open(device.clone())?;
+        self.ends.borrow_mut()[end] = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Makes what was copied durable. Once the copy is cancelled it is given up soon: a device may take long.
+    ///
+    /// Errors: the device's; `Cancelled` when given up, and then it is not known to be durable.
+    pub(super) async fn flush(&self) -> Result<()> {
+        let client = self.dest_client()?;
+        let mut flush = local::spawn(async move { client.submit(Op::Flush).await.result });
+        let mut looks = 0;
+        loop {
+            let mut look_again = pin!(local::sleep(LOOK_AGAIN));
+            let done = poll_fn(|cx| match Pin::new(&mut flush).poll(cx) {
+                Poll::Ready(result) => Poll::Ready(Some(result)),
+                Poll::Pending => look_again.as_mut().poll(cx).map(|()| None),
+            });
+            if let Some(result) = done.await {
+                return result;
+            }
+            if self.options.cancel.is_set() {
+                looks += 1;
+                if looks > FLUSH_LOOKS {
+                    let text = "stopped on request while the destination was flushed; it may not be durable";
+                    return Err(Error::new(Kind::Cancelled, text));
+                }
+            }
+        }
+    }
+
+    /// True when no byte may pass through this host.
+    pub(super) fn requires_offload(&self) -> bool {
+        self.options.policy.offload == super::Offload::Require
+    }
+
+    /// System calls on both ends so far.
+    pub(super) fn calls(&self) -> Counters {
+        let mut all = self.source.counters();
+        if !Arc::ptr_eq(&self.source, &self.dest) {
+            all += self.dest.counters();
+        }
+        for leaf in self.leaves.borrow().iter() {
+            all += leaf.client.counters();
+        }
+        for client in self.ends.borrow().iter().flatten() {
+            all += client.counters();
+        }
+        all
+    }
+
+    /// True when the source of a step still reads as zero; asked under its locks.
+    pub(super) fn is_still_zero(&self, step: &Step) -> Result<bool> {
+        for part in &step.sources {
+            let mut rest = ByteRange::between(part.offset, part.offset + part.len);
+            while !rest.is_empty() {
+                let extent = content(&self.source, rest)?;
+                if extent.content == Content::Data || extent.len == 0 {
+                    return Ok(false);
+                }
+                rest = rest.after(extent.len);
+            }
+        }
+        Ok(true)
+    }
+
+    // --- buffers -----------------------------------------------------------------------------------------------------
+
+    /// A buffer, as soon as one is free.
+    pub(super) async fn buffer(&self) -> Buf {
+        loop {
+            if let Some(buf) = self.pool.take(self.pool.chunk_bytes()) {
+                return buf;
+            }
+            self.buffer_freed.notified().await;
+        }
+    }
+
+    /// Says that a buffer went back.
+    pub(super) fn buffer_freed(&self) {
+        self.buffer_freed.notify_one();
+    }
+
+    /// A turn to read, change and write back a block.
+    pub(super) async fn ragged_turn(&self) -> RaggedTurn<'_> {
+        while self.ragged.replace(true) {
+            self.ragged_done.notified().await;
+        }
+        RaggedTurn(self)
+    }
+
+    // --- stopping ----------------------------------------------------------------------------------------------------
+
+    /// True when no new work is to be begun.
+    pub(super) fn stopped(&self) -> bool {
+        self.options.cancel.is_set() || self.failure.borrow().is_some()
+    }
+
+    /// Why work was not begun.
+    pub(super) fn stop_reason(&self) -> Error {
+        let text = if self.options.cancel.is_set() {
+            "stopped on request; what was copied stands"
+        } else {
+            "not done, because another part of the copy failed"
+        };
+        Error::new(Kind::Cancelled, text)
+    }
+
+    // --- steps -------------------------------------------------------------------------------------------------------
+
+    /// Counts a step that begins.
+    pub(super) fn step_begins(&self) {
+        self.steps.set(self.steps.get() + 1);
+    }
+
+    /// Counts a step that ended.
+    pub(super) fn step_ended(&self, result: Result<()>) {
+        if let Err(e) = result {
+            self.failure.borrow_mut().get_or_insert(e);
+        }
+        self.steps.set(self.steps.get() - 1);
+        self.step_ended.notify_one();
+    }
+
+    /// Waits until fewer than `limit` steps are running.
+    pub(super) async fn steps_below(&self, limit: usize) {
+        while self.steps.get() >= limit {
+            self.step_ended.notified().await;
+        }
+    }
+
+    // --- mapping and locks -------------------------------------------------------------------------------------------
+
+    /// Pins the mappings of a step on both ends; `None` when they are not what the step was planned on.
+    pub(super) fn pin(&self, step: &Step) -> Result<Option<Pins>> {
+        let mut pins =
+            Pins { source: SmallVec::new(), dest: Guard::none(), skip: 0, pieces: SmallVec::new() };
+        if !is_leaf(&self.source) {
+            for part in &step.sources {
+                let wanted = [(self.leaf(step.source_leaf), part.leaf_offset)];
+                let range = ByteRange::between(part.offset, part.offset + part.len);
+                let Some(Pinned { guard, .. }) = pin_range(&self.source, range, Access::Read, &wanted)?
+                else {
+                    return Ok(None);
+                };
+                pins.source.push(guard);
+            }
+        }
+        if !is_leaf(&self.dest) {
+            let wanted: SmallVec<[_; 2]> =
+                step.legs.iter().map(|l| (self.leaf(l.place.leaf), l.place.offset)).collect();
+            let found = pin_range(&self.dest, step.dest_range(), Access::Write, &wanted)?;
+            let Some(found) = found else {
+                pins.source.into_iter().for_each(Guard::release);
+                return Ok(None);
+            };
+            (pins.dest, pins.skip, pins.pieces) = (found.guard, found.skip, found.pieces);
+        }
+        Ok(Some(pins))
+    }
+
+    /// Locks a step's sources and destination, all at once; `None` where no locks are kept.
+    pub(super) async fn lock(&self, step: &Step) -> Result<Option<CopyTicket>> {
+        let mut claims = Claims::new();
+        for part in &step.sources {
+            claims.extend(self.claim(step.source_leaf, part.leaf_offset, part.len, Claim::shared));
+        }
+        for leg in &step.legs {
+            claims.extend(self.claim(leg.place.leaf, leg.place.offset, step.len, Claim::exclusive));
+        }
+        self.hold(claims).await
+    }
+
+    /// Locks the whole job at once.
+    pub(super) async fn lock_job(&self, job: &Job) -> Result<Option<CopyTicket>> {
+        let mut claims = Claims::new();
+        let mut add = |device: &Arc<dyn Device>, range, access, make: MakeClaim| {
+            let resolution = device.clone().resolve(cover(device, range), access)?;
+            for piece in &resolution.pieces {
+                for leg in &piece.legs {
+                    let no = self.leaf_no(&leg.device)?;
+                    claims.extend(self.claim(no, leg.offset, piece.len, make));
+                }
+            }
+            resolution.guard.release();
+            Ok::<(), Error>(())
+        };
+        for segment in job.segments() {
+            add(&self.source, segment.source_range(), Access::Read, Claim::shared)?;
+            add(&self.dest, segment.dest_range(), Access::Write, Claim::exclusive)?;
+        }
+        self.hold(claims).await
+    }
+
+    /// A claim on a leaf, out to its block borders.
+    fn claim(&self, leaf: LeafNo, offset: u64, len: u64, make: MakeClaim) -> Option<Claim> {
+        let leaves = self.leaves.borrow();
+        let held = &leaves[leaf.index()];
+        let Identity::Leaf { leaf, base } = held.device.identity() else { return None };
+        let block = held.block_size;
+        let start = offset - offset % block;
+        let end = (offset + len).next_multiple_of(block);
+        Some(make(leaf, ByteRange::between(base + start, base + end)))
+    }
+
+    async fn hold(&self, claims: Claims) -> Result<Option<CopyTicket>> {
+        let Some(locks) = &self.options.locks else { return Ok(None) };
+        let ticket = locks.begin_copy(claims);
+        while !ticket.is_granted() {
+            if self.stopped() {
+                return Err(self.stop_reason());
+            }
+            let mut look_again = pin!(local::sleep(LOOK_AGAIN));
+            poll_fn(|cx| match ticket.poll_granted(cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => look_again.as_mut().poll(cx),
+            })
+            .await;
+        }
+        Ok(Some(ticket))
+    }
+
+    // --- pace --------------------------------------------------------------------------------------------------------
+
+    /// Longest single request by this method under the rate limit, in bytes: about an eighth of a second's worth.
+    pub(super) fn paced_len(&self, method: Method) -> u64 {
+        match self.options.limit_rate {
+            Some(rate) if moves_bytes(method) => (rate.get() / 8).next_multiple_of(1 << 20),
+            _ => u64::MAX,
+        }
+    }
+
+    /// Waits until the rate limit allows `len` bytes more, or the copy is stopped.
+    pub(super) async fn pace(&self, method: Method, len: u64) {
+        let Some(rate) = self.options.limit_rate.filter(|_| moves_bytes(method)) else { return };
+        let start = self.next_at.get().max(local::now());
+        // Exact in 128 bits: bytes below 2^63 times 10^9.
+        let nanos = u128::from(len) * 1_000_000_000 / u128::from(rate.get());
+        self.next_at.set(start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+        while !self.stopped() {
+            let left = start.saturating_sub(local::now());
+            if left.is_zero() {
+                return;
+            }
+            local::sleep(left.min(LOOK_AGAIN)).await;
+        }
+    }
+
+    // --- tally -------------------------------------------------------------------------------------------------------
+
+    /// True when zeroes in the data are to become holes.
+    pub(super) fn searches_zeroes(&self) -> bool {
+        self.options.policy.sparse == super::Sparse::Always
+    }
+
+    /// Counts bytes read into our buffers to be copied.
+    pub(super) fn count_read(&self, bytes: u64) {
+        self.tally.borrow_mut().host.read += bytes;
+    }
+
+    /// Counts bytes written from our buffers.
+    pub(super) fn count_written(&self, bytes: u64) {
+        self.tally.borrow_mut().host.written += bytes;
+    }
+
+    /// Counts bytes moved to a leg; a byte that goes to several legs counts once, for the first.
+    pub(super) fn moved(&self, leg: usize, method: Method, bytes: u64) {
+        if leg == 0 {
+            self.tally.borrow_mut().by(method, bytes);
+            // Emulated bytes were shown piece by piece.
+            if !method.is_emulated() {
+                self.moving(bytes);
+            }
+        }
+    }
+
+    /// Shows the method of a step.
+    pub(super) fn shows(&self, method: Method) {
+        if method != Method::Skip || self.progress.method.get().is_none() {
+            self.progress.method.set(Some(method));
+        }
+    }
+
+    /// Shows bytes that a running step has moved.
+    pub(super) fn moving(&self, bytes: u64) {
+        let moving = &self.progress.moving_bytes;
+        moving.set(moving.get().saturating_add(bytes));
+    }
+
+    /// Takes down that a step ended with `good` bytes of its front good; `position` is where it stands in the job.
+    pub(super) fn step_done(&self, position: u64, good: u64, step: &Step) {
+        let moving = &self.progress.moving_bytes;
+        moving.set(moving.get().saturating_sub(step.len));
+        let mut tally = self.tally.borrow_mut();
+        tally.good_at(position, good);
+        self.progress.good_bytes.set(tally.good);
+        self.shows(step.method());
+    }
+
+    /// Takes down that the run left the plan.
+    pub(super) fn deviation(&self, step: &Step, planned: Method, used: Method, reason: Reason, why: &Error) {
+        let mut tally = self.tally.borrow_mut();
+        tally.deviations_total += 1;
+        if tally.deviations.len() < DEVIATIONS_MAX {
+            tally.deviations.push(Deviation {
+                dest_offset: step.dest,
+                len: step.len,
+                planned,
+                used,
+                reason,
+                detail: why.to_string(),
+            });
+        }
+    }
+}
+
+/// Ends a turn when dropped.
+pub(super) struct RaggedTurn<'a>(&'a Shared);
+
+impl Drop for RaggedTurn<'_> {
+    fn drop(&mut self) {
+        self.0.ragged.set(false);
+        self.0.ragged_done.notify_one();
+    }
+}
+
+fn moves_bytes(method: Method) -> bool {
+    matches!(method, Method::CopyFileRange | Method::Memory | Method::Emulated)
+}
+
+/// Makes a claim to read or to change.
+type MakeClaim = fn(LeafId, ByteRange) -> Claim;
+
+/// A held mapping.
+struct Pinned {
+    guard: Guard,
+    /// Bytes it covers before the range asked for.
+    skip: u64,
+    /// Lengths of its pieces, in bytes.
+    pieces: SmallVec<[u64; 1]>,
+}
+
+/// Resolves a range and holds it when it lies on just the wanted places, in one run or in several that follow each other
+/// there.
+fn pin_range(
+    device: &Arc<dyn Device>,
+    range: ByteRange,
+    access: Access,
+    wanted: &[(Arc<dyn Device>, u64)],
+) -> Result<Option<Pinned>> {
+    let covered = cover(device, range);
+    let skip = range.offset() - covered.offset();
+    let Resolution { pieces, guard } = device.clone().resolve(covered, access)?;
+    let mut at = 0;
+    let same = pieces.iter().all(|piece| {
+        let here = at;
+        at += piece.len;
+        piece.legs.len() == wanted.len()
+            && piece.legs.iter().zip(wanted).all(|(leg, (device, offset))| {
+                Arc::ptr_eq(&leg.device, device) && leg.offset + skip == offset + here
+            })
+    });
+    if same {
+        return Ok(Some(Pinned { guard, skip, pieces: pieces.iter().map(|p| p.len).collect() }));
+    }
+    guard.release();
+    Ok(None)
+}

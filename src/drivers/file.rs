@@ -1,0 +1,396 @@
+//! A regular file as a device: any offset, any length, copies by the file system.
+//!
+//! Which requests go direct, which copy methods are listed and how holes are found is told, with the measurements, in
+//! `docs/notes/003-file-and-block-drivers.md`.
+
+mod blocking;
+pub(crate) mod core;
+mod fs;
+mod policy;
+pub(crate) mod queue;
+mod transfer;
+
+use self::core::{Backing, Core, Opened};
+use self::fs::{Facts, Sharing};
+use self::queue::FdQueue;
+use self::transfer::{CLONE_CALL_MAX, RANGE_CALL_MAX, ended_early};
+use crate::block::device::{LeafSpace, resolve_plain};
+use crate::block::{
+    Access, ByteRange, Call, Content, CopyPath, CopyRequest, Counters, Device, Error, Extent, Identity, Kind,
+    LEN_MAX, LeafId, Limits, LimitsChange, Method, Queue, Resolution, Result, Scope,
+};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::io::Errno;
+use std::any::Any;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Longest copy in one request, all methods, in bytes.
+const COPY_MAX: NonZeroU64 = NonZeroU64::new(1 << 30).expect("not zero");
+
+/// Longest copy in one request by `method`, in bytes; `None`: not a method of files.
+fn copy_max(method: Method) -> Option<u64> {
+    match method {
+        Method::Reflink => Some(CLONE_CALL_MAX),
+        Method::CopyFileRange => Some(RANGE_CALL_MAX),
+        _ => None,
+    }
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FileOptions {
+    /// For writing as well as reading.
+    pub write: bool,
+    /// Made, empty, when there is none. Needs `write`.
+    pub create: bool,
+}
+
+/// A regular file.
+pub struct File {
+    core: Arc<Core>,
+    path: PathBuf,
+    created: bool,
+    facts: Facts,
+    lseeks: AtomicU64,
+    /// Data found last: from its start to its end, both known, or the same when only the start is. Only ever data: taken
+    /// for data when it has become a hole costs time, the other way round would cost bytes.
+    data: Mutex<ByteRange>,
+}
+
+impl File {
+    /// Opens the regular file at `path`. Its size is the one it has now; see [`File::set_len`].
+    ///
+    /// Never waits for a FIFO's other end and never touches what is no regular file. Errors: `InvalidInput` for anything
+    /// else than a regular file, and those of the system.
+    pub fn open(path: impl AsRef<Path>, options: FileOptions) -> Result<Arc<Self>> {
+        let path = path.as_ref();
+        let name = path.display().to_string();
+        Self::open_named(path, name.clone(), options).map(Arc::new).map_err(|e| e.on(&name))
+    }
+
+    fn open_named(path: &Path, name: String, options: FileOptions) -> Result<Self> {
+        let access = if options.write { OFlags::RDWR } else { OFlags::RDONLY };
+        let (fd, stat, created) = match look(path) {
+            Ok(seen) => {
+                let (fd, stat) = open_same(path, access, &seen)?;
+                (fd, stat, false)
+            }
+            Err(Errno::NOENT) if options.create && options.write => {
+                let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o666)).map_err(|e| {
+                    if e == Errno::EXIST {
+                        let text = "a symbolic link to nothing, or made by another program just now; remove it or name the file it means";
+                        Error::new(Kind::InvalidInput, text).because(std::io::Error::from(e))
+                    } else {
+                        Error::os("cannot be created", e)
+                    }
+                })?;
+                let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot be looked at", e))?;
+                (fd, stat, true)
+            }
+            Err(error) => return Err(Error::os("cannot be opened", error)),
+        };
+        let facts = Facts::of(&fd, &stat);
+        let leaf = LeafId { space: LeafSpace::File, id: (stat.st_dev, stat.st_ino) };
+        let ranges = NonZeroU32::MIN;
+        let mut limits = Limits::plain(NonZeroU32::MIN).with_copy(COPY_MAX, COPY_MAX, ranges);
+        limits.direct_io_align = facts.direct_align;
+        let core = Core::new(Opened {
+            name,
+            identity: Identity::Leaf { leaf, base: 0 },
+            fd,
+            backing: Backing::Regular,
+            writable: options.write,
+            limits,
+            size: size_of(&stat),
+        });
+        Ok(Self {
+            core: Arc::new(core),
+            path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            created,
+            facts,
+            lseeks: AtomicU64::new(0),
+            data: Mutex::default(),
+        })
+    }
+
+    /// Where it was opened, as an absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True when opening made it.
+    pub fn created(&self) -> bool {
+        self.created
+    }
+
+    /// Makes the file `len` bytes long, on storage too, and the device with it. What is added reads as zero.
+    ///
+    /// Errors: `ReadOnly`, `InvalidInput` above the largest file offset, and those of the system.
+    pub fn set_len(&self, len: u64) -> Result<()> {
+        self.need_write()?;
+        if len > LEN_MAX {
+            let text = format!("{len} bytes is longer than a file can be ({LEN_MAX} bytes)");
+            return Err(self.core.error(Kind::InvalidInput, text));
+        }
+        rustix::fs::ftruncate(&*self.core.fd, len)
+            .map_err(|e| Error::os(format!("cannot be made {len} bytes long"), e).on(&self.core.name))?;
+        self.core.set_size(len);
+        *self.data.lock().unwrap_or_else(PoisonError::into_inner) = ByteRange::default();
+        Ok(())
+    }
+
+    /// Its length now, which another program may have changed since it was opened.
+    pub fn len_now(&self) -> Result<u64> {
+        let stat = rustix::fs::fstat(&*self.core.fd);
+        stat.map(|s| size_of(&s)).map_err(|e| Error::os("cannot be looked at", e).on(&self.core.name))
+    }
+
+    /// Sets its permission bits: of the file that was opened, whatever its name means by now.
+    pub fn set_mode(&self, mode: u32) -> Result<()> {
+        rustix::fs::fchmod(&*self.core.fd, Mode::from_raw_mode(mode & 0o7777))
+            .map_err(|e| Error::os("its mode cannot be set", e).on(&self.core.name))
+    }
+
+    /// Sets its times of last access and last change of contents.
+    pub fn set_times(&self, times: &rustix::fs::Timestamps) -> Result<()> {
+        rustix::fs::futimens(&*self.core.fd, times)
+            .map_err(|e| Error::os("its times cannot be set", e).on(&self.core.name))
+    }
+
+    /// Makes the file's mode and times durable.
+    pub fn sync_all(&self) -> Result<()> {
+        rustix::fs::fsync(&*self.core.fd).map_err(|e| Error::os("cannot be synced", e).on(&self.core.name))
+    }
+
+    /// Makes the file's name durable: `fsync` of the folder it lies in.
+    pub fn sync_parent(&self) -> Result<()> {
+        let parent = self.path.parent().unwrap_or(Path::new("/"));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(parent, flags, Mode::empty()).and_then(rustix::fs::fsync).map_err(|e| {
+            Error::os(format!("folder {} cannot be synced", parent.display()), e).on(&self.core.name)
+        })
+    }
+
+    /// The descriptor through the page cache.
+    pub(crate) fn fd(&self) -> &Arc<OwnedFd> {
+        &self.core.fd
+    }
+
+    fn need_write(&self) -> Result<()> {
+        if self.core.writable {
+            return Ok(());
+        }
+        Err(self.core.error(Kind::ReadOnly, "opened for reading only"))
+    }
+
+    fn seek(&self, to: SeekFrom) -> Result<u64, Errno> {
+        self.lseeks.fetch_add(1, Ordering::Relaxed);
+        // Nothing else uses the descriptor's position: all reads and writes name their offset.
+        rustix::fs::seek(&*self.core.fd, to)
+    }
+
+    /// What the file system says lies at `at`: a hole up to an offset, data up to an offset, or nothing known.
+    fn extent_at(&self, at: u64) -> Result<(Content, u64)> {
+        let known = *self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.offset() <= at && at < known.end() {
+            return Ok((Content::Data, known.end()));
+        }
+        if !(known.is_empty() && at == known.offset() && at != 0) {
+            match self.seek(SeekFrom::Data(at)) {
+                Ok(data) if data > at => {
+                    self.remember(data, data);
+                    return Ok((Content::Hole, data));
+                }
+                Ok(_) => {}
+                Err(Errno::NXIO) => return self.hole_to_the_end(at),
+                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok((Content::Data, LEN_MAX)),
+                Err(error) => return Err(Error::os("holes cannot be looked for", error)),
+            }
+        }
+        match self.seek(SeekFrom::Hole(at)) {
+            Ok(hole) if hole > at => {
+                self.remember(at, hole);
+                Ok((Content::Data, hole))
+            }
+            // Became a hole between the two calls: reading it is always right.
+            Ok(_) | Err(Errno::NXIO) => Ok((Content::Data, at + 1)),
+            Err(error) => Err(Error::os("holes cannot be looked for", error)),
+        }
+    }
+
+    /// No data from `at` on: a hole, unless that is because the file is shorter now.
+    fn hole_to_the_end(&self, at: u64) -> Result<(Content, u64)> {
+        let stat = rustix::fs::fstat(&*self.core.fd).map_err(|e| Error::os("cannot be looked at", e))?;
+        let (now, was) = (size_of(&stat), self.core.size());
+        if now < was {
+            return Err(ended_early(now, was));
+        }
+        tracing::trace!(at, "hole to the end");
+        Ok((Content::Hole, was))
+    }
+
+    fn remember(&self, start: u64, end: u64) {
+        *self.data.lock().unwrap_or_else(PoisonError::into_inner) = ByteRange::between(start, end);
+    }
+}
+
+impl Device for File {
+    fn name(&self) -> &str {
+        &self.core.name
+    }
+    fn identity(&self) -> Identity {
+        self.core.identity
+    }
+    fn size(&self) -> u64 {
+        self.core.size()
+    }
+    fn read_only(&self) -> bool {
+        !self.core.writable
+    }
+    fn limits(&self) -> Limits {
+        self.core.limits.get()
+    }
+    fn change_limits(&self, change: LimitsChange) -> Result<Limits> {
+        self.core.limits.change(change).map_err(|e| e.on(&self.core.name))
+    }
+
+    /// Size, modification and change time, read anew and hashed: the same in every process.
+    fn generation(&self) -> u64 {
+        match rustix::fs::fstat(&*self.core.fd) {
+            Ok(stat) => generation_of(&stat),
+            Err(_) => {
+                // Nothing is known, so it must differ from every number seen before.
+                static UNKNOWN: AtomicU64 = AtomicU64::new(0);
+                UNKNOWN.fetch_add(1, Ordering::Relaxed)
+            }
+        }
+    }
+
+    fn copy_paths(&self) -> Vec<CopyPath> {
+        let scope = Scope::FileSystem(self.facts.file_system);
+        let reflink = CopyPath {
+            method: Method::Reflink,
+            scope,
+            align: self.facts.block_bytes,
+            tail_at_eof: true,
+            max_bytes: CLONE_CALL_MAX,
+            carries_holes: true,
+            preferred: true,
+        };
+        let range = CopyPath {
+            method: Method::CopyFileRange,
+            scope,
+            align: 1,
+            tail_at_eof: false,
+            max_bytes: RANGE_CALL_MAX,
+            carries_holes: false,
+            // Where nobody but this kernel moves the bytes it is an in-kernel splice: measured no faster than reading and
+            // writing, and it leaves both files in the page cache.
+            preferred: self.facts.copied_by_server,
+        };
+        match self.facts.sharing {
+            Sharing::Yes => vec![reflink, range],
+            Sharing::No => vec![range],
+        }
+    }
+
+    fn next_extent(&self, range: ByteRange) -> Result<Extent> {
+        let dyn_self: &dyn Device = self;
+        dyn_self.check_range(range)?;
+        if range.is_empty() {
+            return Ok(Extent { len: 0, content: Content::Data });
+        }
+        let (content, end) = self.extent_at(range.offset()).map_err(|e| e.on(&self.core.name).at(range))?;
+        Ok(Extent { len: end.min(range.end()) - range.offset(), content })
+    }
+
+    fn resolve(self: Arc<Self>, range: ByteRange, _: Access) -> Result<Resolution> {
+        resolve_plain(self, range)
+    }
+    fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>> {
+        Ok(Box::new(FdQueue::open(self.core.clone(), source_of)?))
+    }
+    fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        counters.calls[Call::Lseek as usize] = self.lseeks.load(Ordering::Relaxed);
+        counters
+    }
+    fn drop_cache(&self) {
+        self.core.drop_pages(ByteRange::to(self.core.size()));
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+fn source_of(copy: &CopyRequest) -> Option<&Arc<Core>> {
+    copy.source.as_any().downcast_ref::<File>().map(|file| &file.core)
+}
+
+fn size_of(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or(0)
+}
+
+/// The generation of a file with these times and this size.
+fn generation_of(stat: &Stat) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for number in [
+        i128::from(stat.st_size),
+        i128::from(stat.st_mtime),
+        i128::from(stat.st_mtime_nsec),
+        i128::from(stat.st_ctime),
+        i128::from(stat.st_ctime_nsec),
+    ] {
+        hasher.update(&number.to_le_bytes());
+    }
+    let mut front = [0; 8];
+    front.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(front)
+}
+
+/// Looks at what `path` names without opening it for I/O: no FIFO waits, no device notices.
+pub(crate) fn look(path: &Path) -> Result<Stat, Errno> {
+    let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::fstat(&fd)
+}
+
+/// Opens the regular file that was seen at `path`.
+fn open_same(path: &Path, access: OFlags, seen: &Stat) -> Result<(OwnedFd, Stat)> {
+    refuse_others(seen)?;
+    // Another thing may have taken the name since: not waiting keeps even a FIFO harmless until it is looked at again.
+    let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+        Errno::AGAIN => Error::new(
+            Kind::InUse,
+            "another program holds a lease on the file; end that program, or open it for reading only",
+        )
+        .because(std::io::Error::from(error)),
+        error => Error::os("cannot be opened", error),
+    })?;
+    let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot be looked at", e))?;
+    refuse_others(&stat)?;
+    rustix::fs::fcntl_setfl(&fd, access).map_err(|e| Error::os("cannot be set up", e))?;
+    Ok((fd, stat))
+}
+
+/// Refuses everything but regular files, in words.
+fn refuse_others(stat: &Stat) -> Result<()> {
+    let what = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => return Ok(()),
+        FileType::Directory => "is a folder",
+        FileType::Fifo => "is a FIFO (a pipe)",
+        FileType::Socket => "is a socket",
+        FileType::CharacterDevice => "is a character device (e.g. a terminal or /dev/zero)",
+        FileType::BlockDevice => return Err(Error::new(Kind::InvalidInput, "is a block device, not a file")),
+        _ => "is neither a file nor a block device",
+    };
+    Err(Error::new(Kind::InvalidInput, format!("{what}; blkcopy copies regular files and block devices")))
+}
+
+#[cfg(test)]
+mod tests;

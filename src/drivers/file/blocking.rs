@@ -1,0 +1,131 @@
+//! Calls that may block and have no ring operation: zeroing, discarding, and the rest of a short read or write. They run
+//! on a helper thread.
+
+use super::core::Backing;
+use crate::block::{Buf, ByteRange, Call, Counters, Error, Kind, Result};
+use rustix::fs::FallocateFlags;
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// Longest single `fallocate` or discard, in bytes.
+const CALL_MAX: u64 = 1 << 30;
+/// Zeroes written at once where nothing else zeroes, in bytes.
+const ZEROES: u64 = 512 << 10;
+
+fn is_unsupported(error: rustix::io::Errno) -> bool {
+    matches!(error, rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS)
+}
+
+/// Makes `range` read as zero: a hole where that is allowed, else an allocated zero range, else zeroes written through
+/// `writes`. Returns the good prefix in bytes.
+pub(super) fn write_zeroes(
+    fd: &OwnedFd,
+    writes: &OwnedFd,
+    range: ByteRange,
+    may_unmap: bool,
+    counters: &mut Counters,
+) -> (u64, Result<()>) {
+    let keep = FallocateFlags::KEEP_SIZE;
+    let mut rest = range;
+    for mode in [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE] {
+        if mode == FallocateFlags::PUNCH_HOLE && !may_unmap {
+            continue;
+        }
+        while !rest.is_empty() {
+            let piece = rest.prefix(CALL_MAX);
+            counters.count(Call::Fallocate);
+            match rustix::fs::fallocate(fd, mode | keep, piece.offset(), piece.len()) {
+                Ok(()) => rest = rest.after(piece.len()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) if is_unsupported(error) => break,
+                Err(error) => {
+                    return (range.len() - rest.len(), Err(Error::os("zeroing failed", error).at(rest)));
+                }
+            }
+        }
+    }
+    if rest.is_empty() {
+        return (range.len(), Ok(()));
+    }
+    let Some(zeroes) = usize::try_from(rest.len().min(ZEROES)).ok().and_then(Buf::alloc) else {
+        return (range.len() - rest.len(), Err(Error::new(Kind::NoMemory, "no memory for zeroes to write")));
+    };
+    while !rest.is_empty() {
+        let len = usize::try_from(rest.len()).map_or(zeroes.len(), |l| l.min(zeroes.len()));
+        let (n, error) = write_all(writes, &zeroes[..len], rest.offset(), counters);
+        rest = rest.after(n);
+        if let Some(error) = error {
+            return (range.len() - rest.len(), Err(Error::os("zeroing failed", error).at(rest)));
+        }
+    }
+    (range.len(), Ok(()))
+}
+
+/// Gives back the space of `range`. `Unsupported` where that cannot be done.
+pub(super) fn discard(
+    fd: &OwnedFd,
+    backing: Backing,
+    range: ByteRange,
+    counters: &mut Counters,
+) -> (u64, Result<()>) {
+    let mut rest = range;
+    while !rest.is_empty() {
+        let piece = rest.prefix(CALL_MAX);
+        let result = match backing {
+            Backing::Regular => {
+                counters.count(Call::Fallocate);
+                let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                rustix::fs::fallocate(fd, mode, piece.offset(), piece.len()).map_err(io::Error::from)
+            }
+            Backing::Block => crate::sys::ioctl::block_discard(fd, piece.offset(), piece.len()),
+        };
+        match result {
+            Ok(()) => rest = rest.after(piece.len()),
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            Err(error) => {
+                return (range.len() - rest.len(), Err(Error::os("discard failed", error).at(rest)));
+            }
+        }
+    }
+    (range.len(), Ok(()))
+}
+
+/// Reads until `out` is full or the file ends; the bytes read, and the error that stopped it.
+pub(super) fn read_all(
+    fd: &OwnedFd,
+    out: &mut [u8],
+    offset: u64,
+    counters: &mut Counters,
+) -> (u64, Option<io::Error>) {
+    let mut done = 0;
+    while done < out.len() {
+        counters.count(Call::Pread64);
+        match rustix::io::pread(fd, &mut out[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return (done as u64, Some(error.into())),
+        }
+    }
+    (done as u64, None)
+}
+
+/// Writes all of `bytes`; the bytes written, and the error that stopped it.
+pub(super) fn write_all(
+    fd: &OwnedFd,
+    bytes: &[u8],
+    offset: u64,
+    counters: &mut Counters,
+) -> (u64, Option<io::Error>) {
+    let mut done = 0;
+    while done < bytes.len() {
+        counters.count(Call::Pwrite64);
+        match rustix::io::pwrite(fd, &bytes[done..], offset + done as u64) {
+            Ok(0) => return (done as u64, Some(io::ErrorKind::WriteZero.into())),
+            Ok(n) => done += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return (done as u64, Some(error.into())),
+        }
+    }
+    (done as u64, None)
+}

@@ -1,0 +1,85 @@
+//! What kind of file system a file lies on, and what that means for copies. By magic number: nothing is tried out on the
+//! user's files, and a wrong guess costs one refused call.
+
+use crate::drivers::mounts;
+use crate::sys::aligned::PAGE;
+use rustix::fs::{AtFlags, Stat, StatxFlags};
+use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
+
+/// Whether files can share extents (`FICLONERANGE`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Sharing {
+    /// Maybe: the file system's kind can.
+    Yes,
+    /// Never.
+    No,
+}
+
+/// What is known about the file system of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Facts {
+    /// Number of the mounted file system: one for all its subvolumes and layers, unlike `st_dev`.
+    pub(super) file_system: u64,
+    pub(super) sharing: Sharing,
+    /// `copy_file_range` is carried out by a server.
+    pub(super) copied_by_server: bool,
+    /// Its block in bytes: the alignment of shared extents.
+    pub(super) block_bytes: u64,
+    /// Alignment of direct I/O in bytes, offsets and memory alike; `None`: not offered.
+    pub(super) direct_align: Option<NonZeroU32>,
+}
+
+/// (magic number of `statfs`, shares extents, copies on a server, keeps files in memory); linux/magic.h and the file
+/// systems' own headers.
+const KINDS: [(u32, bool, bool, bool); 15] = [
+    (0x5846_5342, true, false, false),  // XFS
+    (0x9123_683e, true, false, false),  // Btrfs
+    (0xca45_1a4e, true, false, false),  // bcachefs
+    (0x2fc1_2fc1, true, false, false),  // ZFS
+    (0x7461_636f, true, false, false),  // OCFS2
+    (0x794c_7630, true, false, false),  // overlayfs: as the layer below
+    (0x0000_6969, true, true, false),   // NFS
+    (0xff53_4d42, true, true, false),   // CIFS
+    (0xfe53_4d42, true, true, false),   // SMB2
+    (0x00c3_6400, false, true, false),  // Ceph
+    (0x6573_5546, false, true, false),  // FUSE
+    (0x0102_1994, false, false, true),  // tmpfs
+    (0x8584_58f6, false, false, true),  // ramfs
+    (0x9584_58f6, false, false, true),  // hugetlbfs
+    (0x0000_ef53, false, false, false), // ext2, ext3, ext4
+];
+
+impl Facts {
+    /// Looks at an open regular file.
+    pub(super) fn of(fd: &OwnedFd, stat: &Stat) -> Self {
+        let fs = rustix::fs::fstatfs(fd).ok();
+        // The magic is a 32-bit number in a signed long: cut, not converted.
+        let magic = fs.map_or(0, |f| {
+            let b = i128::from(f.f_type).to_le_bytes();
+            u32::from_le_bytes([b[0], b[1], b[2], b[3]])
+        });
+        let (_, shares, served, in_memory) =
+            KINDS.into_iter().find(|k| k.0 == magic).unwrap_or((magic, false, false, false));
+        let block_bytes = fs.and_then(|f| u64::try_from(f.f_bsize).ok()).filter(|&b| b > 0);
+        let mask = StatxFlags::DIOALIGN | StatxFlags::MNT_ID;
+        let statx = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask).ok();
+        let has = |flag: StatxFlags| statx.filter(|s| s.stx_mask & flag.bits() != 0);
+        let mounted = has(StatxFlags::MNT_ID)
+            .and_then(|s| mounts::mounts().into_iter().find(|m| m.id == s.stx_mnt_id).map(|m| m.dev));
+        let align = has(StatxFlags::DIOALIGN).map_or(0, |s| {
+            if s.stx_dio_mem_align == 0 || s.stx_dio_offset_align == 0 {
+                return 0;
+            }
+            s.stx_dio_mem_align.max(s.stx_dio_offset_align)
+        });
+        Self {
+            file_system: mounted.unwrap_or(stat.st_dev),
+            sharing: if shares { Sharing::Yes } else { Sharing::No },
+            copied_by_server: served,
+            block_bytes: block_bytes.unwrap_or(4096),
+            // Buffers begin on a page: a larger demand cannot be met.
+            direct_align: NonZeroU32::new(align).filter(|a| a.get() as usize <= PAGE && !in_memory),
+        }
+    }
+}

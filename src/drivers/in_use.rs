@@ -1,0 +1,358 @@
+//! Who else uses a file or block device: asked before one is overwritten.
+//!
+//! A look, not a lock: what it finds is a reason to refuse; finding nothing proves nothing about the next moment.
+
+use super::bdev::is_claimed_here;
+use super::file::look;
+use super::mounts::{self, dev_of};
+use crate::block::device::LeafSpace;
+use crate::block::{Error, LeafId, Result};
+use crate::sys::ioctl;
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// How something is used.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[non_exhaustive]
+pub enum HolderKind {
+    /// A mounted file system.
+    Mount,
+    /// Swap space.
+    Swap,
+    /// A device built on it (device mapper, RAID).
+    Device,
+    /// A loop device shows it.
+    Loop,
+    /// Byte locks in QEMU's places.
+    Lock,
+    /// Opened exclusively by somebody.
+    Exclusive,
+}
+
+/// One use; prints like "mounted at /mnt/x".
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Holder {
+    /// How it is used.
+    pub kind: HolderKind,
+    text: String,
+}
+
+impl Holder {
+    fn new(kind: HolderKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// "mounted at /mnt/x; used as swap": all of them in one line.
+pub(crate) fn list(holders: &[Holder]) -> String {
+    holders.iter().map(Holder::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Everything known to use the file or block device at `path`; empty when nothing is found.
+///
+/// A whole disk is used when a partition of it is, and a partition when its disk is. Errors: those of looking at `path`.
+pub fn in_use(path: impl AsRef<Path>) -> Result<Vec<Holder>> {
+    let path = path.as_ref();
+    let name = path.display().to_string();
+    let stat = look(path).map_err(|e| Error::os("cannot be looked at", e).on(&name))?;
+    let mut holders = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::BlockDevice => {
+            let mut holders = of_block_device(stat.st_rdev);
+            if holders.is_empty() && exclusive_elsewhere(path, stat.st_rdev) {
+                holders.push(Holder::new(HolderKind::Exclusive, "opened exclusively by another program"));
+            }
+            holders
+        }
+        FileType::RegularFile => of_file(path, &stat),
+        _ => Vec::new(),
+    };
+    holders.sort();
+    holders.dedup();
+    Ok(holders)
+}
+
+/// True when another program has the block device open exclusively, or its disk, or a partition of it.
+///
+/// The system refuses an exclusive open beside our own one of the disk or of a partition too. Then the others of that disk
+/// are asked one by one.
+pub(crate) fn exclusive_elsewhere(path: &Path, rdev: u64) -> bool {
+    let busy = |path: &Path| {
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        rustix::fs::open(path, flags, Mode::empty()).err() == Some(Errno::BUSY)
+    };
+    if is_claimed_here(rdev) || !busy(path) {
+        return false;
+    }
+    let disk = Disk::of(rdev);
+    let (ours, others): (Vec<u64>, Vec<u64>) =
+        disk.related.iter().filter(|&&dev| dev != rdev).partition(|&&dev| is_claimed_here(dev));
+    ours.is_empty() || others.into_iter().any(|dev| busy(Path::new(&disk.name_of(dev))))
+}
+
+fn of_file(path: &Path, stat: &Stat) -> Vec<Holder> {
+    let mut holders: Vec<Holder> = loops_on(path, stat)
+        .into_iter()
+        .map(|name| Holder::new(HolderKind::Loop, format!("backs /dev/{name}")))
+        .collect();
+    if swaps()
+        .iter()
+        .any(|s| look(Path::new(s)).is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino)))
+    {
+        holders.push(Holder::new(HolderKind::Swap, "used as swap"));
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    if let Ok(fd) = rustix::fs::open(path, flags, Mode::empty())
+        && locked_as_qemu_does(&fd)
+    {
+        holders.push(Holder::new(HolderKind::Lock, "locked by another program (QEMU-style byte locks)"));
+    }
+    holders
+}
+
+/// QEMU marks what it uses with byte locks at 100 + n and what it shares not at 200 + n (block/file-posix.c).
+pub(crate) fn locked_as_qemu_does(fd: &OwnedFd) -> bool {
+    ioctl::byte_lock_by_others(fd, 100, 200).unwrap_or(false)
+}
+
+pub(crate) fn of_block_device(rdev: u64) -> Vec<Holder> {
+    let disk = Disk::of(rdev);
+    let names = |path: &str| look(Path::new(path)).ok().map(|s| s.st_rdev);
+    let part_of = |dev: u64| {
+        if dev == rdev { String::new() } else { format!(" ({})", disk.name_of(dev)) }
+    };
+    let mut holders = Vec::new();
+    for mount in mounts::mounts() {
+        // A file system on several devices has a number of its own; its source still names one of them.
+        let source = names(&mount.source).filter(|&d| d != 0);
+        let dev = [Some(mount.dev), source].into_iter().flatten().find(|d| disk.related.contains(d));
+        if let Some(dev) = dev {
+            holders
+                .push(Holder::new(HolderKind::Mount, format!("mounted at {}{}", mount.point, part_of(dev))));
+        }
+    }
+    for swap in swaps() {
+        if let Some(dev) = names(&swap).filter(|d| disk.related.contains(d)) {
+            holders.push(Holder::new(HolderKind::Swap, format!("used as swap{}", part_of(dev))));
+        }
+    }
+    for &dev in &disk.related {
+        for holder in entries(&sys_dir(dev).join("holders")) {
+            holders.push(Holder::new(HolderKind::Device, format!("held by {holder}{}", part_of(dev))));
+        }
+    }
+    holders
+}
+
+/// Paths of active swap, from `/proc/swaps`.
+fn swaps() -> Vec<String> {
+    std::fs::read_to_string("/proc/swaps").map_or_else(|_| Vec::new(), |text| parse_swaps(&text))
+}
+
+/// proc_swaps(5): a heading, then `path type size used priority`, with blanks as `\040`.
+fn parse_swaps(text: &str) -> Vec<String> {
+    text.lines()
+        .skip(1)
+        .filter_map(|line| line.split([' ', '\t']).next())
+        .filter(|name| !name.is_empty())
+        .map(mounts::unescape)
+        .collect()
+}
+
+/// Names of the loop devices that show this file.
+fn loops_on(path: &Path, stat: &Stat) -> Vec<String> {
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut found = Vec::new();
+    for name in entries(Path::new("/sys/block")) {
+        let shown = Path::new("/sys/block").join(&name).join("loop/backing_file");
+        let Ok(shown) = std::fs::read_to_string(shown) else { continue };
+        let node = Path::new("/dev").join(&name);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let backing = rustix::fs::open(node, flags, Mode::empty())
+            .map_err(std::io::Error::from)
+            .and_then(ioctl::loop_backing);
+        let same = match backing {
+            Ok(backing) => (backing.dev, backing.inode) == (stat.st_dev, stat.st_ino),
+            // Without rights on the node the name must do.
+            Err(_) => Path::new(shown.trim_end()) == real,
+        };
+        if same {
+            found.push(name);
+        }
+    }
+    found
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn sys_dir(dev: u64) -> PathBuf {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    PathBuf::from(format!("/sys/dev/block/{major}:{minor}"))
+}
+
+fn read_dev(dir: &Path) -> Option<u64> {
+    dev_of(&std::fs::read_to_string(dir.join("dev")).ok()?)
+}
+
+/// Where a block device lies on its disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Disk {
+    /// Device number of the whole disk.
+    pub(crate) whole: u64,
+    /// First byte of the device on the disk.
+    pub(crate) base: u64,
+    /// The device, the disk it is a partition of, its partitions: what is in use together with it.
+    related: BTreeSet<u64>,
+}
+
+impl Disk {
+    /// From sysfs. A device that is not there is its own disk.
+    pub(crate) fn of(rdev: u64) -> Self {
+        let mut disk = Self { whole: rdev, base: 0, related: BTreeSet::from([rdev]) };
+        let Ok(dir) = std::fs::canonicalize(sys_dir(rdev)) else { return disk };
+        if dir.join("partition").exists() {
+            if let Some(whole) = dir.parent().and_then(read_dev) {
+                disk.whole = whole;
+                disk.related.insert(whole);
+            }
+            // Always in units of 512 bytes, whatever the block size (Documentation/ABI/stable/sysfs-block).
+            let start =
+                std::fs::read_to_string(dir.join("start")).ok().and_then(|s| s.trim().parse::<u64>().ok());
+            disk.base = start.unwrap_or(0).saturating_mul(512);
+        } else {
+            for name in entries(&dir) {
+                let part = dir.join(name);
+                if part.join("partition").exists() {
+                    disk.related.extend(read_dev(&part));
+                }
+            }
+        }
+        disk
+    }
+
+    fn name_of(&self, dev: u64) -> String {
+        let dir = std::fs::canonicalize(sys_dir(dev)).ok();
+        let name = dir.and_then(|d| d.file_name().map(|n| n.to_string_lossy().into_owned()));
+        name.map_or_else(|| "a related device".into(), |n| format!("/dev/{n}"))
+    }
+
+    /// True for a loop device or a partition of one.
+    pub(crate) fn is_loop(&self) -> bool {
+        sys_dir(self.whole).join("loop").exists()
+    }
+}
+
+/// The leaf behind an open loop device: its backing file, or the disk it shows.
+pub(crate) fn loop_leaf(fd: &OwnedFd) -> Option<LeafId> {
+    let backing = ioctl::loop_backing(fd).ok()?;
+    Some(match backing.rdev {
+        0 => LeafId { space: LeafSpace::File, id: (backing.dev, backing.inode) },
+        rdev => LeafId { space: LeafSpace::Disk, id: (Disk::of(rdev).whole, 0) },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drivers::testing::{Loop, Mounted, command};
+
+    fn texts(path: &Path) -> Vec<String> {
+        in_use(path).unwrap().iter().map(Holder::to_string).collect()
+    }
+
+    #[test]
+    fn swaps_are_parsed() {
+        let text = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n\
+                    /swap\\040file                              file\t\t2097148\t\t0\t\t-2\n\
+                    /dev/sda2 partition 1 0 -3\n";
+        assert_eq!(parse_swaps(text), ["/swap file", "/dev/sda2"]);
+        assert!(parse_swaps("Filename Type\n").is_empty());
+    }
+
+    #[test]
+    fn a_mounted_loop_device_and_its_backing_file_are_in_use() {
+        let Some(fs) = Mounted::new("a_mounted_loop_device...", &["mkfs.ext4", "-q"], 16 << 20) else {
+            return;
+        };
+        assert_eq!(texts(&fs.on.device), [format!("mounted at {}", fs.dir.display())]);
+        assert_eq!(texts(&fs.on.file), [format!("backs {}", fs.on.device.display())]);
+        // Through another name of the same file.
+        let link = fs.on.file.with_file_name("link");
+        std::fs::hard_link(&fs.on.file, &link).unwrap();
+        assert_eq!(texts(&link), [format!("backs {}", fs.on.device.display())]);
+        let other = fs.on.file.with_file_name("other");
+        std::fs::write(&other, b"x").unwrap();
+        assert!(texts(&other).is_empty());
+    }
+
+    #[test]
+    fn a_disk_is_in_use_when_its_partition_is() {
+        let test = "a_disk_is_in_use_when_its_partition_is";
+        let Some(on) = Loop::new(test, &std::env::temp_dir(), 32 << 20, &["-P"]) else { return };
+        let disk = on.device.to_str().unwrap();
+        let part = PathBuf::from(format!("{disk}p1"));
+        let script =
+            format!("echo '2048,,L' | sfdisk -q {disk} && partprobe {disk} 2>/dev/null || true; sleep 0.2");
+        if command(&["sh", "-c", &script]).is_none() || !part.exists() {
+            eprintln!("SKIPPED {test}: partitions on loop devices do not work here");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().to_str().unwrap();
+        assert!(command(&["mkfs.ext4", "-q", part.to_str().unwrap()]).is_some());
+        assert!(command(&["mount", part.to_str().unwrap(), at]).is_some());
+        let (of_part, of_disk) = (texts(&part), texts(&on.device));
+        let seen = Disk::of(look(&part).unwrap().st_rdev);
+        assert!(command(&["umount", at]).is_some());
+        assert_eq!(of_part, [format!("mounted at {at}")]);
+        assert_eq!(of_disk, [format!("mounted at {at} ({})", part.display())]);
+        assert_eq!((seen.whole, seen.base), (look(&on.device).unwrap().st_rdev, 1 << 20));
+        assert!(seen.is_loop());
+    }
+
+    #[test]
+    fn swap_is_in_use() {
+        let test = "swap_is_in_use";
+        let Some(on) = Loop::new(test, &std::env::temp_dir(), 16 << 20, &[]) else { return };
+        let device = on.device.to_str().unwrap();
+        if command(&["mkswap", device]).is_none() || command(&["swapon", device]).is_none() {
+            eprintln!("SKIPPED {test}: swapon does not work here");
+            return;
+        }
+        let seen = texts(&on.device);
+        assert!(command(&["swapoff", device]).is_some());
+        assert_eq!(seen, ["used as swap"]);
+    }
+
+    #[test]
+    fn byte_locks_in_qemus_places_are_in_use() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        ioctl::take_byte_lock(&file, 50).unwrap();
+        assert!(texts(file.path()).is_empty(), "a lock elsewhere is none of QEMU's");
+        ioctl::take_byte_lock(&file, 201).unwrap();
+        assert_eq!(texts(file.path()), ["locked by another program (QEMU-style byte locks)"]);
+    }
+
+    #[test]
+    fn an_exclusive_open_is_in_use() {
+        let Some(on) = Loop::new("an_exclusive_open_is_in_use", &std::env::temp_dir(), 1 << 20, &[]) else {
+            return;
+        };
+        assert!(texts(&on.device).is_empty());
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+        let _held = rustix::fs::open(&on.device, flags, Mode::empty()).unwrap();
+        assert_eq!(texts(&on.device), ["opened exclusively by another program"]);
+    }
+}

@@ -1,0 +1,19 @@
+//! Devices: memory, null, regular file, block device.
+//!
+//! `mem` is the one written to be copied.
+
+pub mod bdev;
+pub mod file;
+pub mod hold;
+pub mod in_use;
+pub mod mem;
+mod mounts;
+pub mod null;
+
+pub use bdev::{Bdev, BdevOptions};
+pub use file::{File, FileOptions};
+pub use hold::{Hold, hold};
+pub use in_use::{Holder, HolderKind, in_use};
+
+#[cfg(test)]
+mod testing;

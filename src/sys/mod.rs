@@ -1,0 +1,9 @@
+//! System calls and raw memory: the only room with unsafe code.
+
+pub mod aligned;
+pub mod ioctl;
+pub mod owned;
+pub mod ring;
+#[cfg(any(test, feature = "sim"))]
+pub mod seccomp;
+pub(crate) mod sync;

@@ -1,0 +1,216 @@
+//! The house holds its own rules: arrows between rooms point down, unsafe stays in `sys`, files stay readable, and the
+//! documents name what there is.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Room, and what it may use (docs/design.md draws it; change both together). `room::module` allows one module only.
+const MAY_USE: [(&str, &[&str]); 8] = [
+    ("sys", &[]),
+    ("block", &["sys::aligned", "sys::owned", "sys::sync"]),
+    ("reactor", &["block", "sys"]),
+    ("copy", &["block", "reactor"]),
+    ("drivers", &["block", "reactor", "sys"]),
+    ("map", &["block", "copy"]),
+    ("open", &["block", "drivers", "map"]),
+    ("sim", &["block", "reactor"]),
+];
+
+/// Longest source file, in lines.
+const LINES_MAX: usize = 800;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(folder: &Path, ending: &str, out: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            files(&path, ending, out);
+        } else if name.ends_with(ending) {
+            out.push(path);
+        }
+    }
+    out.sort();
+}
+
+fn sources(folders: &[&str]) -> Vec<(String, String)> {
+    let mut list = Vec::new();
+    folders.iter().for_each(|f| files(&root().join(f), ".rs", &mut list));
+    assert!(!list.is_empty());
+    let short = |p: &Path| p.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+    list.iter().map(|p| (short(p), fs::read_to_string(p).unwrap())).collect()
+}
+
+/// The code without comments and without the test module at its end (tests may use any room).
+fn code(text: &str) -> String {
+    let mut out = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let next_is_module = lines.peek().is_some_and(|n| n.trim_start().starts_with("mod "));
+        if line == "#[cfg(test)]" && next_is_module {
+            break;
+        }
+        out.push_str(line.split("//").next().unwrap_or_default());
+        out.push('\n');
+    }
+    out
+}
+
+/// What a file names as `crate::...`: rooms, or `sys::module`.
+fn uses(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for part in code.split("crate::").skip(1) {
+        // `crate::{a::x, b}` names several rooms at depth one; `crate::sys::{a, b}` several modules.
+        for path in expand(part) {
+            let mut words = path.split("::").map(str::trim);
+            let room = words.next().unwrap_or_default();
+            match (room, words.next()) {
+                ("sys", Some(module)) => found.insert(format!("sys::{module}")),
+                _ => found.insert(room.to_owned()),
+            };
+        }
+    }
+    found.retain(|f| f.starts_with(|c: char| c.is_ascii_lowercase()));
+    found
+}
+
+/// The first two words of each path a `use` tree spells out.
+fn expand(text: &str) -> Vec<String> {
+    let word_end =
+        |s: &str| s.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).unwrap_or(s.len());
+    let (head, rest) = text.split_at(word_end(text));
+    if !rest.starts_with('{') {
+        return vec![head.to_owned()];
+    }
+    let (mut depth, mut items, mut start) = (0, Vec::new(), 1);
+    for (i, c) in rest.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if (c == ',' && depth == 1) || depth == 0 {
+            items.push(rest[start..i].trim());
+            start = i + 1;
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    items.iter().flat_map(|item| expand(item)).map(|item| format!("{head}{item}")).collect()
+}
+
+fn room_of(file: &str) -> String {
+    let inside = file.strip_prefix("src/").unwrap();
+    inside.split('/').next().unwrap().trim_end_matches(".rs").to_owned()
+}
+
+#[test]
+fn arrows_point_down() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources(&["src"]) {
+        let room = room_of(&file);
+        if room == "lib" || file.ends_with("tests.rs") || file.ends_with("/testing.rs") {
+            continue;
+        }
+        let row = MAY_USE.iter().find(|(name, _)| *name == room);
+        let (_, may) =
+            row.unwrap_or_else(|| panic!("{file}: the room {room} is not in the table of this test"));
+        for used in uses(&code(&text)) {
+            let used_room = used.split("::").next().unwrap();
+            let known = MAY_USE.iter().any(|(name, _)| *name == used_room);
+            let allowed = used_room == room || may.contains(&used_room) || may.contains(&used.as_str());
+            if known && !allowed {
+                wrong.push(format!("{file} uses {used}; {room} may use {may:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_arrow_test_sees_every_way_to_name_a_room() {
+    let text = "use crate::block::{A, B};\nuse crate::{copy::plan, map};\nfn f() { crate::sys::ring::x() }\n\
+                use crate::sys::{owned::Owner, aligned};\n// crate::open\n";
+    let found: Vec<String> = uses(&code(text)).into_iter().collect();
+    assert_eq!(found, ["block", "copy", "map", "sys::aligned", "sys::owned", "sys::ring"]);
+}
+
+#[test]
+fn unsafe_lives_in_sys_only() {
+    for (file, text) in sources(&["src", "cli/src", "xtask/src"]) {
+        let words = |c: char| !(c.is_alphanumeric() || c == '_');
+        let has = code(&text).lines().any(|l| !l.contains('"') && l.split(words).any(|w| w == "unsafe"));
+        assert!(!has || file.starts_with("src/sys/"), "{file} holds unsafe code; only src/sys may");
+    }
+}
+
+#[test]
+fn files_stay_readable() {
+    for (file, text) in sources(&["src", "cli/src", "xtask/src", "tests", "cli/tests"]) {
+        let lines = text.lines().count();
+        assert!(lines <= LINES_MAX, "{file} has {lines} lines; split it (at most {LINES_MAX})");
+        let first = text.lines().next().unwrap_or_default();
+        assert!(first.starts_with("//!"), "{file}: the first line says what the file is for (//! ...)");
+    }
+}
+
+#[test]
+fn documents_name_every_room_and_their_links_lead_somewhere() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
+    let (design, front) = (read("docs/design.md"), read("src/lib.rs"));
+    for (room, _) in MAY_USE {
+        assert!(design.contains(&format!("`{room}`")), "docs/design.md does not name the room {room}");
+        // `sim` stands there without a link: the documentation is built without its feature too.
+        assert!(front.contains(&format!("`{room}`")), "src/lib.rs does not name the room {room}");
+    }
+    let mut pages = Vec::new();
+    files(&root(), ".md", &mut pages);
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).filter_map(|t| t.split(')').next()) {
+            let file = link.split('#').next().unwrap();
+            let outside = link.contains("://") || file.is_empty();
+            let to = page.parent().unwrap().join(file);
+            assert!(outside || to.exists(), "{}: the link {link} leads nowhere", page.display());
+        }
+    }
+}
+
+/// Each promise names tests, and those tests exist.
+#[test]
+fn the_tests_that_promises_name_exist() {
+    let text = fs::read_to_string(root().join("docs/semantics.md")).unwrap();
+    let all: String =
+        sources(&["src", "tests", "cli/src", "cli/tests"]).into_iter().map(|(_, t)| t).collect();
+    let mut promises = 0;
+    for line in text.lines() {
+        promises += usize::from(line.starts_with("## "));
+        let Some(tests) = line.strip_prefix("- tests: ") else { continue };
+        for name in tests.split('`').skip(1).step_by(2) {
+            let function = name.rsplit("::").next().unwrap();
+            assert!(all.contains(&format!("fn {function}(")), "docs/semantics.md names {name}: no such test");
+        }
+    }
+    assert_eq!(promises, 10, "ten promises");
+}
+
+#[test]
+fn planted_bugs_say_what_they_are_and_what_catches_them() {
+    let mut patches = Vec::new();
+    files(&root().join("tests/planted"), ".patch", &mut patches);
+    assert!(!patches.is_empty());
+    for patch in patches {
+        let text = fs::read_to_string(&patch).unwrap();
+        for key in ["# bug: ", "# caught-by: "] {
+            assert!(text.lines().take(4).any(|l| l.starts_with(key)), "{}: no line {key}", patch.display());
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Development tasks: `cargo xtask test | planted | soak | bench copy`.
+
+mod bench;
+mod planted;
+mod suite;
+mod tool;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask test              all that CI runs
+cargo xtask planted [NAME..]  applies each bug in tests/planted and checks that its test fails
+cargo xtask soak              the long set: many more property-test cases, stress tests again and again
+cargo xtask bench copy        against cp, dd, qemu-img and nbdcopy [--size 2GiB] [--runs 5] [--rows PART,PART] [--out FILE]";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["test"] => suite::test(),
+        ["planted", names @ ..] => planted::planted(names),
+        ["soak"] => suite::soak(),
+        ["bench", "copy", flags @ ..] => bench::copy(flags),
+        ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            Ok(true)
+        }
+        _ => Err(format!("no such task: {}\n{HELP}", words.join(" "))),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(text) => {
+            eprintln!("xtask: {text}");
+            ExitCode::from(2)
+        }
+    }
+}
