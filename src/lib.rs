@@ -10,6 +10,7 @@
 //! | [`block`] | the vocabulary and the `Device` trait |
 //! | [`reactor`] | completions, timers, wake-ups, and the small executor for slow paths |
 //! | [`copy`] | plan and run a copy |
+//! | [`nvme`] | NVMe types and protocol machines, without I/O |
 //! | [`drivers`] | devices: memory, null, regular file, block device |
 //! | [`map`] | one device from several: linear, mirror |
 //! | [`open`] | a name or URL becomes a device |
@@ -24,6 +25,7 @@ pub mod block;
 pub mod copy;
 pub mod drivers;
 pub mod map;
+pub mod nvme;
 pub mod open;
 pub mod reactor;
 #[cfg(feature = "sim")]

@@ -1,0 +1,11 @@
+//! NVMe without I/O: commands, data structures, statuses, and the TCP transport as byte machines.
+//!
+//! Parsers check what a peer says and never allocate by a peer's number. 0's-based wire fields become counts here.
+//! `docs/conformance.md` lists what is claimed.
+
+pub mod command;
+pub mod status;
+pub mod tcp;
+
+pub use command::{Cqe, Sgl, Sqe};
+pub use status::Status;
