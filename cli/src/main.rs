@@ -11,6 +11,7 @@ mod output;
 mod plan;
 mod progress;
 mod run;
+mod serve;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ enum Command {
     Cp(args::CpArgs),
     Plan(args::PlanArgs),
     Info(args::InfoArgs),
+    Serve(args::ServeArgs),
     Demo(args::DemoArgs),
 }
 
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Cp(args) => cp::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {
