@@ -4,8 +4,12 @@
 //! `docs/conformance.md` lists what is claimed.
 
 pub mod command;
+pub mod copy;
+pub mod count;
 pub mod status;
 pub mod tcp;
+mod wire;
 
 pub use command::{Cqe, Sgl, Sqe};
+pub use count::{Blocks, Count8, Count16};
 pub use status::Status;
