@@ -213,6 +213,11 @@ impl Cqe {
     /// Bytes on the wire.
     pub const LEN: usize = 16;
 
+    /// Dword 0 of the result.
+    pub const fn dword0(&self) -> u32 {
+        (self.result & 0xffff_ffff) as u32
+    }
+
     /// As on the wire.
     pub fn to_bytes(self) -> [u8; Self::LEN] {
         let mut out = [0; Self::LEN];

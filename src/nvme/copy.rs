@@ -249,10 +249,9 @@ pub fn write_ranges(format: Format, ranges: &[SourceRange], out: &mut [u8]) -> u
 /// On failure dword 0 is the lowest range that was not; nothing behind it is promised, and a number that names no range
 /// promises nothing.
 pub fn whole_ranges(ranges: Count8, cqe: &Cqe) -> u32 {
-    let lowest = (cqe.result & 0xffff_ffff) as u32;
-    match cqe.status.is_success() {
-        true => ranges.get(),
-        false if lowest < ranges.get() => lowest,
-        false => 0,
+    match cqe.dword0() {
+        _ if cqe.status.is_success() => ranges.get(),
+        lowest if lowest < ranges.get() => lowest,
+        _ => 0,
     }
 }
