@@ -148,11 +148,8 @@ impl FabricsCommand {
             1 => Ok(Width::Eight),
             _ => Err(Refusal::from(Status::INVALID_FIELD)),
         };
-        let authentication = Authentication {
-            protocol: sqe.0[43],
-            specific: [sqe.0[41], sqe.0[42]],
-            len: sqe.dword(11),
-        };
+        let authentication =
+            Authentication { protocol: sqe.0[43], specific: [sqe.0[41], sqe.0[42]], len: sqe.dword(11) };
         let format_is_known = u16_at(&sqe.0, 40) == 0;
         match sqe.0[4] {
             fctype::PROPERTY_SET => {
@@ -247,9 +244,7 @@ impl ConnectData {
     /// Errors: Data SGL Length Invalid for another length than 1024; Connect Invalid Parameters for a name that is none.
     pub fn parse(data: &[u8]) -> Result<Self, Refusal> {
         let data: &[u8; Self::LEN] = data.try_into().map_err(|_| Status::SGL_LENGTH_INVALID)?;
-        let name = |at: u16| {
-            Nqn::from_field(&bytes_at(data, at.into())).map_err(|_| Refusal::in_data(at))
-        };
+        let name = |at: u16| Nqn::from_field(&bytes_at(data, at.into())).map_err(|_| Refusal::in_data(at));
         Ok(Self {
             host_id: bytes_at(data, 0),
             cntlid: u16_at(data, Self::CNTLID_AT.into()),

@@ -8,6 +8,7 @@ pub mod command;
 pub mod copy;
 pub mod count;
 pub mod fabrics;
+pub mod identify;
 pub mod io;
 pub mod nqn;
 pub mod property;
@@ -17,8 +18,8 @@ mod wire;
 
 pub use admin::AdminCommand;
 pub use command::{Cqe, Sgl, Sqe};
-pub use count::{Blocks, Count8, Count16};
 pub use copy::{CopyCommand, SourceRange};
+pub use count::{Blocks, Count8, Count16};
 pub use fabrics::FabricsCommand;
 pub use io::IoCommand;
 pub use nqn::{Ascii, Nqn};
