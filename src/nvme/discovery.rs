@@ -130,16 +130,15 @@ impl Entry {
     pub fn to_bytes(&self) -> [u8; Self::LEN] {
         let mut out = [0; Self::LEN];
         let treq = self.secure_channel as u8 | u8::from(self.flow_control_optional) << 2;
-        let text = |text: &str, len: usize| text.as_bytes()[..text.len().min(len)].to_vec();
         let mut at = |at: usize, bytes: &[u8]| put(&mut out, at, bytes);
         at(0, &[self.transport, self.family, self.subsystem_type as u8, treq]);
         at(4, &self.port_id.to_le_bytes());
         at(6, &self.cntlid.to_le_bytes());
         at(8, &self.admin_entries_max.to_le_bytes());
         at(10, &self.eflags.to_le_bytes());
-        at(32, &text(&self.service, Self::SERVICE_LEN));
+        at(32, cut(&self.service, Self::SERVICE_LEN));
         at(256, &self.subsystem.to_field());
-        at(512, &text(&self.address, Self::ADDRESS_LEN));
+        at(512, cut(&self.address, Self::ADDRESS_LEN));
         at(768, &[self.tcp_security]);
         out
     }
@@ -181,6 +180,10 @@ impl Entry {
             tcp_security: b[768],
         })
     }
+}
+
+fn cut(text: &str, len: usize) -> &[u8] {
+    &text.as_bytes()[..text.len().min(len)]
 }
 
 fn text(field: &[u8], name: &str) -> Result<String> {

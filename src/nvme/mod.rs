@@ -26,4 +26,4 @@ pub use count::{Blocks, Count8, Count16};
 pub use fabrics::FabricsCommand;
 pub use io::IoCommand;
 pub use nqn::{Ascii, Nqn};
-pub use status::Status;
+pub use status::{Doing, Status};
