@@ -161,8 +161,8 @@ impl FabricsCommand {
             fctype::CONNECT | fctype::DISCONNECT if !format_is_known => {
                 Err(Status::CONNECT_INCOMPATIBLE_FORMAT.into())
             }
-            fctype::CONNECT => match u16_at(&sqe.0, SQSIZE_AT) {
-                0 => Err(Refusal::in_command(SQSIZE_AT as u16)),
+            fctype::CONNECT => match u16_at(&sqe.0, SQSIZE_AT.into()) {
+                0 => Err(Refusal::in_command(SQSIZE_AT)),
                 size => Ok(Self::Connect(Connect {
                     qid: u16_at(&sqe.0, 42),
                     entries: Count16::from_wire(size),
@@ -195,7 +195,7 @@ impl FabricsCommand {
             Self::Connect(connect) => {
                 let mut sqe = fabrics(fctype::CONNECT);
                 put(&mut sqe.0, 42, &connect.qid.to_le_bytes());
-                put(&mut sqe.0, SQSIZE_AT, &connect.entries.to_wire().to_le_bytes());
+                put(&mut sqe.0, SQSIZE_AT.into(), &connect.entries.to_wire().to_le_bytes());
                 sqe.0[46] = if connect.no_flow_control { NO_FLOW_CONTROL } else { 0 };
                 sqe.with(12, connect.keep_alive_ms.map_or(0, NonZeroU32::get))
             }
@@ -206,7 +206,7 @@ impl FabricsCommand {
     }
 }
 
-const SQSIZE_AT: usize = 44;
+const SQSIZE_AT: u16 = 44;
 const NO_FLOW_CONTROL: u8 = 1 << 2;
 
 /// An entry of a fabrics command; its type lies where others have the namespace.

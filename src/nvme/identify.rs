@@ -114,7 +114,7 @@ pub mod sgls {
     /// SGLs, of any alignment and length (01b in bits 1:0).
     pub const SUPPORTED: u32 = 1 << 0;
     /// The same, in multiples of dwords (10b in bits 1:0).
-    pub const DWORDS: u32 = 2 << 0;
+    pub const DWORDS: u32 = 1 << 1;
     /// SGLs longer than their data.
     pub const OVERSIZED: u32 = 1 << 18;
     /// The address field is an offset: data in the capsule.
