@@ -185,7 +185,9 @@ impl Connection {
     /// When a limit of `config` is outside what its field says.
     pub fn new(config: &Config) -> Option<Self> {
         assert!(config.entries_max <= SLOTS_MAX && config.cpda <= pdu::ALIGNMENT_MAX);
-        assert!(config.h2c_data_bytes_max >= pdu::H2C_DATA_MIN && config.h2c_data_bytes_max.is_multiple_of(4));
+        assert!(
+            config.h2c_data_bytes_max >= pdu::H2C_DATA_MIN && config.h2c_data_bytes_max.is_multiple_of(4)
+        );
         assert!(config.r2t_bytes_max > 0 && config.r2t_count_max > 0);
         let in_hand = usize::from(config.entries_max.max(SLOTS_BEFORE_CONNECT));
         // A command that ends stages one C2HData and one response; one that gets a buffer, its R2Ts. The header looked at last may
@@ -297,11 +299,8 @@ impl Connection {
             header: request.digests.header && self.config.digests.header,
             data: request.digests.data && self.config.digests.data,
         };
-        let response = IcResp {
-            cpda: self.config.cpda,
-            digests,
-            h2c_data_bytes_max: self.config.h2c_data_bytes_max,
-        };
+        let response =
+            IcResp { cpda: self.config.cpda, digests, h2c_data_bytes_max: self.config.h2c_data_bytes_max };
         response.encode(self.outgoing.stage(pdu::HEADER_MAX));
         self.incoming.open(digests, pdu::alignment_bytes(self.config.cpda));
         self.align = pdu::alignment_bytes(request.hpda);
@@ -413,7 +412,8 @@ impl Connection {
         let number = place.ttag % SLOTS_MAX;
         let each = self.config.r2t_bytes_max;
         let slot = self.slots.get(usize::from(number));
-        let Some(slot) = slot.filter(|s| s.state == State::Receiving && place.ttag == ttag(number, s, each)) else {
+        let Some(slot) = slot.filter(|s| s.state == State::Receiving && place.ttag == ttag(number, s, each))
+        else {
             return Err(Fatal::field(field::TTAG));
         };
         if place.cid != slot.cid {
@@ -475,7 +475,10 @@ impl Connection {
         }
         let place = slot;
         let slot = &mut self.slots[usize::from(place)];
-        assert!(slot.state == State::Buffer && buf.len() == slot.len as usize, "a buffer as it was asked for");
+        assert!(
+            slot.state == State::Buffer && buf.len() == slot.len as usize,
+            "a buffer as it was asked for"
+        );
         match slot.failed {
             Some(status) => self.fail_command(place, status),
             None => {
@@ -493,7 +496,8 @@ impl Connection {
         // Both ends of the difference are multiples of `each`, or the end of the data.
         while slot.asked < slot.len && (slot.asked - slot.received).div_ceil(each) < self.r2t_count_max {
             let len = each.min(slot.len - slot.asked);
-            let part = Place { cid: slot.cid, ttag: ttag_of(place, slot.asked / each), offset: slot.asked, len };
+            let part =
+                Place { cid: slot.cid, ttag: ttag_of(place, slot.asked / each), offset: slot.asked, len };
             let out = self.outgoing.stage(form.lead_len(0));
             part.encode(out);
             pdu::seal(out, &form, 0);

@@ -206,10 +206,8 @@ impl Connection {
             Data::Out(buf) | Data::In(buf) => buf.len(),
         };
         let len = u32::try_from(shown).expect("buffers are shorter than 4 GiB");
-        slot.in_capsule =
-            matches!(slot.data, Data::Out(_)) && len > 0 && len <= self.in_capsule_bytes_max;
-        let mut sqe =
-            sqe.with_sgl(if slot.in_capsule { Sgl::in_capsule(len) } else { Sgl::transport(len) });
+        slot.in_capsule = matches!(slot.data, Data::Out(_)) && len > 0 && len <= self.in_capsule_bytes_max;
+        let mut sqe = sqe.with_sgl(if slot.in_capsule { Sgl::in_capsule(len) } else { Sgl::transport(len) });
         sqe.set_cid(cid);
         sqe.0[1] = sqe.0[1] & 0x3f | 0x40;
         slot.capsule_at = Some(self.outgoing.put());
@@ -253,9 +251,7 @@ impl Connection {
             if self.life.is_closing() {
                 return None;
             }
-            if !self.held.is_empty()
-                && let Some(event) = self.let_go()
-            {
+            if let Some(event) = self.let_go() {
                 return Some(event);
             }
             let event = if let Some(arriving) = self.incoming.arriving() {
@@ -264,14 +260,10 @@ impl Connection {
                     None => self.incoming.pull(&mut [])?,
                 };
                 Ok(self.arrived(arrived))
-            } else if self.outgoing.is_full() {
-                return None;
             } else {
+                // Never waits for room in the output, or both ends might wait for each other to read.
                 match self.incoming.header() {
-                    Ok(None) => {
-                        self.answer();
-                        return None;
-                    }
+                    Ok(None) => return None,
                     Ok(Some((shape, header))) => self.header(&shape, header),
                     Err(fatal) => Err(fatal),
                 }
@@ -391,16 +383,13 @@ impl Connection {
     fn r2t(&mut self, place: Place) -> Result<(), Fatal> {
         let count_max = self.config.r2t_count_max;
         let slot = self.running(place.cid, field::CCCID)?;
-        let Data::Out(buf) = &slot.data else {
-            return Err(Fatal { status: fes::SEQUENCE_ERROR, information: 0 });
-        };
-        if slot.in_capsule {
+        if !matches!(slot.data, Data::Out(_)) || slot.in_capsule {
             return Err(Fatal { status: fes::SEQUENCE_ERROR, information: 0 });
         }
         if place.len == 0 {
             return Err(Fatal::field(field::DATA_LEN));
         }
-        if place.offset != slot.asked || place.len as usize > buf.len() - slot.asked as usize {
+        if place.offset != slot.asked || place.len as usize > slot.out().len() - slot.asked as usize {
             return Err(Fatal { status: fes::OUT_OF_RANGE, information: 0 });
         }
         if slot.r2ts >= count_max {
@@ -410,6 +399,7 @@ impl Connection {
         slot.r2ts += 1;
         let Place { cid, ttag, offset, len } = place;
         self.answers.push_back(Answer { slot: cid % SLOTS_MAX, ttag, offset, len });
+        self.answer();
         Ok(())
     }
 
@@ -556,5 +546,7 @@ fn put(
     }
     outgoing.refer(number, start, bytes);
     slot.refers_to = outgoing.put();
-    outgoing.stage(trail).copy_from_slice(&digest.to_le_bytes()[..trail]);
+    if trail > 0 {
+        outgoing.stage(trail).copy_from_slice(&digest.to_le_bytes());
+    }
 }

@@ -1,11 +1,23 @@
 //! The TCP transport: PDUs, and one machine for each end of a connection. Bytes and time in, bytes and events out.
 
 pub mod controller;
+#[cfg(test)]
+mod controller_tests;
 pub mod host;
+#[cfg(test)]
+mod host_tests;
 mod incoming;
 mod life;
+#[cfg(test)]
+mod malformed_tests;
 mod outgoing;
 pub mod pdu;
+#[cfg(test)]
+mod pdu_tests;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod wire_tests;
 
 use std::fmt;
 use std::io::IoSlice;

@@ -54,11 +54,6 @@ impl<P> Outgoing<P> {
         }
     }
 
-    /// Nothing is left to send.
-    pub(super) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
     /// Take no more work before some of this is sent.
     pub(super) fn is_full(&self) -> bool {
         self.used > self.full_at
@@ -120,7 +115,7 @@ impl<P> Outgoing<P> {
 
     /// What to send now; `bytes` finds the buffer of a piece.
     pub(super) fn output<'a>(&'a self, bytes: impl Fn(&'a P) -> &'a [u8]) -> Output<'a> {
-        let mut output = Output { slices: [const { IoSlice::new(&[]) }; Output::SLICES], count: 0 };
+        let mut output = Output { slices: std::array::from_fn(|_| IoSlice::new(&[])), count: 0 };
         for (slice, piece) in output.slices.iter_mut().zip(&self.pieces) {
             *slice = IoSlice::new(match piece {
                 Piece::Staged { start, len } => &self.ring[*start..start + len],

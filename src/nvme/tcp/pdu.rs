@@ -199,8 +199,7 @@ pub fn shape(
     if header_len != kind.header_len() {
         return Err(Fatal::field(field::HLEN));
     }
-    let mut shape =
-        Shape { kind, flags, lead_len: 0, header_digest: false, data_len: 0, data_digest: false };
+    let mut shape = Shape { kind, flags, lead_len: 0, header_digest: false, data_len: 0, data_digest: false };
     if kind.opens() || kind.is_term_req() {
         // Never digests. The data of a TermReq is the header at fault.
         let most = if kind.opens() { HEADER_MAX } else { TERM_MAX };
