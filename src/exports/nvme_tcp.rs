@@ -111,6 +111,7 @@ impl Server {
         target.listen(&addresses);
         let settings = target.settings();
         let machine = Config {
+            entries_max: settings.queue_entries,
             data_bytes_max: settings.transfer_bytes,
             in_capsule_bytes_max: settings.in_capsule_bytes,
             h2c_data_bytes_max: settings.transfer_bytes,

@@ -316,9 +316,8 @@ impl Worker {
         let Some(link) = self.links.get_mut(place).and_then(Option::as_mut) else { return false };
         let busy = link.send(&mut self.back, now);
         self.back.clear();
-        if busy {
-            link.take_events(&mut self.core, &self.pool);
-        }
+        // What was sent or answered may let the machine go on with what it has read.
+        link.take_events(&mut self.core, &self.pool);
         link.machine.tick(now);
         if (link.machine.is_closing() || link.over) && !std::mem::replace(&mut link.left, true) {
             link.wants.clear();
