@@ -3,9 +3,18 @@
 //! Parsers check what a peer says and never allocate by a peer's number. 0's-based wire fields become counts here.
 //! `docs/conformance.md` lists what is claimed.
 
+pub mod admin;
 pub mod command;
+pub mod copy;
+pub mod count;
+pub mod io;
 pub mod status;
 pub mod tcp;
+mod wire;
 
+pub use admin::AdminCommand;
 pub use command::{Cqe, Sgl, Sqe};
+pub use count::{Blocks, Count8, Count16};
+pub use copy::{CopyCommand, SourceRange};
+pub use io::IoCommand;
 pub use status::Status;
