@@ -131,8 +131,6 @@ pub struct Controller {
     epoch: AtomicU32,
     /// The association has ended: its connections are to be closed.
     gone: AtomicBool,
-    /// The thread of the admin queue has something to look at.
-    attention: AtomicBool,
     /// Copy formats the host has enabled (CDFE), read by each Copy.
     cdfe: AtomicU16,
     /// The host has switched the volatile write cache off.
@@ -156,7 +154,6 @@ impl Controller {
             cap: Cap::new(cap.entries, READY_MS, Cap::CSS_NVM | Cap::CSS_CSI),
             epoch: AtomicU32::new(0),
             gone: AtomicBool::new(false),
-            attention: AtomicBool::new(false),
             cdfe: AtomicU16::new(0),
             write_through: AtomicBool::new(false),
             inner: Mutex::new(Inner {
@@ -371,28 +368,17 @@ impl Controller {
         self.write_through.load(Ordering::Acquire)
     }
 
-    /// Works on events and their configuration.
-    pub(super) fn with_events<T>(&self, work: impl FnOnce(&mut Events, &Features) -> T) -> T {
-        let mut inner = self.inner();
-        let Inner { events, features, .. } = &mut *inner;
-        work(events, features)
+    /// Works on the events.
+    pub(super) fn with_events<T>(&self, work: impl FnOnce(&mut Events) -> T) -> T {
+        work(&mut self.inner().events)
     }
 
     /// A namespace that this host sees has come, gone or changed.
     pub(super) fn namespace_changed(&self, nsid: u32) {
         let mut inner = self.inner();
-        inner.events.namespace_changed(nsid);
-        self.call_admin(&inner);
-    }
-
-    fn call_admin(&self, inner: &Inner) {
-        self.attention.store(true, Ordering::Release);
+        let wanted = inner.features.wants_namespace_events();
+        inner.events.namespace_changed(nsid, wanted);
         inner.queues.iter().filter(|q| q.qid == 0).for_each(|q| q.bell.ring());
-    }
-
-    /// True when the admin queue's thread has events to look at; once for each call.
-    pub(super) fn take_attention(&self) -> bool {
-        self.attention.load(Ordering::Relaxed) && self.attention.swap(false, Ordering::AcqRel)
     }
 
     /// Keeps an error for the error log.

@@ -13,7 +13,7 @@ use crate::block::lock::{CoreLocks, LockedQueue};
 use crate::block::{Buf, BufPool, Completion, Error, Kind, Op, Queue, Request, Result, Submitter};
 use crate::nvme::command::{FABRICS, Transfer};
 use crate::nvme::fabrics::Refusal;
-use crate::nvme::{Cqe, Sqe, Status};
+use crate::nvme::{Cqe, Doing, Sqe, Status};
 use crate::reactor::Waker;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -134,8 +134,8 @@ pub(super) enum State {
     /// A request whose buffer goes to the host.
     Read,
     /// A request whose result is all there is to say.
-    Plain,
-    /// A request that changes blocks; with `flush`, a flush follows.
+    Plain(Doing),
+    /// Zeroes being written; with `flush`, a flush follows.
     Change {
         /// What was changed is to be durable.
         flush: bool,
@@ -146,7 +146,7 @@ pub(super) enum State {
         left: u32,
         /// The first error.
         status: Status,
-        /// The answer is a shutdown that is complete, not a completion.
+        /// For a shutdown, which is then complete.
         shutdown: bool,
     },
     /// The ranges of a Dataset Management command, one after the other.
@@ -162,6 +162,8 @@ pub(super) enum State {
 pub(super) struct Slot {
     pub(super) state: State,
     pub(super) cid: u16,
+    pub(super) opcode: u8,
+    pub(super) nsid: u32,
     /// Which of the core's namespaces it works on.
     pub(super) served: u16,
 }
@@ -241,12 +243,7 @@ impl Core {
     /// This thread's part of `target`. `pool` holds the buffers of reads and answers; `waker` ends the thread's sleep.
     ///
     /// Errors: `NoMemory` when the pool's buffers are shorter than the target's longest transfer.
-    pub fn new(
-        target: Arc<Target>,
-        locks: Rc<CoreLocks>,
-        pool: Rc<BufPool>,
-        waker: Waker,
-    ) -> Result<Self> {
+    pub fn new(target: Arc<Target>, locks: Rc<CoreLocks>, pool: Rc<BufPool>, waker: Waker) -> Result<Self> {
         let need = target.settings().transfer_bytes;
         if (pool.chunk_bytes() as u64) < u64::from(need) {
             let text = format!(
@@ -298,7 +295,8 @@ impl Core {
         let generation = self.last_generation;
         let connection = &mut self.connections[usize::from(index)];
         let slots = std::mem::take(&mut connection.slots);
-        *connection = Connection { generation, is_open: true, local: Some(local), slots, ..Default::default() };
+        *connection =
+            Connection { generation, is_open: true, local: Some(local), slots, ..Default::default() };
         connection.slots.clear();
         Some(ConnectionId { index, generation })
     }
@@ -345,7 +343,8 @@ impl Core {
         }
         let slot = &mut connection.slots[at];
         assert!(matches!(slot.state, State::Free), "a slot has one command at a time");
-        (slot.state, slot.cid) = (State::Waits, sqe.cid());
+        *slot =
+            Slot { state: State::Waits, cid: sqe.cid(), opcode: sqe.opcode(), nsid: sqe.nsid(), served: 0 };
         if sqe.transfer() != Transfer::ToHost || sqe.sgl().len == 0 {
             return self.dispatch(from, sqe, data);
         }
@@ -377,6 +376,7 @@ impl Core {
     pub fn poll(&mut self, out: &mut Vec<Answer>) -> bool {
         self.locks.pump();
         self.serve_waiting();
+        self.lines.turn();
         self.begin_copies();
         // A command of several requests, or a copy that made room for the next, has work for another round.
         while self.poll_namespaces() | self.end_tasks() {
@@ -434,7 +434,10 @@ impl Core {
     /// Counts a request or task that came back. True when its command is still wanted.
     pub(super) fn came_back(&mut self, from: From) -> bool {
         let connection = self.at(from);
-        debug_assert_eq!(connection.generation, from.connection.generation, "an index is free when nothing is out");
+        debug_assert_eq!(
+            connection.generation, from.connection.generation,
+            "an index is free when nothing is out"
+        );
         if connection.generation != from.connection.generation {
             return false;
         }
@@ -443,6 +446,9 @@ impl Core {
             return true;
         }
         // Of a closed connection: its buffers go back to the pool, and nobody hears of it.
+        if matches!(self.slot(from).state, State::Copy(_)) {
+            self.copy_dropped(from, false);
+        }
         let connection = self.at(from);
         connection.slots[usize::from(from.slot)].state = State::Free;
         if connection.out == 0 {
@@ -526,6 +532,12 @@ impl Core {
         if connection.view_generation != generation {
             self.look_at_namespaces(from, generation);
         }
+        self.look_up(from, nsid)
+    }
+
+    /// The same among what the last [`Core::find`] of this command saw.
+    #[inline]
+    pub(super) fn look_up(&self, from: From, nsid: u32) -> Result<u16, Status> {
         let view = &self.connections[from.connection.index()].view;
         match usize::try_from(nsid).ok().and_then(|n| n.checked_sub(1)).and_then(|n| view.get(n)) {
             Some(&at) if at < CLOSED => Ok(at),

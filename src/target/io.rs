@@ -2,10 +2,10 @@
 
 use super::core::{Core, From, State};
 use super::subsystem::bump;
-use crate::block::{Buf, Completion, Error, Kind, Op};
+use crate::block::{Buf, Completion, Kind, Op};
 use crate::nvme::command::NSID_ALL;
 use crate::nvme::io::{Extent, parse_dsm_ranges};
-use crate::nvme::{Count8, IoCommand, Sqe, Status};
+use crate::nvme::{Count8, Doing, IoCommand, Sqe, Status};
 
 /// A Dataset Management command under way.
 pub(super) struct Deallocate {
@@ -40,7 +40,8 @@ impl Core {
         let namespace = &served.namespace;
         command.check_data_len(namespace.block_bytes(), sqe.sgl().len)?;
         let bytes = |extent: &Extent| namespace.extent(extent.slba, extent.blocks);
-        let may_write = || if namespace.read_only() { Err(Status::NAMESPACE_WRITE_PROTECTED) } else { Ok(()) };
+        let may_write =
+            || if namespace.read_only() { Err(Status::NAMESPACE_WRITE_PROTECTED) } else { Ok(()) };
         let (state, op) = match command {
             IoCommand::Read(extent) => {
                 let range = bytes(&extent)?;
@@ -53,16 +54,18 @@ impl Core {
                 may_write()?;
                 bump(&served.counts.writes, 1);
                 bump(&served.counts.written_bytes, range.len());
-                (State::Plain, Op::Write { range, buf: data, fua: extent.fua || through })
+                (State::Plain(Doing::Write), Op::Write { range, buf: data, fua: extent.fua || through })
             }
-            IoCommand::Compare(extent) => (State::Plain, Op::Compare { range: bytes(&extent)?, buf: data }),
+            IoCommand::Compare(extent) => {
+                (State::Plain(Doing::Compare), Op::Compare { range: bytes(&extent)?, buf: data })
+            }
             IoCommand::WriteZeroes { extent, deallocate } => {
                 let range = bytes(&extent)?;
                 may_write()?;
                 let flush = extent.fua || through;
                 (State::Change { flush }, Op::WriteZeroes { range, may_unmap: deallocate })
             }
-            IoCommand::Flush { .. } => (State::Plain, Op::Flush),
+            IoCommand::Flush { .. } => (State::Plain(Doing::Flush), Op::Flush),
             IoCommand::DatasetManagement { ranges, deallocate, .. } => {
                 for range in parse_dsm_ranges(ranges, &data)? {
                     namespace.bytes(range.slba, range.blocks.into())?;
@@ -92,20 +95,20 @@ impl Core {
         match &mut self.slot(from).state {
             State::Read => match &done.result {
                 Ok(()) => self.answer(from, Status::SUCCESS, 0, Some(done.buf)),
-                Err(error) => self.fail(from, status_of(error, Doing::Reading)),
+                Err(error) => self.fail(from, Status::of(error, Doing::Read)),
             },
-            State::Plain => {
-                let result = done.result.map_err(|e| status_of(&e, Doing::Writing));
-                self.finish(from, result);
+            State::Plain(doing) => {
+                let doing = *doing;
+                self.finish(from, done.result.map_err(|e| Status::of(&e, doing)));
             }
             State::Change { flush } => match done.result {
                 Ok(()) if *flush => self.then_flush(from),
-                result => self.finish(from, result.map_err(|e| status_of(&e, Doing::Writing))),
+                result => self.finish(from, result.map_err(|e| Status::of(&e, Doing::WriteZeroes))),
             },
             State::Flushes { left, status, shutdown } => {
                 *left -= 1;
                 if let (true, Err(error)) = (status.is_success(), &done.result) {
-                    *status = status_of(error, Doing::Writing);
+                    *status = Status::of(error, Doing::Flush);
                 }
                 if *left == 0 {
                     let (status, shutdown) = (*status, *shutdown);
@@ -117,7 +120,7 @@ impl Core {
                 match done.result {
                     // A device that cannot give space back keeps it: deallocating is a hint.
                     Err(error) if error.kind() != Kind::Unsupported => {
-                        self.fail(from, status_of(&error, Doing::Writing));
+                        self.fail(from, Status::of(&error, Doing::Deallocate));
                     }
                     _ => self.deallocate_next(from),
                 }
@@ -129,7 +132,7 @@ impl Core {
 
     fn then_flush(&mut self, from: From) {
         let slot = self.slot(from);
-        slot.state = State::Plain;
+        slot.state = State::Plain(Doing::Flush);
         let at = slot.served;
         self.request(from, at, Op::Flush);
     }
@@ -170,40 +173,13 @@ impl Core {
         seen.into_iter().for_each(|at| self.request(from, at, Op::Flush));
     }
 
-    fn flushes_end(&mut self, from: From, status: Status, shutdown: bool) {
-        if !shutdown {
-            return self.answer(from, status, 0, None);
-        }
-        self.slot(from).state = State::Free;
-        if let Some(controller) = &self.at(from).queue.controller {
+    fn flushes_end(&mut self, from: From, mut status: Status, shutdown: bool) {
+        if shutdown && let Some(controller) = &self.at(from).queue.controller {
             controller.shutdown_complete();
+            if !std::mem::take(&mut status).is_success() {
+                tracing::error!(?controller, "shut down, and not everything could be made durable");
+            }
         }
-    }
-}
-
-/// What an operation was about when it failed: an I/O error does not say.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Doing {
-    /// Blocks were read.
-    Reading,
-    /// Blocks were changed, made durable or compared.
-    Writing,
-}
-
-/// The status of a command whose request failed.
-#[cold]
-pub(super) fn status_of(error: &Error, doing: Doing) -> Status {
-    match error.kind() {
-        Kind::Mismatch => Status::COMPARE_FAILURE,
-        Kind::NoSpace => Status::CAPACITY_EXCEEDED,
-        Kind::ReadOnly => Status::NAMESPACE_WRITE_PROTECTED,
-        Kind::OutOfRange => Status::LBA_OUT_OF_RANGE,
-        Kind::Cancelled => Status::ABORT_REQUESTED.retryable(),
-        Kind::NoMemory => Status::INTERNAL_ERROR.retryable(),
-        Kind::Unsupported => Status::INVALID_OPCODE,
-        Kind::Overlap => Status::INCOMPATIBLE_NAMESPACE,
-        Kind::InvalidInput | Kind::Misaligned | Kind::TooLarge { .. } => Status::INTERNAL_ERROR,
-        _ if doing == Doing::Reading => Status::UNRECOVERED_READ_ERROR,
-        _ => Status::WRITE_FAULT,
+        self.answer(from, status, 0, None);
     }
 }

@@ -91,11 +91,7 @@ impl Namespace {
     /// The namespace of `device`; its size is the one the device has now, cut to whole blocks.
     ///
     /// Errors: `InvalidInput` for a block size that cannot be, or a device shorter than a block.
-    pub(super) fn new(
-        device: Arc<dyn Device>,
-        options: NamespaceOptions,
-        place: &Place<'_>,
-    ) -> Result<Self> {
+    pub(super) fn new(device: Arc<dyn Device>, options: NamespaceOptions, place: &Place<'_>) -> Result<Self> {
         let block_bytes = block_bytes(&device, options.block_bytes)?;
         let block_shift = block_bytes.trailing_zeros();
         let blocks = device.size() >> block_shift;
@@ -270,10 +266,17 @@ mod tests {
 
     #[test]
     fn the_block_is_the_larger_of_512_and_the_devices() {
-        for (own, asked_bytes, block) in
-            [(1, None, Some(512)), (512, None, Some(512)), (4096, None, Some(4096)), (1, Some(4096), Some(4096)),
-             (4096, Some(512), None), (1, Some(513), None), (1, Some(8192), None), (1, Some(0), None), (1, Some(256), None)]
-        {
+        for (own, asked_bytes, block) in [
+            (1, None, Some(512)),
+            (512, None, Some(512)),
+            (4096, None, Some(4096)),
+            (1, Some(4096), Some(4096)),
+            (4096, Some(512), None),
+            (1, Some(513), None),
+            (1, Some(8192), None),
+            (1, Some(0), None),
+            (1, Some(256), None),
+        ] {
             let options = asked_bytes.map_or_else(NamespaceOptions::default, asked);
             let made = make(mem(1 << 20, own), options);
             assert_eq!(made.ok().map(|n| n.block_bytes()), block, "{own} {asked_bytes:?}");
@@ -291,7 +294,9 @@ mod tests {
         let ns = make(mem(8 * 512, 512), NamespaceOptions::default()).unwrap();
         assert_eq!(ns.bytes(0, 8), Ok(ByteRange::to(4096)));
         assert_eq!(ns.bytes(7, 1), Ok(ByteRange::between(3584, 4096)));
-        for (lba, blocks) in [(8, 1), (7, 2), (0, 9), (u64::MAX, 1), (u64::MAX - 6, 8), (1 << 55, 1), (1 << 63, 1 << 63)] {
+        for (lba, blocks) in
+            [(8, 1), (7, 2), (0, 9), (u64::MAX, 1), (u64::MAX - 6, 8), (1 << 55, 1), (1 << 63, 1 << 63)]
+        {
             assert_eq!(ns.bytes(lba, blocks), Err(Status::LBA_OUT_OF_RANGE), "{lba}+{blocks}");
         }
     }
@@ -324,7 +329,8 @@ mod tests {
     fn names_depend_on_what_it_is_and_on_nothing_else() {
         let named = |name: &str, nsid, subsystem_nqn, namesakes| {
             let options = NamespaceOptions { stable_name: Some(name.to_owned()), ..Default::default() };
-            let ns = Namespace::new(mem(4096, 1), options, &Place { nsid, subsystem_nqn, namesakes }).unwrap();
+            let ns =
+                Namespace::new(mem(4096, 1), options, &Place { nsid, subsystem_nqn, namesakes }).unwrap();
             (ns.nguid(), ns.uuid())
         };
         let first = named("/a", 1, "nqn.x", 0);

@@ -85,12 +85,7 @@ impl Subsystem {
             last_id: 0,
             counts: Vec::new(),
         };
-        Arc::new(Self {
-            nqn: options.nqn,
-            serial,
-            generation: AtomicU64::new(1),
-            state: Mutex::new(state),
-        })
+        Arc::new(Self { nqn: options.nqn, serial, generation: AtomicU64::new(1), state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -122,8 +117,7 @@ impl Subsystem {
         let mut state = self.state();
         let nsid = free_nsid(&state.namespaces, options.nsid).map_err(|e| e.on(device.name()))?;
         if let Some(other) = state.namespaces.iter().find(|n| share_bytes(n.device(), &device)) {
-            let text =
-                format!("shares bytes with namespace {} ({})", other.nsid(), other.device().name());
+            let text = format!("shares bytes with namespace {} ({})", other.nsid(), other.device().name());
             return Err(Error::new(Kind::InUse, text).on(device.name()));
         }
         let name = options.stable_name.clone().unwrap_or_else(|| device.name().to_owned());
@@ -227,8 +221,7 @@ impl Subsystem {
 
     /// Numbers of all controllers, in order; with `attached_to`, of those that see this namespace.
     pub(super) fn controller_ids(&self, attached_to: Option<&Namespace>) -> Vec<u16> {
-        let sees =
-            |c: &&Arc<Controller>| attached_to.is_none_or(|n| n.hosts().has(c.host_nqn().as_str()));
+        let sees = |c: &&Arc<Controller>| attached_to.is_none_or(|n| n.hosts().has(c.host_nqn().as_str()));
         let mut ids: Vec<u16> = self.state().controllers.iter().filter(sees).map(|c| c.id()).collect();
         ids.sort_unstable();
         ids
@@ -293,7 +286,9 @@ fn free_nsid(taken: &[Arc<Namespace>], asked: Option<u32>) -> Result<u32> {
 /// True when two devices are known to share bytes: the same leaf, at the same place. Maps are not looked into.
 fn share_bytes(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> bool {
     let place = |d: &Arc<dyn Device>| match d.identity() {
-        Identity::Leaf { leaf, base } => Some((leaf, ByteRange::between(base, base.saturating_add(d.size())))),
+        Identity::Leaf { leaf, base } => {
+            Some((leaf, ByteRange::between(base, base.saturating_add(d.size()))))
+        }
         Identity::Map(_) => None,
     };
     match (place(a), place(b)) {
