@@ -11,6 +11,7 @@
 //! | [`reactor`] | completions, timers, wake-ups, and the small executor for slow paths |
 //! | [`copy`] | plan and run a copy |
 //! | [`nvme`] | NVMe types and protocol machines, without I/O |
+//! | [`target`] | NVMe commands to requests: subsystems, namespaces, controllers |
 //! | [`drivers`] | devices: memory, null, regular file, block device |
 //! | [`map`] | one device from several: linear, mirror |
 //! | [`open`] | a name or URL becomes a device |
@@ -32,3 +33,4 @@ pub mod reactor;
 pub mod sim;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod target;
