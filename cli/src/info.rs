@@ -222,6 +222,7 @@ impl PathInfo {
                 format!("files of file system {}:{}", rustix::fs::major(dev), rustix::fs::minor(dev))
             }
             Scope::Files => "any regular file".to_owned(),
+            Scope::Controller(_) => "the namespaces its controller copies between".to_owned(),
             Scope::Process => "memory devices".to_owned(),
             Scope::Null => "null devices".to_owned(),
             #[allow(unreachable_patterns)] // scopes of test devices, which have no name a user could type
