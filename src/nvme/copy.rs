@@ -178,7 +178,11 @@ impl SourceRange {
 
     /// Writes the entry: `entry` has [`Format::entry_len`] bytes. Tags of protection information are 0.
     fn write(&self, format: Format, entry: &mut [u8]) {
-        assert_eq!(format.names_namespace(), self.snsid.is_some(), "formats 2h and 3h name a namespace, others none");
+        assert_eq!(
+            format.names_namespace(),
+            self.snsid.is_some(),
+            "formats 2h and 3h name a namespace, others none"
+        );
         entry.fill(0);
         put(entry, 0, &self.snsid.unwrap_or(0).to_le_bytes());
         put(entry, 8, &self.slba.to_le_bytes());

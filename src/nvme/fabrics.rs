@@ -148,11 +148,8 @@ impl FabricsCommand {
             1 => Ok(Width::Eight),
             _ => Err(Refusal::from(Status::INVALID_FIELD)),
         };
-        let authentication = Authentication {
-            protocol: sqe.0[43],
-            specific: [sqe.0[41], sqe.0[42]],
-            len: sqe.dword(11),
-        };
+        let authentication =
+            Authentication { protocol: sqe.0[43], specific: [sqe.0[41], sqe.0[42]], len: sqe.dword(11) };
         let format_is_known = u16_at(&sqe.0, 40) == 0;
         match sqe.0[4] {
             fctype::PROPERTY_SET => {
@@ -164,8 +161,8 @@ impl FabricsCommand {
             fctype::CONNECT | fctype::DISCONNECT if !format_is_known => {
                 Err(Status::CONNECT_INCOMPATIBLE_FORMAT.into())
             }
-            fctype::CONNECT => match u16_at(&sqe.0, SQSIZE_AT) {
-                0 => Err(Refusal::in_command(SQSIZE_AT as u16)),
+            fctype::CONNECT => match u16_at(&sqe.0, SQSIZE_AT.into()) {
+                0 => Err(Refusal::in_command(SQSIZE_AT)),
                 size => Ok(Self::Connect(Connect {
                     qid: u16_at(&sqe.0, 42),
                     entries: Count16::from_wire(size),
@@ -198,7 +195,7 @@ impl FabricsCommand {
             Self::Connect(connect) => {
                 let mut sqe = fabrics(fctype::CONNECT);
                 put(&mut sqe.0, 42, &connect.qid.to_le_bytes());
-                put(&mut sqe.0, SQSIZE_AT, &connect.entries.to_wire().to_le_bytes());
+                put(&mut sqe.0, SQSIZE_AT.into(), &connect.entries.to_wire().to_le_bytes());
                 sqe.0[46] = if connect.no_flow_control { NO_FLOW_CONTROL } else { 0 };
                 sqe.with(12, connect.keep_alive_ms.map_or(0, NonZeroU32::get))
             }
@@ -209,7 +206,7 @@ impl FabricsCommand {
     }
 }
 
-const SQSIZE_AT: usize = 44;
+const SQSIZE_AT: u16 = 44;
 const NO_FLOW_CONTROL: u8 = 1 << 2;
 
 /// An entry of a fabrics command; its type lies where others have the namespace.
@@ -247,9 +244,7 @@ impl ConnectData {
     /// Errors: Data SGL Length Invalid for another length than 1024; Connect Invalid Parameters for a name that is none.
     pub fn parse(data: &[u8]) -> Result<Self, Refusal> {
         let data: &[u8; Self::LEN] = data.try_into().map_err(|_| Status::SGL_LENGTH_INVALID)?;
-        let name = |at: u16| {
-            Nqn::from_field(&bytes_at(data, at.into())).map_err(|_| Refusal::in_data(at))
-        };
+        let name = |at: u16| Nqn::from_field(&bytes_at(data, at.into())).map_err(|_| Refusal::in_data(at));
         Ok(Self {
             host_id: bytes_at(data, 0),
             cntlid: u16_at(data, Self::CNTLID_AT.into()),

@@ -47,9 +47,7 @@ impl Extent {
 
     fn to_sqe(self, opcode: u8) -> Sqe {
         let fua = if self.fua { FUA } else { 0 };
-        Sqe::new(opcode, self.nsid)
-            .with_qword(10, self.slba)
-            .with(12, u32::from(self.blocks.to_wire()) | fua)
+        Sqe::new(opcode, self.nsid).with_qword(10, self.slba).with(12, u32::from(self.blocks.to_wire()) | fua)
     }
 }
 
@@ -142,11 +140,9 @@ impl IoCommand {
                 let deac = if deallocate { DEAC } else { 0 };
                 sqe.with(12, sqe.dword(12) | deac)
             }
-            Self::DatasetManagement { nsid, ranges, deallocate } => {
-                Sqe::new(nvm::DATASET_MANAGEMENT, nsid)
-                    .with(10, ranges.to_wire().into())
-                    .with(11, if deallocate { AD } else { 0 })
-            }
+            Self::DatasetManagement { nsid, ranges, deallocate } => Sqe::new(nvm::DATASET_MANAGEMENT, nsid)
+                .with(10, ranges.to_wire().into())
+                .with(11, if deallocate { AD } else { 0 }),
             Self::Copy(copy) => copy.to_sqe(),
         }
     }

@@ -101,7 +101,8 @@ impl<const N: usize> Ascii<N> {
 impl<const N: usize> fmt::Display for Ascii<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let len = self.0.iter().rposition(|b| !matches!(b, 0 | b' ')).map_or(0, |last| last + 1);
-        let shown = self.0[..len].iter().map(|&b| if (0x20..0x7f).contains(&b) { char::from(b) } else { '?' });
+        let shown =
+            self.0[..len].iter().map(|&b| if (0x20..0x7f).contains(&b) { char::from(b) } else { '?' });
         f.pad(&shown.collect::<String>())
     }
 }
