@@ -27,6 +27,8 @@ pub(super) struct Link {
     /// Bytes and calls on the socket since the connection was opened.
     counters: Counters,
     start: Instant,
+    /// A command got no answer here: its slot stays taken, and nothing more is asked.
+    failed: bool,
 }
 
 /// What came of an attempt to receive.
@@ -103,7 +105,7 @@ impl Link {
         let machine = Connection::new(&config)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
         let socket = Arc::new(OwnedFd::from(stream));
-        let mut link = Self { socket, machine, counters: Counters::default(), start: Instant::now() };
+        let mut link = Self { socket, machine, counters: Counters::default(), start: Instant::now(), failed: false };
         loop {
             match link.machine.next() {
                 Some(Event::Ready { digests: agreed, .. }) => {
@@ -137,6 +139,11 @@ impl Link {
     /// The machine.
     pub(super) fn machine(&mut self) -> &mut Connection {
         &mut self.machine
+    }
+
+    /// What went over the socket since the connection was opened, or the counters were taken.
+    pub(super) fn counters(&self) -> Counters {
+        self.counters
     }
 
     /// Takes the counters of what went over the socket since the last call.
@@ -221,7 +228,16 @@ impl Link {
         deadline: Instant,
         strays: &mut Vec<(u16, Cqe)>,
     ) -> Result<Answer> {
+        if self.failed || self.machine.is_closing() {
+            return Err(Error::new(Kind::Io, "the connection is lost"));
+        }
         self.machine.submit(slot, sqe, data);
+        let answer = self.wait_for(slot, deadline, strays);
+        self.failed = answer.is_err();
+        answer
+    }
+
+    fn wait_for(&mut self, slot: u16, deadline: Instant, strays: &mut Vec<(u16, Cqe)>) -> Result<Answer> {
         loop {
             while let Some(event) = self.machine.next() {
                 match event {
