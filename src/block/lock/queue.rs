@@ -232,40 +232,64 @@ fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims: &mu
     Ok(())
 }
 
-/// The tickets of requests in flight, by tag. Tags mostly count up and completions mostly come in order, so the place of a
-/// tag is guessed from the first one's; where that fails, it is looked for.
+/// The tickets of requests in flight, by tag: a table whose place is the tag's low bits. Tags in flight differ there
+/// when they count up or are numbers of slots; where two meet the table doubles, and past that the second is put aside.
 #[derive(Default)]
 pub(super) struct InFlight {
-    /// In the order they began. `None`: has ended.
-    pub(super) begun: VecDeque<(u64, Option<IoTicket>)>,
-    pub(super) live: usize,
+    /// A power of two long, or empty.
+    places: Vec<Option<(u64, IoTicket)>>,
+    aside: Vec<(u64, IoTicket)>,
+    live: usize,
 }
 
 impl InFlight {
     #[inline]
+    fn place(&mut self, tag: u64) -> Option<&mut Option<(u64, IoTicket)>> {
+        let mask = (self.places.len() as u64).wrapping_sub(1);
+        self.places.get_mut(usize::try_from(tag & mask).unwrap_or(usize::MAX))
+    }
+
+    #[inline]
     pub(super) fn insert(&mut self, tag: u64, ticket: IoTicket) {
-        self.begun.push_back((tag, Some(ticket)));
         self.live += 1;
+        match self.place(tag) {
+            Some(free @ None) => *free = Some((tag, ticket)),
+            _ => self.make_room(tag, ticket),
+        }
+    }
+
+    #[cold]
+    fn make_room(&mut self, tag: u64, ticket: IoTicket) {
+        if self.places.len() >= 8 * self.live.max(8) {
+            return self.aside.push((tag, ticket));
+        }
+        let len = (2 * self.places.len()).max(64);
+        let before = std::mem::replace(&mut self.places, std::iter::repeat_with(|| None).take(len).collect());
+        self.live = 0;
+        for (tag, ticket) in
+            before.into_iter().flatten().chain(std::mem::take(&mut self.aside)).chain([(tag, ticket)])
+        {
+            self.insert(tag, ticket);
+        }
     }
 
     #[inline]
     pub(super) fn remove(&mut self, tag: u64) -> Option<IoTicket> {
-        let first = self.begun.front()?.0;
-        let guess = usize::try_from(tag.wrapping_sub(first)).unwrap_or(usize::MAX);
-        let is = |entry: &(u64, Option<IoTicket>)| entry.0 == tag && entry.1.is_some();
-        let at = match self.begun.get(guess) {
-            Some(entry) if is(entry) => guess,
-            _ => self.begun.iter().position(is)?,
+        let place = self.place(tag)?;
+        let (_, ticket) = match place {
+            Some((held, _)) if *held == tag => place.take()?,
+            _ => {
+                let at = self.aside.iter().position(|(held, _)| *held == tag)?;
+                self.aside.swap_remove(at)
+            }
         };
-        let ticket = self.begun[at].1.take();
         self.live -= 1;
-        while self.begun.front().is_some_and(|entry| entry.1.is_none()) {
-            self.begun.pop_front();
-        }
-        // One that takes long must not keep the places of all that came and went behind it.
-        if self.begun.len() > 2 * self.live + 64 {
-            self.begun.retain(|entry| entry.1.is_some());
-        }
-        ticket
+        Some(ticket)
+    }
+
+    /// Tickets held, and places kept for them.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.live, self.places.len() + self.aside.len())
     }
 }
