@@ -12,7 +12,7 @@ use std::path::PathBuf;
 /// What is copied, and under which rules: the same for `cp` and `plan`.
 #[derive(Args)]
 pub(crate) struct EndsArgs {
-    /// Source: a path, mem:SIZE or null:SIZE, with an optional range @offset+length
+    /// Source: a path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N, with an optional range @offset+length
     #[arg(value_name = "SRC")]
     pub(crate) source: OsString,
     /// Destination: named the same way; a directory means SRC's name in it
@@ -30,7 +30,7 @@ pub(crate) struct EndsArgs {
     /// Do not flush the destination at the end; the page cache may keep the bytes
     #[arg(long)]
     pub(crate) no_sync: bool,
-    /// Overwrite a block device
+    /// Overwrite a block device or an NVMe namespace
     #[arg(long)]
     pub(crate) yes: bool,
     /// Write to a destination that is mounted, held or otherwise in use
@@ -103,9 +103,10 @@ pub(crate) struct PlanArgs {
 #[command(after_help = "\
 Examples:
   blkcopy info disk.img
-  blkcopy info --json /dev/nvme0n1")]
+  blkcopy info --json /dev/nvme0n1
+  blkcopy info nvme-tcp://192.0.2.7:4420          # the subsystems of a target and their namespaces")]
 pub(crate) struct InfoArgs {
-    /// A path, mem:SIZE or null:SIZE
+    /// A path, mem:SIZE, null:SIZE or nvme-tcp://host:port[/NQN[?nsid=N]]
     #[arg(value_name = "DEV")]
     pub(crate) device: OsString,
     /// Print it as JSON

@@ -8,11 +8,13 @@ use super::{Options, identity::Host};
 use crate::block::{Buf, Error, Kind, Result};
 use crate::nvme::admin::{GetFeatures, GetLogPage, Identify, SetFeatures};
 use crate::nvme::copy::Format;
-use crate::nvme::fabrics::{CNTLID_DYNAMIC, CNTLID_MAX, Connect, ConnectData, Connected, InvalidParameter, Width};
+use crate::nvme::fabrics::{
+    CNTLID_DYNAMIC, CNTLID_MAX, Connect, ConnectData, Connected, InvalidParameter, Width,
+};
 use crate::nvme::feature::{AsyncEvent, HostBehavior, NumberOfQueues, fid};
 use crate::nvme::identify::{
-    self, ControllerType, IdentifyController, IdentifyNamespace, NamespaceIds, NvmController, cns, csi, ctratt,
-    oaes, oncs, parse_namespace_list,
+    self, ControllerType, IdentifyController, IdentifyNamespace, NamespaceIds, NvmController, cns, csi,
+    ctratt, oaes, oncs, parse_namespace_list,
 };
 use crate::nvme::property::{Cap, Cc, Csts, Shutdown, ShutdownStatus, Version, offset};
 use crate::nvme::tcp::Digests;
@@ -157,27 +159,32 @@ impl Admin {
     /// Connects the admin queue, enables the controller, and asks it what it is.
     ///
     /// Errors: whatever stands in the way, in words; they name the address.
-    pub(super) fn attach(peer: &Peer, options: &Options, purpose: Purpose, deadline: Instant) -> Result<Self> {
+    pub(super) fn attach(
+        peer: &Peer,
+        options: &Options,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<Self> {
         let name = format!("{} at {}", peer.subsystem, peer.address);
         let digests = options.digests();
         // One place of the queue stays empty, that a full one differs from an empty one.
         let slots = u16::try_from(ADMIN_ENTRIES - 1).expect("31");
         let mut link = Link::open(&peer.address, slots, digests, deadline)?;
-        Self::enable(&mut link, peer, options, purpose, deadline).map_err(|e| e.on(&name)).map(
-            |(facts, cc, strays)| {
-                let keep_alive = facts.identify.kas.map(|_| options.keep_alive);
-                Self { link, facts: Arc::new(facts), strays, keep_alive, cc }
-            },
-        )
+        let mut strays = Vec::new();
+        let enabled = Self::enable(&mut link, &mut strays, peer, options, purpose, deadline);
+        let (facts, cc) = enabled.map_err(|e| e.on(&name))?;
+        let keep_alive = facts.identify.kas.map(|_| options.keep_alive);
+        Ok(Self { link, facts: Arc::new(facts), strays, keep_alive, cc })
     }
 
     fn enable(
         link: &mut Link,
+        strays: &mut Vec<(u16, Cqe)>,
         peer: &Peer,
         options: &Options,
         purpose: Purpose,
         deadline: Instant,
-    ) -> Result<(Facts, Cc, Vec<(u16, Cqe)>)> {
+    ) -> Result<(Facts, Cc)> {
         let discovery = peer.subsystem.is_discovery();
         let millis = u32::try_from(options.keep_alive.as_millis()).unwrap_or(u32::MAX);
         let queue = Connect {
@@ -190,8 +197,7 @@ impl Admin {
         if !(1..=CNTLID_MAX).contains(&cntlid) {
             return Err(wrong(format!("the target gave us controller id {cntlid:#x}, which is none")));
         }
-        let mut strays = Vec::new();
-        let mut ask = Asking { link, strays: &mut strays, slot: SLOT_ASK, deadline };
+        let mut ask = Asking { link, strays, slot: SLOT_ASK, deadline };
         let (cap, cc) = start(&mut ask)?;
         let version = Version(u32::try_from(property(&mut ask, Width::Four, offset::VS)?).unwrap_or(0));
         let (page, _) = identify(&mut ask, Identify::new(cns::CONTROLLER, 0))?.good("Identify Controller")?;
@@ -222,7 +228,7 @@ impl Admin {
                 ask.ask(doing, AdminCommand::SetFeatures(set).to_sqe(), Data::None)?.good(doing)?;
             }
         }
-        Ok((facts, cc, strays))
+        Ok((facts, cc))
     }
 
     /// The queue with a deadline, to ask something.
@@ -313,7 +319,8 @@ fn connect(link: &mut Link, peer: &Peer, queue: Connect, cntlid: u16, deadline: 
 
 #[cold]
 fn wants_authentication() -> Error {
-    let text = "the target wants the host to authenticate, which this version cannot; allow this host without";
+    let text =
+        "the target wants the host to authenticate, which this version cannot; allow this host without";
     Error::new(Kind::Permission, text)
 }
 
@@ -328,7 +335,8 @@ fn connect_refused(peer: &Peer, cqe: &Cqe) -> Error {
         return match (in_data, offset) {
             (true, ConnectData::SUBSYSTEM_AT) if peer.subsystem.is_discovery() => because(
                 Kind::NotFound,
-                "the target has no discovery service there; name a subsystem: nvme-tcp://host:port/NQN".to_owned(),
+                "the target has no discovery service there; name a subsystem: nvme-tcp://host:port/NQN"
+                    .to_owned(),
             ),
             (true, ConnectData::SUBSYSTEM_AT) => because(
                 Kind::NotFound,
@@ -347,9 +355,10 @@ fn connect_refused(peer: &Peer, cqe: &Cqe) -> Error {
     match status {
         s if s.is(Status::CONNECT_INVALID_HOST) => not_admitted(host, status),
         s if s.is(Status::AUTHENTICATION_REQUIRED) => wants_authentication(),
-        s if s.is(Status::CONNECT_CONTROLLER_BUSY) => {
-            because(Kind::Io, "the target has no controller or queue to spare; detach another host".to_owned())
-        }
+        s if s.is(Status::CONNECT_CONTROLLER_BUSY) => because(
+            Kind::Io,
+            "the target has no controller or queue to spare; detach another host".to_owned(),
+        ),
         s if s.is(Status::COPY_SIZE_LIMIT_EXCEEDED) => because(
             Kind::NotFound,
             format!(
@@ -378,7 +387,10 @@ fn wrong(text: String) -> Error {
 fn start(ask: &mut Asking<'_>) -> Result<(Cap, Cc)> {
     let cap = Cap(property(ask, Width::Eight, offset::CAP)?);
     if cap.page_bytes_min() > 4096 {
-        let text = format!("the controller wants pages of {} bytes at least; 4096 are offered", cap.page_bytes_min());
+        let text = format!(
+            "the controller wants pages of {} bytes at least; 4096 are offered",
+            cap.page_bytes_min()
+        );
         return Err(Error::new(Kind::Unsupported, text));
     }
     let css = if cap.command_sets() & Cap::CSS_CSI != 0 { Cc::CSS_CSI } else { Cc::CSS_NVM };
@@ -444,7 +456,9 @@ fn check(identify: &IdentifyController, cntlid: u16, discovery: bool) -> Result<
     }
     match identify.controller_type {
         ControllerType::Io | ControllerType::NotReported => {}
-        other => return refuse(format!("the controller is no I/O controller ({other:?}) and has no namespaces")),
+        other => {
+            return refuse(format!("the controller is no I/O controller ({other:?}) and has no namespaces"));
+        }
     }
     if identify.ioccsz < 4 || identify.iorcsz < 1 || identify.icdoff != 0 {
         return refuse(format!(
@@ -527,8 +541,8 @@ pub(super) fn active_namespaces(ask: &mut dyn Ask) -> Result<Vec<u32>> {
     let mut all: Vec<u32> = Vec::new();
     while all.len() < NAMESPACES_MAX {
         let behind = all.last().copied().unwrap_or(0);
-        let (page, _) =
-            identify(ask, Identify::new(cns::ACTIVE_NAMESPACES, behind))?.good("Identify active namespaces")?;
+        let (page, _) = identify(ask, Identify::new(cns::ACTIVE_NAMESPACES, behind))?
+            .good("Identify active namespaces")?;
         let some = parse_namespace_list(&page, behind)?;
         let full = some.len() == identify::LEN / 4;
         all.extend(some);
@@ -557,7 +571,8 @@ pub(super) fn namespace(ask: &mut dyn Ask, facts: &Facts, nsid: u32) -> Result<N
             [] => format!("there is no namespace {nsid}; the subsystem shows this host none"),
             some => {
                 let shown: Vec<String> = some.iter().take(16).map(u32::to_string).collect();
-                let more = if some.len() > 16 { format!(" and {} more", some.len() - 16) } else { String::new() };
+                let more =
+                    if some.len() > 16 { format!(" and {} more", some.len() - 16) } else { String::new() };
                 format!("there is no namespace {nsid}; there are {}{more}", shown.join(", "))
             }
         };
@@ -608,7 +623,9 @@ impl NamespaceFacts {
             ));
         }
         if block > 1 << 20 {
-            return refuse(format!("namespace {nsid} has blocks of {block} bytes; at most 1 MiB are supported"));
+            return refuse(format!(
+                "namespace {nsid} has blocks of {block} bytes; at most 1 MiB are supported"
+            ));
         }
         match self.identify.size_bytes() {
             Some(size) if size <= crate::block::LEN_MAX => Ok(()),

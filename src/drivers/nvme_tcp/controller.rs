@@ -166,7 +166,8 @@ impl Controller {
         held.retain(|c| c.shared.peer == peer && !matches!(lock(&c.shared.state).phase, Phase::Dead(_)));
         if let Some(known) = held.pop() {
             if known.shared.options.digests() != options.digests() {
-                let text = "is attached already with other digests; give the same hdgst and ddgst in all its names";
+                let text =
+                    "is attached already with other digests; give the same hdgst and ddgst in all its names";
                 return Err(Error::new(Kind::InvalidInput, text).on(&peer.subsystem.to_string()));
             }
             return Ok(known);
@@ -233,14 +234,11 @@ impl Controller {
     }
 
     /// The namespace of this number that is open already, or the one that `make` makes.
-    pub(super) fn share(
-        &self,
-        nsid: u32,
-        make: impl FnOnce() -> Arc<Namespace>,
-    ) -> Arc<Namespace> {
+    pub(super) fn share(&self, nsid: u32, make: impl FnOnce() -> Arc<Namespace>) -> Arc<Namespace> {
         let mut state = lock(&self.shared.state);
         state.namespaces.retain(|n| n.strong_count() > 0);
-        let known = state.namespaces.iter().filter_map(Weak::upgrade).find(|n| n.nsid() == nsid && n.is_there());
+        let known =
+            state.namespaces.iter().filter_map(Weak::upgrade).find(|n| n.nsid() == nsid && n.is_there());
         known.unwrap_or_else(|| {
             let made = make();
             state.namespaces.push(Arc::downgrade(&made));
@@ -516,7 +514,9 @@ impl Thread<'_> {
             if let (Some(beat), Some(at), Some(timeout)) = (beat, next_beat, self.admin.keep_alive) {
                 match pending.keep_alive_sent {
                     Some(sent) if now >= sent + timeout => {
-                        return End::Lost(Why::new(format!("a keep-alive was not answered within {timeout:?}")));
+                        return End::Lost(Why::new(format!(
+                            "a keep-alive was not answered within {timeout:?}"
+                        )));
                     }
                     None if now >= at => {
                         let sqe = AdminCommand::KeepAlive.to_sqe();
@@ -718,7 +718,8 @@ impl Pending {
             SLOT_KEEP_ALIVE => {
                 self.keep_alive_sent = None;
                 if !cqe.status.is_success() {
-                    self.lost = Some(Why::new(format!("the controller answered a keep-alive with {}", cqe.status)));
+                    self.lost =
+                        Some(Why::new(format!("the controller answered a keep-alive with {}", cqe.status)));
                 }
             }
             // A controller that takes no event request is not asked again.

@@ -138,9 +138,7 @@ impl Namespace {
     }
 
     fn try_open(url: &Url, name: &str, options: Options) -> Result<Arc<Self>> {
-        let missing = |what: &str, fix: &str| {
-            Err(Error::new(Kind::InvalidInput, format!("{what}; {fix}")))
-        };
+        let missing = |what: &str, fix: &str| Err(Error::new(Kind::InvalidInput, format!("{what}; {fix}")));
         let Some(subsystem) = url.subsystem.clone() else {
             let fix = format!("blkcopy info {name} lists what there is");
             return missing("names no subsystem", &fix);
@@ -241,7 +239,8 @@ impl Namespace {
                 self.size.store(size, Ordering::Release);
             }
             _ => self.is_gone(&Why::new(
-                "another namespace has taken its place at the target; open it anew if it is what you want".to_owned(),
+                "another namespace has taken its place at the target; open it anew if it is what you want"
+                    .to_owned(),
             )),
         }
     }

@@ -5,9 +5,9 @@ use super::identity::{Host, hex, uuid_text};
 use super::url::{Address, Url};
 use super::{Options, Why};
 use crate::block::{Error, Kind, Result};
+use crate::nvme::Nqn;
 use crate::nvme::discovery::{Entry, Header, SubsystemType};
 use crate::nvme::log::lid;
-use crate::nvme::Nqn;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -98,7 +98,8 @@ pub fn discover(url: &Url) -> Result<Vec<Subsystem>> {
     let mut all = Vec::new();
     for entry in entries {
         let (nqn, service) = (entry.subsystem.to_string(), entry.service.as_str());
-        let host_name = if ANY.contains(&entry.address.as_str()) { &url.address.host } else { &entry.address };
+        let host_name =
+            if ANY.contains(&entry.address.as_str()) { &url.address.host } else { &entry.address };
         let mut found = Subsystem::blank(nqn, format!("{host_name}:{service}"));
         let port = service.parse().ok().filter(|&port: &u16| port != 0);
         match (entry.subsystem_type, port) {
@@ -135,7 +136,8 @@ fn read_log(admin: &mut Admin, deadline: Instant) -> Result<Vec<Entry>> {
     for _ in 0..READS_MAX {
         let before = header(&mut ask)?;
         if before.entries > ENTRIES_MAX {
-            let text = format!("the discovery log has {} entries; {ENTRIES_MAX} are read at most", before.entries);
+            let text =
+                format!("the discovery log has {} entries; {ENTRIES_MAX} are read at most", before.entries);
             return Err(Error::new(Kind::Unsupported, text));
         }
         let mut entries = Vec::new();
@@ -182,7 +184,9 @@ fn look_into(url: &Url, options: &Options, host: Host) -> Result<Subsystem> {
         let url = Url { nsid: Some(nsid), ..url.clone() };
         found.namespaces.push(match admin::describe(&mut ask, &facts, nsid) {
             Ok(namespace) => NamespaceInfo::of(&namespace, &facts, &url),
-            Err(error) => NamespaceInfo { error: Some(Why::of(&error).to_string()), ..NamespaceInfo::blank(&url) },
+            Err(error) => {
+                NamespaceInfo { error: Some(Why::of(&error).to_string()), ..NamespaceInfo::blank(&url) }
+            }
         });
     }
     let _ = admin.shut_down(deadline);

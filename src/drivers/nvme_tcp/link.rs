@@ -1,8 +1,8 @@
 //! One connection: a socket that never blocks, and the machine that speaks NVMe/TCP over it.
 
 use super::url::Address;
-use crate::block::{Buf, Counters, Error, Kind, Result};
 use crate::block::counters::Call;
+use crate::block::{Buf, Counters, Error, Kind, Result};
 use crate::nvme::tcp::host::{Config, Connection, Data, Event};
 use crate::nvme::tcp::{Broken, Digests};
 use crate::nvme::{Cqe, Sqe, Status};
@@ -75,15 +75,15 @@ impl Link {
             }
         }
         Err(match refused {
-            Some(e) if e.kind() == io::ErrorKind::ConnectionRefused => Error::new(
-                Kind::Io,
-                "nothing listens there; is the target running, and is the port right?",
-            )
-            .because(e),
-            Some(e) if e.kind() == io::ErrorKind::TimedOut => {
-                Error::new(Kind::Io, "does not answer; is the host up, and does no firewall drop the connection?")
+            Some(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                Error::new(Kind::Io, "nothing listens there; is the target running, and is the port right?")
                     .because(e)
             }
+            Some(e) if e.kind() == io::ErrorKind::TimedOut => Error::new(
+                Kind::Io,
+                "does not answer; is the host up, and does no firewall drop the connection?",
+            )
+            .because(e),
             Some(e) => Error::new(Kind::Io, "cannot be connected to").because(e),
             None => Error::new(Kind::Io, "could not be connected to in the time there was"),
         })
@@ -105,12 +105,14 @@ impl Link {
         let machine = Connection::new(&config)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
         let socket = Arc::new(OwnedFd::from(stream));
-        let mut link = Self { socket, machine, counters: Counters::default(), start: Instant::now(), failed: false };
+        let mut link =
+            Self { socket, machine, counters: Counters::default(), start: Instant::now(), failed: false };
         loop {
             match link.machine.next() {
                 Some(Event::Ready { digests: agreed, .. }) => {
                     if agreed != digests {
-                        let text = "the target does not agree to the digests asked for; leave hdgst and ddgst out";
+                        let text =
+                            "the target does not agree to the digests asked for; leave hdgst and ddgst out";
                         return Err(Error::new(Kind::Unsupported, text));
                     }
                     return Ok(link);
@@ -302,7 +304,10 @@ pub(super) fn broken(why: &Broken) -> Error {
 /// The machine ended the connection before it was open.
 #[cold]
 fn no_service(why: &Broken) -> Error {
-    Error::new(Kind::Io, format!("what listens there does not answer as NVMe/TCP does ({why}); is the port right?"))
+    Error::new(
+        Kind::Io,
+        format!("what listens there does not answer as NVMe/TCP does ({why}); is the port right?"),
+    )
 }
 
 /// A command ended with a status that is no success.

@@ -116,7 +116,8 @@ impl NvmeQueue {
         let reactor = reactor::current().ok_or_else(|| {
             Error::new(Kind::InvalidInput, "this thread has no reactor; enter one before opening a queue")
         })?;
-        let (wire, Fresh { link, facts, association }) = namespace.controller().open_queue(&reactor.waker())?;
+        let (wire, Fresh { link, facts, association }) =
+            namespace.controller().open_queue(&reactor.waker())?;
         let port = reactor.open_port();
         let mut queue = Self {
             most: Most::of(&facts, namespace.block()),
@@ -327,7 +328,8 @@ impl NvmeQueue {
                 return (command.to_sqe(), Data::Out(list));
             }
             Op::Copy(copy) => {
-                let source = copy.source.as_any().downcast_ref::<Namespace>().expect("checked by `check_copy`");
+                let source =
+                    copy.source.as_any().downcast_ref::<Namespace>().expect("checked by `check_copy`");
                 let inside = source.nsid() == nsid && self.namespace.abilities.copies_inside;
                 let format = if inside { Format::F0 } else { Format::F2 };
                 let ranges: SmallVec<[SourceRange; 8]> = copy
@@ -336,7 +338,10 @@ impl NvmeQueue {
                     .map(|r| SourceRange {
                         snsid: (!inside).then(|| source.nsid()),
                         slba: r.offset() / block,
-                        blocks: u32::try_from(r.len() / block).ok().and_then(Blocks::new).unwrap_or(Blocks::ONE),
+                        blocks: u32::try_from(r.len() / block)
+                            .ok()
+                            .and_then(Blocks::new)
+                            .unwrap_or(Blocks::ONE),
                         fco: false,
                     })
                     .collect();
@@ -522,8 +527,13 @@ impl NvmeQueue {
     #[cold]
     fn lost(&mut self, why: Why) {
         let Some(mut link) = self.link.take() else { return };
+        // Why it was ended here goes out while the machine still has it.
+        if link.machine().is_closing() {
+            let _ = link.send();
+        } else {
+            link.machine().close();
+        }
         self.counters += link.take_counters();
-        link.machine().close();
         while let Some(unfinished) = link.machine().drain() {
             let Some(mut work) = self.works[usize::from(unfinished.slot)].take() else { continue };
             work.buf = buf_of(unfinished.data);
@@ -531,7 +541,8 @@ impl NvmeQueue {
                 work.losses += 1;
                 work.doubt = work.request.op().is_write().then_some(self.association);
                 if work.losses > LOSSES_MAX && work.failed.is_none() {
-                    let text = format!("the connection was lost {} times with this under way: {why}", work.losses);
+                    let text =
+                        format!("the connection was lost {} times with this under way: {why}", work.losses);
                     work.failed = Some(Error::new(Kind::Io, text));
                 }
             }

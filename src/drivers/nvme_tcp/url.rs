@@ -177,10 +177,7 @@ mod tests {
         assert_eq!(url.host.as_ref().unwrap().as_str(), "nqn.2014-08.org.x:me");
         assert_eq!(url.to_string(), all);
         let url = Url::parse("nvme-tcp://[::1]/nqn?nsid=4294967293").unwrap();
-        assert_eq!(
-            (url.address.host.as_str(), url.address.port, url.nsid),
-            ("::1", 4420, Some(0xffff_fffd))
-        );
+        assert_eq!((url.address.host.as_str(), url.address.port, url.nsid), ("::1", 4420, Some(0xffff_fffd)));
         assert_eq!(url.to_string(), "nvme-tcp://[::1]:4420/nqn?nsid=4294967293");
         let url = Url::parse("nvme-tcp://10.0.0.1").unwrap();
         assert_eq!((url.address.port, url.subsystem, url.nsid), (8009, None, None));
