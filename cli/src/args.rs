@@ -6,13 +6,13 @@ use blkcopy::open::parse_size;
 use blkcopy::reactor::EngineChoice;
 use clap::{Args, ValueEnum};
 use std::ffi::OsString;
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 /// What is copied, and under which rules: the same for `cp` and `plan`.
 #[derive(Args)]
 pub(crate) struct EndsArgs {
-    /// Source: a path, mem:SIZE or null:SIZE, with an optional range @offset+length
+    /// Source: a path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N, with an optional range @offset+length
     #[arg(value_name = "SRC")]
     pub(crate) source: OsString,
     /// Destination: named the same way; a directory means SRC's name in it
@@ -30,7 +30,7 @@ pub(crate) struct EndsArgs {
     /// Do not flush the destination at the end; the page cache may keep the bytes
     #[arg(long)]
     pub(crate) no_sync: bool,
-    /// Overwrite a block device
+    /// Overwrite a block device or an NVMe namespace
     #[arg(long)]
     pub(crate) yes: bool,
     /// Write to a destination that is mounted, held or otherwise in use
@@ -103,9 +103,10 @@ pub(crate) struct PlanArgs {
 #[command(after_help = "\
 Examples:
   blkcopy info disk.img
-  blkcopy info --json /dev/nvme0n1")]
+  blkcopy info --json /dev/nvme0n1
+  blkcopy info nvme-tcp://192.0.2.7:4420          # the subsystems of a target and their namespaces")]
 pub(crate) struct InfoArgs {
-    /// A path, mem:SIZE or null:SIZE
+    /// A path, mem:SIZE, null:SIZE or nvme-tcp://host:port[/NQN[?nsid=N]]
     #[arg(value_name = "DEV")]
     pub(crate) device: OsString,
     /// Print it as JSON
@@ -148,7 +149,7 @@ pub(crate) struct ServeArgs {
     pub(crate) allow: Vec<String>,
     /// Size of a logical block: 512 or 4096
     #[arg(long, value_name = "BYTES")]
-    pub(crate) block_size: Option<NonZeroU32>,
+    pub(crate) block_size: Option<u32>,
     /// Refuse every write
     #[arg(long)]
     pub(crate) read_only: bool,

@@ -12,6 +12,7 @@ use blkcopy::copy::run::{Options, Verify};
 use blkcopy::copy::{Job, Offload, Policy, Segment};
 use blkcopy::drivers::{File as FileDevice, FileOptions};
 use blkcopy::exports::nvme_tcp::{self, Server};
+use blkcopy::nvme::Nqn;
 use blkcopy::open::{Name, open_dest, open_source};
 use blkcopy::reactor::EngineChoice;
 use blkcopy::target::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
@@ -80,7 +81,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Code, Fail> {
 /// Starts a target over the image and an empty file for each clone.
 fn serve(dir: &Path) -> Result<Server, Fail> {
     let target = Target::new(Settings::default())?;
-    let subsystem = Subsystem::new(SubsystemOptions { nqn: NQN.to_owned(), ..SubsystemOptions::default() })?;
+    let subsystem = Subsystem::new(SubsystemOptions { nqn: Nqn::new(NQN)?, serial: None });
     for (n, file) in [GOLDEN].into_iter().chain(CLONES.map(|c| c.2)).enumerate() {
         let path = dir.join(file);
         if n > 0 {

@@ -12,13 +12,14 @@ mod plan;
 mod progress;
 mod run;
 mod serve;
+mod target_info;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
-Devices: a path, mem:SIZE or null:SIZE, each with an optional range @offset+length or @offset.
+Devices: a path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N, each with an optional range @offset+length or @offset.
 Sizes: whole numbers of bytes, or with KiB, MiB, GiB, TiB, PiB, EiB (K, M, G, ... mean the same).
 Exit codes: 0 done, 1 the answer is no, 2 error, 130 cancelled.";
 

@@ -8,8 +8,9 @@ use crate::run::Interrupts;
 use blkcopy::block::{Device, Error, Kind};
 use blkcopy::drivers::{Hold, hold, in_use};
 use blkcopy::exports::nvme_tcp::{OnCopy, Options, Server};
+use blkcopy::nvme::Nqn;
 use blkcopy::open::{self, Found, Name};
-use blkcopy::target::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
+use blkcopy::target::{Hosts, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use std::ffi::OsStr;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -20,22 +21,24 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let interrupts = Interrupts::listen()?;
     let served = args.devices.iter().map(|text| open_device(text, args)).collect::<Result<Vec<_>, _>>()?;
     let target = Target::new(Settings::default())?;
-    let nqn = args.nqn.clone().unwrap_or_else(machine_nqn);
-    let subsystem = Subsystem::new(SubsystemOptions { nqn: nqn.clone(), ..SubsystemOptions::default() })?;
+    let nqn = Nqn::new(&args.nqn.clone().unwrap_or_else(machine_nqn)).map_err(|e| e.on("--nqn"))?;
+    let subsystem = Subsystem::new(SubsystemOptions { nqn: nqn.clone(), serial: None });
+    let hosts = if args.allow.is_empty() { Hosts::Any } else { Hosts::These(args.allow.clone()) };
     for (device, _) in &served {
         let options = NamespaceOptions {
-            block_size: args.block_size,
+            block_bytes: args.block_size,
             read_only: args.read_only,
-            hosts: (!args.allow.is_empty()).then(|| args.allow.clone()),
+            hosts: hosts.clone(),
             ..NamespaceOptions::default()
         };
         let nsid = subsystem.add(device.clone(), options)?;
         output::out(&format!("namespace {nsid}: {}, {}\n", device.name(), size(device.size())));
     }
     target.serve(subsystem)?;
-    let on_copy: Option<OnCopy> = args.log.contains(&LogArg::Copies).then(|| -> OnCopy {
-        Arc::new(|line| output::out(&format!("{line}\n")))
-    });
+    let on_copy: Option<OnCopy> = args
+        .log
+        .contains(&LogArg::Copies)
+        .then(|| -> OnCopy { Arc::new(|line| output::out(&format!("{line}\n"))) });
     let listen = resolve(&args.listen)?;
     for open in listen.iter().filter(|a| !a.ip().is_loopback()) {
         note(&format!(
@@ -83,7 +86,8 @@ fn open_device(text: &OsStr, args: &ServeArgs) -> Result<(Arc<dyn Device>, Hold)
             return Err(Fail::from(error).hint(hint));
         }
     }
-    let device = if args.read_only { open::open_source(&name)? } else { open::open_dest(&name, args.force_in_use)? };
+    let device =
+        if args.read_only { open::open_source(&name)? } else { open::open_dest(&name, args.force_in_use)? };
     if device.read_only() && !args.read_only {
         let error = Error::new(Kind::ReadOnly, "the device is read-only").on(&name.device_text());
         return Err(Fail::from(error).hint("--read-only serves it as it is"));
@@ -109,7 +113,8 @@ fn resolve(texts: &[String]) -> Result<Vec<SocketAddr>, Fail> {
 fn machine_nqn() -> String {
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let hash = blake3::derive_key("blkcopy NVMe subsystem of a machine", id.trim().as_bytes());
-    let hex = |range: std::ops::Range<usize>| hash[range].iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let hex =
+        |range: std::ops::Range<usize>| hash[range].iter().map(|b| format!("{b:02x}")).collect::<String>();
     // Version 8 (made by a rule of one's own) and the RFC 9562 variant.
     let (version, variant) = (hash[6] & 0x0f | 0x80, hash[8] & 0x3f | 0x80);
     format!(

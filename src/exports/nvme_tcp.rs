@@ -111,7 +111,7 @@ impl Server {
         target.listen(&addresses);
         let settings = target.settings();
         let machine = Config {
-            entries_max: settings.queue_entries,
+            entries_max: u16::try_from(settings.queue_entries.get()).expect("4096 at most"),
             data_bytes_max: settings.transfer_bytes,
             in_capsule_bytes_max: settings.in_capsule_bytes,
             h2c_data_bytes_max: settings.transfer_bytes,

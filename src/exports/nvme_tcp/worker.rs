@@ -96,13 +96,12 @@ pub(super) fn run(
     let locks = Rc::new(LockDomain::process().attach(move || woken.wake())?);
     local.serve_locks(&locks);
     let chunk = shared.target.settings().transfer_bytes as usize;
-    let pool = BufPool::new(shared.options.payload_bytes, chunk)
-        .filter(|p| p.chunk_bytes() >= chunk)
-        .ok_or_else(|| {
-            Error::new(Kind::NoMemory, format!("no memory for one transfer of {chunk} bytes on a core"))
-        })?;
+    let pool =
+        BufPool::new(shared.options.payload_bytes, chunk).filter(|p| p.chunk_bytes() >= chunk).ok_or_else(
+            || Error::new(Kind::NoMemory, format!("no memory for one transfer of {chunk} bytes on a core")),
+        )?;
     let pool = Rc::new(pool);
-    let mut core = Core::new(shared.target.clone(), locks, pool.clone(), waker.clone());
+    let mut core = Core::new(shared.target.clone(), locks, pool.clone(), waker.clone())?;
     if let Some(on_copy) = shared.options.on_copy.clone() {
         core.on_copy(move |line| on_copy(line));
     }
@@ -167,7 +166,8 @@ impl Worker {
         let now = self.reactor.now();
         self.core.tick(now, &mut self.lost);
         for id in std::mem::take(&mut self.lost) {
-            if let Some(link) = self.links.get_mut(id.index()).and_then(Option::as_mut).filter(|l| l.id == id) {
+            if let Some(link) = self.links.get_mut(id.index()).and_then(Option::as_mut).filter(|l| l.id == id)
+            {
                 link.over = true;
             }
         }
@@ -255,7 +255,10 @@ impl Worker {
         let local = stream.local_addr().map_err(cannot)?;
         let machine = Connection::new(&self.shared.machine)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
-        let id = self.core.open(local);
+        let id = self
+            .core
+            .open(local)
+            .ok_or_else(|| Error::new(Kind::InUse, "connections that were closed are not drained yet"))?;
         self.serial = self.serial.wrapping_add(1) & 0x7fff_ffff;
         let link = Link {
             id,
@@ -285,8 +288,7 @@ impl Worker {
 
     fn answer(&mut self) -> bool {
         let mut answers = std::mem::take(&mut self.answers);
-        self.core.poll(&mut answers);
-        let busy = !answers.is_empty();
+        let busy = self.core.poll(&mut answers) || !answers.is_empty();
         for Answer { from, mut cqe, data } in answers.drain(..) {
             let link = self.links.get_mut(from.connection.index()).and_then(Option::as_mut);
             let Some(link) = link.filter(|l| l.id == from.connection && !l.left) else { continue };
@@ -295,7 +297,7 @@ impl Worker {
                 if queue.entries() > 0 {
                     link.announced = true;
                     let facts = QueueFacts {
-                        entries: queue.entries(),
+                        entries: u16::try_from(queue.entries()).expect("4096 at most"),
                         admin: queue.id() == Some(0),
                         flow_control: queue.flow_control(),
                     };
@@ -364,7 +366,7 @@ impl Worker {
 
     /// True when nothing is in flight and everything has been sent.
     fn is_drained(&self) -> bool {
-        self.core.is_quiet() && self.links.iter().flatten().all(|l| l.machine.output().is_empty())
+        self.core.is_idle() && self.links.iter().flatten().all(|l| l.machine.output().is_empty())
     }
 
     fn close_all(&mut self) {
