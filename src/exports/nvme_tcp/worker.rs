@@ -448,7 +448,6 @@ impl Link {
             }
             match rustix::io::writev(&*self.socket, &output) {
                 Ok(n) => {
-                    drop(output);
                     self.machine.sent(n, back);
                     self.last = now;
                     busy = true;
