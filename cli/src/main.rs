@@ -11,6 +11,7 @@ mod output;
 mod plan;
 mod progress;
 mod run;
+mod serve;
 mod target_info;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +36,7 @@ enum Command {
     Cp(args::CpArgs),
     Plan(args::PlanArgs),
     Info(args::InfoArgs),
+    Serve(args::ServeArgs),
     Demo(args::DemoArgs),
 }
 
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Cp(args) => cp::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

@@ -122,6 +122,8 @@ pub struct Progress {
     pub moving_bytes: Cell<u64>,
     /// Bytes verified on both ends.
     pub verified_bytes: Cell<u64>,
+    /// True once a read of the source has failed: an error of the device does not say which end it was about.
+    pub source_failed: Cell<bool>,
     /// Method of the last step that began or ended; skipping is not worth a mention while others move bytes.
     pub method: Cell<Option<Method>>,
 }

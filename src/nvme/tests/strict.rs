@@ -125,7 +125,7 @@ proptest! {
         prop_assert_eq!(&IdentifyNamespace::parse(&read.to_bytes()).unwrap(), &read);
 
         let mut entry = noise[..1024].to_vec();
-        (entry[2], entry[3]) = (1 + noise[2] % 3, noise[3] & 0xfc | noise[3] % 3);
+        (entry[2], entry[3]) = (1 + noise[2] % 3, noise[3] & 0xfc | (noise[3] % 3));
         entry[32..64].iter_mut().for_each(|b| *b = b' ' + *b % 90);
         entry[512..768].iter_mut().for_each(|b| *b = b' ' + *b % 90);
         entry[256..512].copy_from_slice(&name.to_field());
