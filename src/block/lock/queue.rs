@@ -232,39 +232,47 @@ fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims: &mu
     Ok(())
 }
 
-/// The tickets of requests in flight, by tag: a table whose place is the tag's low bits. Tags in flight differ there
-/// when they count up or are numbers of slots; where two meet the table doubles, and past that the second is put aside.
+/// The tickets of requests in flight, by tag: a table in which a tag has [`NEAR`] places. Tags that count up, and numbers of
+/// slots, find the first of theirs free; where all are taken the table doubles, and past that a ticket is put aside.
 #[derive(Default)]
 pub(super) struct InFlight {
-    /// A power of two long, or empty.
+    /// A power of two of places to begin at, and `NEAR` more behind them; or empty.
     places: Vec<Option<(u64, IoTicket)>>,
     aside: Vec<(u64, IoTicket)>,
     live: usize,
 }
 
+/// Places of a tag.
+const NEAR: usize = 4;
+
 impl InFlight {
+    /// The places of a tag: its low bits, stirred with the ones above 16, where front ends keep the number of a connection.
     #[inline]
-    fn place(&mut self, tag: u64) -> Option<&mut Option<(u64, IoTicket)>> {
-        let mask = (self.places.len() as u64).wrapping_sub(1);
-        self.places.get_mut(usize::try_from(tag & mask).unwrap_or(usize::MAX))
+    fn near(&mut self, tag: u64) -> &mut [Option<(u64, IoTicket)>] {
+        let Some(begins) = self.places.len().checked_sub(NEAR) else { return &mut [] };
+        let stirred = tag ^ (tag >> 16).wrapping_mul(0x9E37_79B1);
+        let first = usize::try_from(stirred & (begins as u64 - 1)).expect("below the length");
+        &mut self.places[first..first + NEAR]
     }
 
     #[inline]
     pub(super) fn insert(&mut self, tag: u64, ticket: IoTicket) {
-        self.live += 1;
-        match self.place(tag) {
-            Some(free @ None) => *free = Some((tag, ticket)),
-            _ => self.make_room(tag, ticket),
+        match self.near(tag).iter_mut().find(|place| place.is_none()) {
+            Some(free) => *free = Some((tag, ticket)),
+            None => return self.make_room(tag, ticket),
         }
+        self.live += 1;
     }
 
     #[cold]
     fn make_room(&mut self, tag: u64, ticket: IoTicket) {
         if self.places.len() >= 8 * self.live.max(8) {
+            self.live += 1;
             return self.aside.push((tag, ticket));
         }
-        let len = (2 * self.places.len()).max(64);
-        let before = std::mem::replace(&mut self.places, std::iter::repeat_with(|| None).take(len).collect());
+        let begins = (2 * self.places.len().saturating_sub(NEAR)).max(64);
+        let empty = std::iter::repeat_with(|| None).take(begins + NEAR).collect();
+        let before = std::mem::replace(&mut self.places, empty);
         self.live = 0;
         for (tag, ticket) in
             before.into_iter().flatten().chain(std::mem::take(&mut self.aside)).chain([(tag, ticket)])
@@ -275,10 +283,10 @@ impl InFlight {
 
     #[inline]
     pub(super) fn remove(&mut self, tag: u64) -> Option<IoTicket> {
-        let place = self.place(tag)?;
-        let (_, ticket) = match place {
-            Some((held, _)) if *held == tag => place.take()?,
-            _ => {
+        let mut places = self.near(tag).iter_mut();
+        let (_, ticket) = match places.find(|place| place.as_ref().is_some_and(|(held, _)| *held == tag)) {
+            Some(place) => place.take()?,
+            None => {
                 let at = self.aside.iter().position(|(held, _)| *held == tag)?;
                 self.aside.swap_remove(at)
             }
