@@ -9,7 +9,7 @@ use crate::file_dest::{Begun, FileDest, Made, hold_dest};
 use crate::output::{Finding, Level, size_exact};
 use blkcopy::block::{ByteRange, Device, Error, Identity, Kind, LEN_MAX};
 use blkcopy::copy::{Job, Policy, Segment};
-use blkcopy::drivers::{Hold, hold, in_use};
+use blkcopy::drivers::{Hold, backing_shortage, hold, in_use};
 use blkcopy::open::{self, Found, Name};
 use std::sync::Arc;
 
@@ -130,6 +130,9 @@ pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
     {
         check_use(path, args.force_in_use, &mut checks)?;
     }
+    if let Some(path) = dest_name.path() {
+        note_shortage(path, &segments, &mut checks);
+    }
     if let Dest::Device(device) = &dest {
         check_fit(device, &source_name, &segments, end, &mut checks)?;
     }
@@ -227,6 +230,23 @@ fn note_source_use(name: &Name, checks: &mut Checks) {
     for holder in in_use(path).unwrap_or_default() {
         let text = format!("{}: {holder}: it may change while it is copied", name.device_text());
         checks.findings.push(Finding::warn(text, "unmount or stop what uses it, or copy a snapshot"));
+    }
+}
+
+/// A loop device whose file may run out of space under the copy: its driver does not always say so.
+fn note_shortage(path: &std::path::Path, segments: &[Segment], checks: &mut Checks) {
+    let Some(short) = backing_shortage(path) else { return };
+    let bytes: u64 = segments.iter().map(|s| s.len).sum();
+    if bytes > short.free_bytes {
+        let text = format!(
+            "{}: the file behind it ({}) lacks {} and its file system has {} left: Linux's loop driver may call bytes written \
+             that had no space",
+            path.display(),
+            short.file.display(),
+            size_exact(short.missing_bytes),
+            size_exact(short.free_bytes),
+        );
+        checks.findings.push(Finding::warn(text, "free space there, or copy with --verify digest"));
     }
 }
 

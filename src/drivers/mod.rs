@@ -13,7 +13,7 @@ pub mod null;
 pub use bdev::{Bdev, BdevOptions};
 pub use file::{File, FileOptions};
 pub use hold::{Hold, hold};
-pub use in_use::{Holder, HolderKind, in_use};
+pub use in_use::{Holder, HolderKind, Shortage, backing_shortage, in_use};
 
 #[cfg(test)]
 mod testing;

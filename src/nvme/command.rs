@@ -73,6 +73,14 @@ impl Sqe {
         self.0[1]
     }
 
+    /// Checks FUSE and PSDT, the fields of an admin or I/O command that come before all others.
+    ///
+    /// Errors: Invalid Field for a fused command (none is supported) and for a data pointer that is not one SGL descriptor with
+    /// contiguous metadata (PSDT 01b): fabrics have no PRPs. Fabrics commands are not to be asked: theirs is a reserved byte.
+    pub fn check_flags(&self) -> Result<(), Status> {
+        if self.flags() & 0xc3 == 0x40 { Ok(()) } else { Err(Status::INVALID_FIELD) }
+    }
+
     /// Command id: the host's name for the command on its queue.
     pub const fn cid(&self) -> u16 {
         u16::from_le_bytes([self.0[2], self.0[3]])
@@ -204,6 +212,11 @@ pub struct Cqe {
 impl Cqe {
     /// Bytes on the wire.
     pub const LEN: usize = 16;
+
+    /// Dword 0 of the result.
+    pub const fn dword0(&self) -> u32 {
+        (self.result & 0xffff_ffff) as u32
+    }
 
     /// As on the wire.
     pub fn to_bytes(self) -> [u8; Self::LEN] {
