@@ -466,38 +466,35 @@ impl NvmeQueue {
 
     // --- the connection ----------------------------------------------------------------------------------------------
 
-    /// Sends what there is and takes what has ended, until neither goes on.
+    /// Takes what has ended and sends what there is, until there is neither.
     fn turn(&mut self) {
         loop {
+            self.events();
             let Some(link) = &mut self.link else { return };
-            let sent = match link.send() {
-                Ok(sent) => sent,
-                Err(error) => return self.lost(Why::of(&error)),
-            };
-            if !self.events() {
-                if !sent {
-                    self.arm(WRITABLE);
-                }
+            if link.machine().output().is_empty() {
                 return;
+            }
+            match link.send() {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.events();
+                    return self.arm(WRITABLE);
+                }
+                Err(error) => return self.lost(Why::of(&error)),
             }
         }
     }
 
-    /// Takes what has ended. True when there was something.
-    fn events(&mut self) -> bool {
-        let mut any = false;
+    /// Takes what has ended.
+    fn events(&mut self) {
         loop {
-            let Some(link) = &mut self.link else { return any };
+            let Some(link) = &mut self.link else { return };
             match link.machine().next() {
                 Some(Event::Done { slot, cqe, data, received }) => self.ended(slot, cqe, data, received),
-                Some(Event::Broken(why)) => {
-                    self.lost(Why::of(&broken(&why)));
-                    return any;
-                }
+                Some(Event::Broken(why)) => return self.lost(Why::of(&broken(&why))),
                 Some(Event::Ready { .. }) => {}
-                None => return any,
+                None => return,
             }
-            any = true;
         }
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Outgoing<P> {
     used: usize,
     full_at: usize,
     pieces: VecDeque<Piece<P>>,
+    /// Pieces that are in buffers.
+    referred: usize,
     /// Bytes ever put in, and ever sent.
     put: u64,
     gone: u64,
@@ -49,6 +51,7 @@ impl<P> Outgoing<P> {
             used: 0,
             full_at: STAGED_MAX + reserve,
             pieces: VecDeque::with_capacity(pieces),
+            referred: 0,
             put: 0,
             gone: 0,
         }
@@ -110,6 +113,7 @@ impl<P> Outgoing<P> {
     /// `len` bytes more, from `start` of the buffer `of`.
     pub(super) fn refer(&mut self, of: P, start: usize, len: usize) {
         self.put += len as u64;
+        self.referred += 1;
         self.pieces.push_back(Piece::Payload { of, start, len });
     }
 
@@ -145,6 +149,7 @@ impl<P> Outgoing<P> {
                 }
             }
             if finished && let Some(Piece::Payload { of, .. }) = self.pieces.pop_front() {
+                self.referred -= 1;
                 done(of);
             }
         }
@@ -153,11 +158,11 @@ impl<P> Outgoing<P> {
     /// Forgets what is left to send.
     pub(super) fn clear(&mut self) {
         self.pieces.clear();
-        self.used = 0;
+        (self.used, self.referred) = (0, 0);
     }
 
-    /// Buffers are referred to by what is left to send.
-    pub(super) fn refers(&self) -> bool {
-        self.pieces.iter().any(|piece| matches!(piece, Piece::Payload { .. }))
+    /// How many pieces of what is left to send are in buffers.
+    pub(super) fn referred(&self) -> usize {
+        self.referred
     }
 }
