@@ -452,7 +452,8 @@ fn jobs_become_copies_of_many_ranges_within_the_limits() {
         s.disks.get_mut(&1).unwrap().bytes = bytes;
     });
     let (one, two) = (open(&fake, 1, quick()), open(&fake, 2, quick()));
-    let seg = |source: u64, dest: u64, len: u64| Segment { source: source * 512, dest: dest * 512, len: len * 512 };
+    let seg =
+        |source: u64, dest: u64, len: u64| Segment { source: source * 512, dest: dest * 512, len: len * 512 };
     // Longer than a range (64 blocks) and than a command (128): two ranges each.
     let receipt = run_job(&one, &two, &[seg(8, 1000, 300)]);
     assert_eq!(copies(&fake), [(2, 2), (2, 2), (2, 1)]);
