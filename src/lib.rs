@@ -11,7 +11,9 @@
 //! | [`reactor`] | completions, timers, wake-ups, and the small executor for slow paths |
 //! | [`copy`] | plan and run a copy |
 //! | [`nvme`] | NVMe types and protocol machines, without I/O |
-//! | [`drivers`] | devices: memory, null, regular file, block device |
+//! | [`target`] | NVMe commands to requests: subsystems, namespaces, controllers |
+//! | [`exports`] | the ways out: sockets and threads around the target |
+//! | [`drivers`] | devices: memory, null, regular file, block device, NVMe/TCP namespace |
 //! | [`map`] | one device from several: linear, mirror |
 //! | [`open`] | a name or URL becomes a device |
 //! | `sim` | seeded world and test devices (feature `sim`) |
@@ -24,6 +26,7 @@
 pub mod block;
 pub mod copy;
 pub mod drivers;
+pub mod exports;
 pub mod map;
 pub mod nvme;
 pub mod open;
@@ -32,3 +35,4 @@ pub mod reactor;
 pub mod sim;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod target;

@@ -10,7 +10,7 @@ use crate::output::{Finding, Level, size_exact};
 use blkcopy::block::{ByteRange, Device, Error, Identity, Kind, LEN_MAX};
 use blkcopy::copy::{Job, Policy, Segment};
 use blkcopy::drivers::{Hold, backing_shortage, hold, in_use};
-use blkcopy::open::{self, Found, Name};
+use blkcopy::open::{self, Found, Name, Place};
 use std::sync::Arc;
 
 /// What the checks are for.
@@ -192,7 +192,7 @@ fn open_device(
     purpose: Purpose,
     checks: &mut Checks,
 ) -> Result<Arc<dyn Device>, Fail> {
-    let Some(path) = name.path() else { return Ok(open::open_dest(name, false)?) };
+    let Some(path) = name.path() else { return open_elsewhere(name, args, purpose, checks) };
     if purpose == Purpose::Plan {
         check_use(path, args.force_in_use, checks)?;
         if open::read_only(path) {
@@ -217,12 +217,40 @@ fn open_device(
     Ok(device)
 }
 
-/// A block device in words: name, model, size.
+/// A destination that is no path: devices in memory are made for the copy, namespaces hold what somebody put there.
+fn open_elsewhere(
+    name: &Name,
+    args: &EndsArgs,
+    purpose: Purpose,
+    checks: &mut Checks,
+) -> Result<Arc<dyn Device>, Fail> {
+    let destroys = matches!(name.place, Place::NvmeTcp(_)) && !args.yes;
+    if destroys && purpose == Purpose::Copy {
+        let text = format!("{}: would be overwritten", describe(name));
+        return Err(Fail::invalid(text).hint("give --yes if what is on it may be lost"));
+    }
+    let device = open::open_dest(name, args.force_in_use)?;
+    if device.read_only() {
+        let error = Error::new(Kind::ReadOnly, "is write-protected at the target").on(&name.device_text());
+        checks.fail(error, "lift that at the target, or name another destination")?;
+    }
+    if destroys {
+        let text = format!("{}: what is on it would be overwritten", described(name, &device));
+        checks.findings.push(Finding::warn(text, "cp wants --yes"));
+    }
+    Ok(device)
+}
+
+/// A block device or namespace in words: name, model, size.
 fn describe(name: &Name) -> String {
     let text = name.device_text();
     let Ok(device) = open::open_source(name) else { return text };
-    let model = open::model(std::path::Path::new(&text)).map_or(String::new(), |m| format!("{m}, "));
-    format!("{text} ({model}{})", size_exact(device.size()))
+    described(name, &device)
+}
+
+fn described(name: &Name, device: &Arc<dyn Device>) -> String {
+    let model = open::model_of(name, &**device).map_or(String::new(), |m| format!("{m}, "));
+    format!("{} ({model}{})", name.device_text(), size_exact(device.size()))
 }
 
 fn note_source_use(name: &Name, checks: &mut Checks) {

@@ -220,6 +220,7 @@ impl Mover<'_> {
         let block = self.shared.block_size(self.step.source_leaf);
         let (buf, result) = read_bytes(&client, block, part.source, len, buf).await;
         if let Err(error) = result {
+            self.shared.progress.source_failed.set(true);
             self.done.borrow_mut().error.get_or_insert(error);
             return buf;
         }

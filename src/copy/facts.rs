@@ -170,7 +170,7 @@ fn leaf_ids(device: &Arc<dyn Device>) -> Result<Vec<LeafId>> {
 }
 
 /// Where a range lies on its leaves, out to block borders.
-fn leaf_ranges(
+pub(super) fn leaf_ranges(
     device: &Arc<dyn Device>,
     range: ByteRange,
     access: Access,

@@ -10,6 +10,7 @@ pub mod plan;
 pub mod run;
 mod shared;
 mod verify;
+pub mod whole;
 
 pub use facts::DeviceFacts;
 pub use job::{Job, Segment};

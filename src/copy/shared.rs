@@ -5,7 +5,7 @@ use super::emulate::{DEPTH, PIECE};
 use super::facts::{DeviceFacts, content, cover, is_leaf};
 use super::plan::{LeafNo, Step};
 use super::run::{Options, Pins, Progress};
-use crate::block::lock::{Claim, Claims, CopyTicket};
+use crate::block::lock::{Claim, Claims, CopyTicket, CoreLocks};
 use crate::block::receipt::{DEVIATIONS_MAX, Deviation, HostBytes, Reason, Span};
 use crate::block::{
     Access, Buf, BufPool, ByteRange, Content, Counters, Device, Error, Guard, Identity, Kind, LeafId, Method,
@@ -390,19 +390,7 @@ impl Shared {
 
     async fn hold(&self, claims: Claims) -> Result<Option<CopyTicket>> {
         let Some(locks) = &self.options.locks else { return Ok(None) };
-        let ticket = locks.begin_copy(claims);
-        while !ticket.is_granted() {
-            if self.stopped() {
-                return Err(self.stop_reason());
-            }
-            let mut look_again = pin!(local::sleep(LOOK_AGAIN));
-            poll_fn(|cx| match ticket.poll_granted(cx) {
-                Poll::Ready(()) => Poll::Ready(()),
-                Poll::Pending => look_again.as_mut().poll(cx),
-            })
-            .await;
-        }
-        Ok(Some(ticket))
+        hold(locks, claims, || self.stopped().then(|| self.stop_reason())).await.map(Some)
     }
 
     // --- pace --------------------------------------------------------------------------------------------------------
@@ -509,8 +497,29 @@ impl Drop for RaggedTurn<'_> {
     }
 }
 
+/// Waits until the claims are held, or `stop` says why not to.
+pub(super) async fn hold(
+    locks: &CoreLocks,
+    claims: Claims,
+    stop: impl Fn() -> Option<Error>,
+) -> Result<CopyTicket> {
+    let ticket = locks.begin_copy(claims);
+    while !ticket.is_granted() {
+        if let Some(reason) = stop() {
+            return Err(reason);
+        }
+        let mut look_again = pin!(local::sleep(LOOK_AGAIN));
+        poll_fn(|cx| match ticket.poll_granted(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => look_again.as_mut().poll(cx),
+        })
+        .await;
+    }
+    Ok(ticket)
+}
+
 fn moves_bytes(method: Method) -> bool {
-    matches!(method, Method::CopyFileRange | Method::Memory | Method::Emulated)
+    matches!(method, Method::CopyFileRange | Method::NvmeCopy | Method::Memory | Method::Emulated)
 }
 
 /// Makes a claim to read or to change.

@@ -9,6 +9,7 @@ pub mod in_use;
 pub mod mem;
 mod mounts;
 pub mod null;
+pub mod nvme_tcp;
 
 pub use bdev::{Bdev, BdevOptions};
 pub use file::{File, FileOptions};

@@ -1,0 +1,182 @@
+//! Source ranges of one or more devices, end to end into one destination range, as one whole: what a Copy command of a front
+//! end is when no single request can do it.
+
+use super::facts::{DeviceFacts, leaf_ranges};
+use super::plan::{Offload, Planner, Policy};
+use super::run::{Options, Progress, copy};
+use super::shared::hold;
+use super::{Job, Segment};
+use crate::block::lock::{Claim, Claims};
+use crate::block::receipt::HostBytes;
+use crate::block::{Access, ByteRange, Device, Error, Kind, Method, Op, Result};
+use crate::reactor::local::Client;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Ranges that lie on one device.
+#[derive(Clone)]
+pub struct Part {
+    /// The device.
+    pub source: Arc<dyn Device>,
+    /// The ranges, in order.
+    pub ranges: Vec<ByteRange>,
+}
+
+/// The end of such a copy.
+#[derive(Debug, Default)]
+pub struct WholeEnded {
+    /// Length of the destination's front that is known to be good, in bytes.
+    pub good_prefix_bytes: u64,
+    /// Good bytes by method.
+    pub methods: BTreeMap<Method, u64>,
+    /// Bytes that passed through this process.
+    pub host_bytes: HostBytes,
+    /// How often the run left the plan.
+    pub deviations: u64,
+    /// The destination was flushed at the end.
+    pub flushed: bool,
+    /// Reading a source is what failed.
+    pub source_failed: bool,
+    /// Why it ended early.
+    pub error: Option<Error>,
+}
+
+/// A job of one part, and the device it reads.
+struct Piece {
+    source: Arc<dyn Device>,
+    job: Job,
+    /// Bytes before it that the destination holds already: ranges onto themselves.
+    skipped: u64,
+}
+
+/// Copies the ranges of `parts`, end to end, to `dest` from byte `at` on.
+///
+/// All ranges are locked together before the first byte moves and until the flush has ended, when one is asked for: nobody
+/// sees half of it. Of the options `consistency` and `verify` are not looked at.
+///
+/// Ranges may overlap the destination: they are then copied one after the other in the order given, each as through a
+/// buffer, so a later one may read what an earlier one wrote. Runs on the thread's executor ([`crate::reactor::local`]).
+pub async fn copy_ranges(parts: &[Part], dest: &Arc<dyn Device>, at: u64, options: &Options) -> WholeEnded {
+    let mut ended = WholeEnded::default();
+    if let Err(error) = run(parts, dest, at, options, &mut ended).await {
+        ended.error = Some(error);
+    }
+    ended
+}
+
+/// Makes sure that no byte of such a copy would pass through this process. Nothing is written.
+///
+/// Errors: `Unsupported` when some would; what the devices answer.
+pub fn check_offloaded(parts: &[Part], dest: &Arc<dyn Device>, at: u64) -> Result<()> {
+    let policy = Policy { offload: Offload::Require, ..Policy::default() };
+    for piece in pieces(parts, dest, at)? {
+        let facts = DeviceFacts::new(piece.source, dest.clone());
+        Planner::new(&piece.job, facts, policy).try_for_each(|step| step.map(drop))?;
+    }
+    Ok(())
+}
+
+async fn run(
+    parts: &[Part],
+    dest: &Arc<dyn Device>,
+    at: u64,
+    options: &Options,
+    ended: &mut WholeEnded,
+) -> Result<()> {
+    let pieces = pieces(parts, dest, at)?;
+    // The queue that will flush is opened before the first write: see `run::copy`.
+    let flusher = if options.flush { Some(Client::open(dest.clone())?) } else { None };
+    let _held = match &options.locks {
+        Some(locks) => {
+            let stop = || options.cancel.is_set().then(|| Error::new(Kind::Cancelled, "stopped on request"));
+            Some(hold(locks, claims(&pieces, dest)?, stop).await?)
+        }
+        None => None,
+    };
+    // What is held here is not to be waited for below.
+    let inner = Options { locks: None, flush: false, ..options.clone() };
+    for piece in pieces {
+        ended.good_prefix_bytes += piece.skipped;
+        let progress = Rc::new(Progress::default());
+        let one = copy(piece.source, dest.clone(), &piece.job, &inner, &progress).await;
+        ended.good_prefix_bytes += one.receipt.good_prefix_bytes;
+        for (method, bytes) in one.receipt.methods {
+            *ended.methods.entry(method).or_default() += bytes;
+        }
+        ended.host_bytes.read += one.receipt.host_bytes.read;
+        ended.host_bytes.written += one.receipt.host_bytes.written;
+        ended.deviations += one.receipt.deviations_total;
+        if let Some(error) = one.error {
+            ended.source_failed = progress.source_failed.get();
+            return Err(error);
+        }
+    }
+    if let Some(flusher) = flusher {
+        if let Err(error) = flusher.submit(Op::Flush).await.result {
+            // What could not be written may be gone from the cache too.
+            ended.good_prefix_bytes = 0;
+            ended.methods.clear();
+            return Err(error);
+        }
+        ended.flushed = true;
+    }
+    Ok(())
+}
+
+/// One job a part; where source and destination overlap, one a range.
+fn pieces(parts: &[Part], dest: &Arc<dyn Device>, at: u64) -> Result<Vec<Piece>> {
+    let mut pieces = Vec::new();
+    let mut to = at;
+    let mut skipped = 0;
+    for part in parts {
+        let same = part.source.identity() == dest.identity();
+        let mut segments = Vec::with_capacity(part.ranges.len());
+        for range in &part.ranges {
+            segments.push(Segment { source: range.offset(), dest: to, len: range.len() });
+            to = to.saturating_add(range.len());
+        }
+        let job = |segments: &[Segment]| Job::new(segments, part.source.size(), dest.size(), same);
+        match job(&segments) {
+            Ok(job) => {
+                pieces.push(Piece {
+                    source: part.source.clone(),
+                    job,
+                    skipped: std::mem::take(&mut skipped),
+                });
+            }
+            Err(error) if same && error.kind() == Kind::Overlap => {
+                for segment in segments {
+                    if segment.source == segment.dest {
+                        skipped += segment.len;
+                        continue;
+                    }
+                    let job = job(&[segment])?;
+                    let skipped = std::mem::take(&mut skipped);
+                    pieces.push(Piece { source: part.source.clone(), job, skipped });
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if skipped > 0 {
+        let job = Job::new(&[], dest.size(), dest.size(), false)?;
+        pieces.push(Piece { source: dest.clone(), job, skipped });
+    }
+    Ok(pieces)
+}
+
+/// Claims on the leaves of everything that is read and written.
+fn claims(pieces: &[Piece], dest: &Arc<dyn Device>) -> Result<Claims> {
+    let mut ranges = Vec::new();
+    let mut claims = Claims::new();
+    for piece in pieces {
+        for segment in piece.job.segments() {
+            leaf_ranges(&piece.source, segment.source_range(), Access::Read, &mut ranges)?;
+            claims.extend(ranges.drain(..).map(|(leaf, range)| Claim::shared(leaf, range)));
+            leaf_ranges(dest, segment.dest_range(), Access::Write, &mut ranges)?;
+            claims.extend(ranges.drain(..).map(|(leaf, range)| Claim::exclusive(leaf, range)));
+        }
+    }
+    Ok(claims)
+}

@@ -1,0 +1,446 @@
+//! A controller: one association with one host. Shared by the queues of the association, on whatever threads they are.
+//!
+//! The hot path reads atomics only; everything behind a lock is for admin commands, connects and copies.
+
+use super::Subsystem;
+use super::bell::Bell;
+use super::events::Events;
+use super::features::Features;
+use crate::block::request::Cancel;
+use crate::nvme::fabrics::Width;
+use crate::nvme::log::ErrorEntry;
+use crate::nvme::property::{self, Cap, Cc, Csts, Shutdown, ShutdownStatus, Version};
+use crate::nvme::{Nqn, Status};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The version of the base specification that controllers report.
+pub(super) const VERSION: Version = Version::V2_0;
+
+/// Longest time a controller takes to get ready, in milliseconds: it is ready at once, hosts want at least a second.
+const READY_MS: u32 = 7500;
+
+/// Entries kept of the error log.
+pub(super) const ERRORS_MAX: usize = 64;
+
+/// A host, as the connections of all its associations with one subsystem share it.
+pub(super) struct Host {
+    pub(super) nqn: Nqn,
+    pub(super) id: [u8; 16],
+    /// Closed connections of this host that still have operations in the backend.
+    late: AtomicUsize,
+    /// Threads with a Connect of this host that waits for those.
+    waiters: Mutex<Vec<Arc<Bell>>>,
+}
+
+impl Host {
+    pub(super) fn new(nqn: Nqn, id: [u8; 16]) -> Self {
+        Self { nqn, id, late: AtomicUsize::new(0), waiters: Mutex::default() }
+    }
+
+    /// A connection was closed while operations of it are in the backend.
+    pub(super) fn late_begins(&self) {
+        self.late.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The last of them has ended.
+    pub(super) fn late_ends(&self) {
+        if self.late.fetch_sub(1, Ordering::AcqRel) == 1 {
+            lock(&self.waiters).drain(..).for_each(|bell| bell.ring());
+        }
+    }
+
+    /// True when nothing of an earlier connection can reach the backend's blocks any more. Else the bell is rung when that is so.
+    pub(super) fn is_drained(&self, bell: &Arc<Bell>) -> bool {
+        if self.late.load(Ordering::Acquire) == 0 {
+            return true;
+        }
+        lock(&self.waiters).push(bell.clone());
+        // Looked at again behind the registration: it may have ended in between.
+        self.late.load(Ordering::Acquire) == 0
+    }
+}
+
+/// A copy that has begun and not ended, where an Abort finds it.
+struct Running {
+    qid: u16,
+    cid: u16,
+    cancel: Cancel,
+    /// Of its thread: a copy that waits for its turn is given up at once.
+    bell: Arc<Bell>,
+    abort: Option<Arc<AbortTicket>>,
+}
+
+/// What became of a copy that was to be aborted. The Abort is answered when it is known.
+pub(super) struct AbortTicket {
+    state: AtomicU8,
+    /// Of the thread with the admin queue.
+    bell: Arc<Bell>,
+}
+
+const UNDECIDED: u8 = 0;
+const ABORTED: u8 = 1;
+const NOT_ABORTED: u8 = 2;
+
+impl AbortTicket {
+    /// Whether the command was aborted; `None` while it still runs.
+    pub(super) fn aborted(&self) -> Option<bool> {
+        match self.state.load(Ordering::Acquire) {
+            UNDECIDED => None,
+            state => Some(state == ABORTED),
+        }
+    }
+}
+
+/// An I/O or admin queue that is connected.
+struct Connected {
+    qid: u16,
+    bell: Arc<Bell>,
+}
+
+struct Inner {
+    cc: Cc,
+    csts: Csts,
+    features: Features,
+    events: Events,
+    queues: Vec<Connected>,
+    errors: VecDeque<ErrorEntry>,
+    errors_seen: u64,
+}
+
+/// What a Property Set asks its caller to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Effect {
+    /// Nothing.
+    None,
+    /// The controller was reset: what runs on its queues is over.
+    Reset,
+    /// Make everything durable, then say [`Controller::shutdown_complete`].
+    Flush,
+}
+
+/// One association with one host.
+pub struct Controller {
+    id: u16,
+    subsystem: Arc<Subsystem>,
+    host: Arc<Host>,
+    cap: Cap,
+    /// Odd while enabled; counts on with every change, so that a queue of before a reset is known.
+    epoch: AtomicU32,
+    /// The association has ended: its connections are to be closed.
+    gone: AtomicBool,
+    /// Copy formats the host has enabled (CDFE), read by each Copy.
+    cdfe: AtomicU16,
+    /// The host has switched the volatile write cache off.
+    write_through: AtomicBool,
+    inner: Mutex<Inner>,
+    running: Mutex<Vec<Running>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing behind these locks is left half changed by a panic elsewhere.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Controller {
+    pub(super) fn new(id: u16, subsystem: Arc<Subsystem>, host: Arc<Host>, cap: CapParts) -> Self {
+        let features = Features::new(cap.io_queues);
+        Self {
+            id,
+            subsystem,
+            host,
+            cap: Cap::new(cap.entries, READY_MS, Cap::CSS_NVM | Cap::CSS_CSI),
+            epoch: AtomicU32::new(0),
+            gone: AtomicBool::new(false),
+            cdfe: AtomicU16::new(0),
+            write_through: AtomicBool::new(false),
+            inner: Mutex::new(Inner {
+                cc: Cc::default(),
+                csts: Csts::default(),
+                features,
+                events: Events::default(),
+                queues: Vec::new(),
+                errors: VecDeque::new(),
+                errors_seen: 0,
+            }),
+            running: Mutex::default(),
+        }
+    }
+
+    /// Its number within the subsystem (CNTLID).
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// What it is a controller of.
+    pub fn subsystem(&self) -> &Arc<Subsystem> {
+        &self.subsystem
+    }
+
+    /// The host's name.
+    pub fn host_nqn(&self) -> &Nqn {
+        &self.host.nqn
+    }
+
+    /// The host's identifier.
+    pub fn host_id(&self) -> [u8; 16] {
+        self.host.id
+    }
+
+    pub(super) fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    // --- registers ---------------------------------------------------------------------------------------------------
+
+    /// A number that changes whenever the controller is enabled or reset; odd while it is enabled.
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// True while it takes commands.
+    pub fn is_enabled(&self) -> bool {
+        self.epoch() & 1 == 1
+    }
+
+    /// Reads a property.
+    ///
+    /// Errors: Invalid Field for a property that is not there, and for the wrong width.
+    pub(super) fn property(&self, offset: u32, width: Width) -> Result<u64, Status> {
+        let inner = self.inner();
+        let (value, its) = match offset {
+            property::offset::CAP => (self.cap.0, Width::Eight),
+            property::offset::VS => (VERSION.0.into(), Width::Four),
+            property::offset::CC => (inner.cc.0.into(), Width::Four),
+            property::offset::CSTS => (inner.csts.0.into(), Width::Four),
+            _ => return Err(Status::INVALID_FIELD),
+        };
+        if width == its { Ok(value) } else { Err(Status::INVALID_FIELD) }
+    }
+
+    /// Writes a property: only CC can be.
+    ///
+    /// Errors: Invalid Field for any other, and for the wrong width.
+    pub(super) fn set_property(&self, offset: u32, width: Width, value: u64) -> Result<Effect, Status> {
+        if offset != property::offset::CC || width != Width::Four {
+            return Err(Status::INVALID_FIELD);
+        }
+        let cc = Cc(u32::try_from(value).map_err(|_| Status::INVALID_FIELD)?);
+        let mut inner = self.inner();
+        let before = std::mem::replace(&mut inner.cc, cc);
+        match (before.enabled(), cc.enabled()) {
+            (false, true) => {
+                self.enable(&mut inner);
+                Ok(Effect::None)
+            }
+            (true, false) => {
+                self.reset(&mut inner);
+                Ok(Effect::Reset)
+            }
+            _ => Ok(self.shut_down(&mut inner, before)),
+        }
+    }
+
+    fn enable(&self, inner: &mut Inner) {
+        let cc = inner.cc;
+        let is_ours = cc.page_bytes() == 4096
+            && cc.arbitration() == 0
+            && matches!(cc.command_set(), Cc::CSS_NVM | Cc::CSS_CSI)
+            && (self.subsystem.is_discovery() || (cc.sqe_shift() == 6 && cc.cqe_shift() == 4));
+        if !is_ours {
+            // What the standard has for a configuration a controller cannot run with: fatal until it is disabled.
+            inner.csts = inner.csts.with_fatal(true);
+            return;
+        }
+        inner.csts = Csts::default().with_ready(true);
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Controller Level Reset: features, events and enabled copy formats are as after Connect.
+    fn reset(&self, inner: &mut Inner) {
+        if self.is_enabled() {
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+        inner.csts = Csts::default();
+        inner.features = Features::new(inner.features.io_queues_max());
+        inner.events = Events::default();
+        self.cdfe.store(0, Ordering::Release);
+        self.write_through.store(false, Ordering::Release);
+        self.cancel_copies(|_| true);
+        inner.queues.iter().for_each(|q| q.bell.ring());
+    }
+
+    fn shut_down(&self, inner: &mut Inner, before: Cc) -> Effect {
+        match inner.cc.shutdown() {
+            None => {
+                inner.csts = inner.csts.with_shutdown(ShutdownStatus::None);
+                Effect::None
+            }
+            same if same == before.shutdown() => Effect::None,
+            Some(Shutdown::Normal) => {
+                inner.csts = inner.csts.with_shutdown(ShutdownStatus::Occurring);
+                Effect::Flush
+            }
+            Some(Shutdown::Abrupt) => {
+                inner.csts = inner.csts.with_shutdown(ShutdownStatus::Complete);
+                Effect::None
+            }
+        }
+    }
+
+    /// Everything is durable that can be: the shutdown asked for is over.
+    pub(super) fn shutdown_complete(&self) {
+        let mut inner = self.inner();
+        if inner.cc.shutdown().is_some() {
+            inner.csts = inner.csts.with_shutdown(ShutdownStatus::Complete);
+        }
+    }
+
+    // --- queues ------------------------------------------------------------------------------------------------------
+
+    /// Takes a queue in.
+    ///
+    /// Errors: Command Sequence Error when it is there already.
+    pub(super) fn connect(&self, qid: u16, bell: &Arc<Bell>) -> Result<(), Status> {
+        let mut inner = self.inner();
+        if inner.queues.iter().any(|q| q.qid == qid) || self.is_gone() {
+            return Err(Status::COMMAND_SEQUENCE_ERROR);
+        }
+        inner.queues.push(Connected { qid, bell: bell.clone() });
+        Ok(())
+    }
+
+    /// A queue's connection is closed. The admin queue takes the association with it.
+    pub(super) fn disconnect(&self, qid: u16) {
+        self.inner().queues.retain(|q| q.qid != qid);
+        self.cancel_copies(|q| q == qid);
+        if qid == 0 {
+            self.end();
+        }
+    }
+
+    /// Ends the association: its connections are reported as lost by their threads.
+    pub(super) fn end(&self) {
+        self.gone.store(true, Ordering::Release);
+        self.subsystem.forget(self.id);
+        self.inner().queues.iter().for_each(|q| q.bell.ring());
+    }
+
+    /// True once the association has ended.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// I/O queues the host was granted.
+    pub(super) fn io_queues(&self) -> u16 {
+        self.inner().features.io_queues()
+    }
+
+    /// True when an I/O queue is connected.
+    pub(super) fn has_io_queues(&self) -> bool {
+        self.inner().queues.iter().any(|q| q.qid != 0)
+    }
+
+    // --- features and events -----------------------------------------------------------------------------------------
+
+    /// Works on the features; what I/O commands look at is copied to where they find it.
+    pub(super) fn with_features<T>(&self, work: impl FnOnce(&mut Features) -> T) -> T {
+        let mut inner = self.inner();
+        let result = work(&mut inner.features);
+        self.cdfe.store(inner.features.copy_formats(), Ordering::Release);
+        self.write_through.store(!inner.features.write_cache(), Ordering::Release);
+        result
+    }
+
+    /// Copy formats the host has enabled, a bit each.
+    pub(super) fn copy_formats(&self) -> u16 {
+        self.cdfe.load(Ordering::Acquire)
+    }
+
+    /// True when every write is to be durable before it completes.
+    pub(super) fn writes_through(&self) -> bool {
+        self.write_through.load(Ordering::Acquire)
+    }
+
+    /// Works on the events.
+    pub(super) fn with_events<T>(&self, work: impl FnOnce(&mut Events) -> T) -> T {
+        work(&mut self.inner().events)
+    }
+
+    /// A namespace that this host sees has come, gone or changed.
+    pub(super) fn namespace_changed(&self, nsid: u32) {
+        let mut inner = self.inner();
+        let wanted = inner.features.wants_namespace_events();
+        inner.events.namespace_changed(nsid, wanted);
+        inner.queues.iter().filter(|q| q.qid == 0).for_each(|q| q.bell.ring());
+    }
+
+    /// Keeps an error for the error log.
+    pub(super) fn note_error(&self, entry: impl FnOnce(u64) -> ErrorEntry) {
+        let mut inner = self.inner();
+        inner.errors_seen += 1;
+        let entry = entry(inner.errors_seen);
+        inner.errors.truncate(ERRORS_MAX - 1);
+        inner.errors.push_front(entry);
+    }
+
+    /// The error log, newest first, and how many errors there ever were.
+    pub(super) fn errors(&self) -> (Vec<ErrorEntry>, u64) {
+        let inner = self.inner();
+        (inner.errors.iter().cloned().collect(), inner.errors_seen)
+    }
+
+    // --- copies that can be aborted ----------------------------------------------------------------------------------
+
+    /// Lets an Abort find this copy.
+    pub(super) fn copy_begins(&self, qid: u16, cid: u16, cancel: Cancel, bell: Arc<Bell>) {
+        lock(&self.running).push(Running { qid, cid, cancel, bell, abort: None });
+    }
+
+    /// The copy has ended; an Abort that waits for it hears whether it was aborted.
+    pub(super) fn copy_ends(&self, qid: u16, cid: u16, aborted: bool) {
+        let mut running = lock(&self.running);
+        let Some(at) = running.iter().position(|r| (r.qid, r.cid) == (qid, cid)) else { return };
+        let ended = running.swap_remove(at);
+        drop(running);
+        if let Some(ticket) = ended.abort {
+            ticket.state.store(if aborted { ABORTED } else { NOT_ABORTED }, Ordering::Release);
+            ticket.bell.ring();
+        }
+    }
+
+    /// Asks a copy to stop. `None`: there is no such copy (any more).
+    pub(super) fn abort_copy(&self, qid: u16, cid: u16, bell: &Arc<Bell>) -> Option<Arc<AbortTicket>> {
+        let mut running = lock(&self.running);
+        let found = running.iter_mut().find(|r| (r.qid, r.cid) == (qid, cid))?;
+        found.cancel.set();
+        found.bell.ring();
+        let fresh = || Arc::new(AbortTicket { state: AtomicU8::new(UNDECIDED), bell: bell.clone() });
+        Some(found.abort.get_or_insert_with(fresh).clone())
+    }
+
+    fn cancel_copies(&self, of: impl Fn(u16) -> bool) {
+        lock(&self.running).iter().filter(|r| of(r.qid)).for_each(|r| r.cancel.set());
+    }
+}
+
+/// What a controller's capabilities and features are made of.
+#[derive(Clone, Copy)]
+pub(super) struct CapParts {
+    /// Entries of the largest queue.
+    pub(super) entries: crate::nvme::Count16,
+    /// Most I/O queues.
+    pub(super) io_queues: u16,
+}
+
+impl fmt::Debug for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "controller {} of {} for {}", self.id, self.subsystem.nqn(), self.host.nqn)
+    }
+}

@@ -1,0 +1,168 @@
+//! What a Copy command means: every check before anything is written, and whether one native request can do it.
+//!
+//! The checks come in a fixed order, and the first that fails decides:
+//!
+//! 1. the destination may be written (0h/20h)
+//! 2. the format is known, claimed and enabled by the host (0h/02h)
+//! 3. the number of ranges (1h/83h)
+//! 4. the length of the list (0h/0Fh)
+//! 5. every SNSID, in the order of the list: a number that cannot be (0h/0Bh), not attached to this host (0h/02h)
+//! 6. every block size (1h/85h)
+//! 7. every length against the smaller limit of both ends, then the sum (1h/83h)
+//! 8. the destination, then every source inside its namespace (0h/80h)
+//! 9. formats 2h and 3h: no source of the destination's namespace shares a block with the destination (1h/87h)
+//!
+//! Nothing is written when one fails, so dword 0 is 0, as the standard has it for that case, whichever range was at fault.
+
+use super::features::COPY_FORMATS;
+use super::namespace::Namespace;
+use crate::block::{ByteRange, CopyPath, Device, Identity, Method};
+use crate::nvme::copy::parse_ranges;
+use crate::nvme::{CopyCommand, Status};
+use smallvec::{SmallVec, smallvec};
+use std::sync::Arc;
+
+/// Ranges that follow each other in the list and lie on one namespace.
+#[derive(Clone)]
+pub(super) struct Run {
+    pub(super) namespace: Arc<Namespace>,
+    /// How many.
+    pub(super) ranges: usize,
+}
+
+/// A Copy that passed every check.
+pub(super) struct Checked {
+    pub(super) dest: Arc<Namespace>,
+    /// The whole destination, in bytes.
+    pub(super) range: ByteRange,
+    /// Sources in list order, in bytes of their namespaces.
+    pub(super) sources: Vec<ByteRange>,
+    /// Where they lie: lengths add up to the number of sources.
+    pub(super) runs: SmallVec<[Run; 1]>,
+    /// A range asks for a fast copy only (FCO).
+    pub(super) fast_only: bool,
+}
+
+impl Checked {
+    /// Checks a command and its list against the namespaces its host sees. `formats`: those the host has enabled.
+    ///
+    /// Errors: the first that this file's head lists.
+    pub(super) fn new<'n>(
+        command: &CopyCommand,
+        list: &[u8],
+        dest: &Arc<Namespace>,
+        formats: u16,
+        find: impl Fn(u32) -> Result<&'n Arc<Namespace>, Status>,
+    ) -> Result<Self, Status> {
+        if dest.read_only() {
+            return Err(Status::NAMESPACE_WRITE_PROTECTED);
+        }
+        if COPY_FORMATS & formats & command.format.bit() == 0 {
+            return Err(Status::INVALID_FIELD);
+        }
+        let limits = dest.copy_limits();
+        if command.ranges > limits.ranges {
+            return Err(Status::COPY_SIZE_LIMIT_EXCEEDED);
+        }
+        let ranges = parse_ranges(command, list)?;
+        let mut runs: SmallVec<[Run; 1]> = SmallVec::new();
+        for range in ranges.clone() {
+            let nsid = range.snsid.unwrap_or(dest.nsid());
+            match runs.last_mut() {
+                Some(run) if run.namespace.nsid() == nsid => run.ranges += 1,
+                _ if nsid == dest.nsid() => runs.push(Run { namespace: dest.clone(), ranges: 1 }),
+                _ => runs.push(Run { namespace: find(nsid)?.clone(), ranges: 1 }),
+            }
+        }
+        if runs.iter().any(|run| run.namespace.block_bytes() != dest.block_bytes()) {
+            return Err(Status::INCOMPATIBLE_NAMESPACE);
+        }
+        let on = || runs.iter().flat_map(|run| std::iter::repeat_n(&run.namespace, run.ranges));
+        let too_long = |(range, namespace): (crate::nvme::SourceRange, &Arc<Namespace>)| {
+            let most = limits.range_blocks.min(namespace.copy_limits().range_blocks);
+            range.blocks.get() > u32::from(most)
+        };
+        let total = ranges.total_blocks();
+        if ranges.clone().zip(on()).any(too_long) || total > limits.blocks {
+            return Err(Status::COPY_SIZE_LIMIT_EXCEEDED);
+        }
+        let whole = dest.bytes(command.sdlba, total.into())?;
+        let mut sources = Vec::with_capacity(ranges.len());
+        for (range, namespace) in ranges.clone().zip(on()) {
+            sources.push(namespace.extent(range.slba, range.blocks)?);
+        }
+        let here = |namespace: &Arc<Namespace>| namespace.nsid() == dest.nsid();
+        let overlap = || sources.iter().zip(on()).any(|(source, n)| here(n) && source.overlaps(whole));
+        if command.format.names_namespace() && overlap() {
+            return Err(Status::OVERLAPPING_IO_RANGE);
+        }
+        let fast_only = ranges.into_iter().any(|range| range.fco);
+        Ok(Self { dest: dest.clone(), range: whole, sources, runs, fast_only })
+    }
+
+    /// How many ranges from the front lie whole within the first `good` bytes: dword 0 of a Copy that failed.
+    pub(super) fn whole_ranges(&self, good: u64) -> u64 {
+        let mut left = good;
+        let mut count = 0;
+        for source in &self.sources {
+            if source.len() > left {
+                break;
+            }
+            left -= source.len();
+            count += 1;
+        }
+        count
+    }
+
+    /// The method by which one request of the destination's device moves every range, and the ranges with neighbours joined.
+    ///
+    /// `None`: the planner has to cut it: several sources, maps, edges that are not aligned, more than one request takes,
+    /// source and destination overlapping, or holes that the method does not carry.
+    pub(super) fn native(&self) -> Option<(Method, SmallVec<[ByteRange; 1]>)> {
+        let [run] = &self.runs[..] else { return None };
+        let (source, dest) = (run.namespace.device(), self.dest.device());
+        if !is_leaf(source) || !is_leaf(dest) {
+            return None;
+        }
+        let limits = source.limits().stack(dest.limits());
+        if !limits.can_copy() {
+            return None;
+        }
+        let path = shared(&source.copy_paths(), &dest.copy_paths())?;
+        let mut joined: SmallVec<[ByteRange; 1]> = smallvec![*self.sources.first()?];
+        for &range in &self.sources[1..] {
+            match joined.last_mut() {
+                Some(last) if last.end() == range.offset() => {
+                    *last = ByteRange::between(last.offset(), range.end());
+                }
+                _ => joined.push(range),
+            }
+        }
+        let overlaps = source.identity() == dest.identity() && joined.iter().any(|r| r.overlaps(self.range));
+        let aligned = self.range.is_aligned(path.align) && joined.iter().all(|r| r.is_aligned(path.align));
+        let bytes = limits.copy_max_bytes.get()?.get().min(path.max_bytes);
+        let range_bytes = limits.copy_max_range_bytes.get()?.get();
+        let fits = self.range.len() <= bytes
+            && joined.len() <= usize::try_from(limits.copy_max_nr_ranges.get()?.get()).ok()?
+            && joined.iter().all(|r| r.len() <= range_bytes);
+        (aligned && fits && !overlaps).then_some((path.method, joined))
+    }
+}
+
+fn is_leaf(device: &Arc<dyn Device>) -> bool {
+    matches!(device.identity(), Identity::Leaf { .. })
+}
+
+/// The best method both ends share, if it is worth using and carries holes by itself.
+fn shared(source: &[CopyPath], dest: &[CopyPath]) -> Option<CopyPath> {
+    let (mine, theirs) = dest.iter().find_map(|mine| {
+        let theirs = source.iter().find(|p| p.method == mine.method && p.scope == mine.scope)?;
+        Some((mine, theirs))
+    })?;
+    let usable = mine.preferred && theirs.preferred && mine.carries_holes && theirs.carries_holes;
+    usable.then(|| CopyPath {
+        align: mine.align.max(theirs.align).max(1),
+        max_bytes: mine.max_bytes.min(theirs.max_bytes),
+        ..*mine
+    })
+}

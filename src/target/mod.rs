@@ -1,0 +1,27 @@
+//! The target: NVMe commands become requests, completions become answers. No sockets and no PDUs here.
+//!
+//! A [`Target`] has [`Subsystem`]s with [`Namespace`]s; a host's association is a [`Controller`]. Each thread has a [`Core`],
+//! which takes commands of its connections and gives answers. `docs/notes/005-nvme-tcp.md` has the interface,
+//! `docs/conformance.md` what is claimed.
+
+mod admin;
+mod bell;
+mod connect;
+mod controller;
+mod copy;
+mod copying;
+mod core;
+mod discovery;
+mod events;
+mod features;
+mod identify;
+mod io;
+mod namespace;
+mod subsystem;
+
+pub use self::core::{Answer, CONNECTIONS_MAX, ConnectionId, Core, From, QueuePair};
+pub use controller::Controller;
+pub use copying::CopyLine;
+pub use discovery::{Settings, Target};
+pub use namespace::{CopyLimits, Hosts, Namespace, NamespaceOptions};
+pub use subsystem::{CONTROLLERS_MAX, NSID_MAX, Subsystem, SubsystemOptions};
