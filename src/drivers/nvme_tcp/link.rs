@@ -71,6 +71,11 @@ impl Link {
                 break;
             }
             match TcpStream::connect_timeout(addr, wait) {
+                // A port of this machine that nobody listens on, and that the system picked for us too, connects to
+                // itself: the target's restart would then find its port taken.
+                Ok(stream) if stream.local_addr().ok() == Some(*addr) => {
+                    refused = Some(io::ErrorKind::ConnectionRefused.into());
+                }
                 Ok(stream) => return Self::over(stream, slots, digests, deadline),
                 Err(e) => refused = Some(e),
             }
