@@ -1,11 +1,16 @@
 //! The budget of a small I/O on the hot path, held by counters: no allocation for a 4 KiB read or write through a null
-//! device, its queue's counters and the range locks. Instructions: `examples/hot_path.rs`.
+//! device, its queue's counters and the range locks, nor for one sent to an NVMe/TCP target. Instructions: `examples/hot_path.rs`.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failed unwrap is a failed test
 
 use blkcopy::block::lock::{Claim, CoreLocks, LockDomain, LockedQueue};
 use blkcopy::block::{Buf, ByteRange, Device, Identity, Op, Queue, Submitter};
 use blkcopy::drivers::null::Null;
+use blkcopy::drivers::nvme_tcp::{Namespace, Url};
+use blkcopy::exports::nvme_tcp::{Options as ServerOptions, Server};
+use blkcopy::nvme::Nqn;
+use blkcopy::reactor::{EngineChoice, choose, enter};
+use blkcopy::target::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -117,4 +122,57 @@ fn a_small_io_allocates_nothing() {
         }
     }
     assert!(allocations() > 0, "the allocator counts");
+}
+
+/// Keeps `depth` reads (every eighth a write) in flight, spinning, until `count` have ended.
+fn spin(queue: &mut dyn Queue, submitter: &Submitter, free: &mut Vec<Buf>, size: u64, count: u64) {
+    let (mut batch, mut done) = (VecDeque::with_capacity(64), Vec::with_capacity(64));
+    let (mut begun, mut ended, before) = (0, 0, allocations()); // behind the two lists
+
+    while ended < count {
+        while begun < count
+            && let Some(buf) = free.pop()
+        {
+            let range = ByteRange::new(begun * LEN % size, LEN).unwrap();
+            let write = begun % 8 == 0;
+            let op = if write { Op::Write { range, buf, fua: false } } else { Op::Read { range, buf } };
+            batch.push_back(submitter.request(begun, op));
+            begun += 1;
+        }
+        queue.submit(&mut batch);
+        queue.poll(&mut done);
+        for one in done.drain(..) {
+            one.result.unwrap();
+            free.push(one.buf);
+            ended += 1;
+        }
+    }
+    if count > 1000 {
+        assert_eq!(allocations() - before, 0, "in {count} operations");
+    }
+}
+
+#[test]
+fn a_small_io_over_nvme_tcp_allocates_nothing_at_the_host() {
+    let backing = Arc::new(Null::new("null", SIZE, NonZeroU32::new(512).unwrap()).unwrap());
+    let nqn = "nqn.2014-08.org.example:budget";
+    let target = Target::new(Settings::default()).unwrap();
+    let subsystem = Subsystem::new(SubsystemOptions { nqn: Nqn::new(nqn).unwrap(), serial: None });
+    subsystem.add(backing, NamespaceOptions::default()).unwrap();
+    target.serve(subsystem).unwrap();
+    let listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let server = Server::start(target, ServerOptions { listen, ..ServerOptions::default() }).unwrap();
+    let url = format!("nvme-tcp://{}/{nqn}?nsid=1", server.addresses()[0]);
+    for options in ["", "&hdgst&ddgst"] {
+        let device = Namespace::open(&Url::parse(&format!("{url}{options}")).unwrap()).unwrap();
+        let _entered = enter(choose(EngineChoice::Auto, true).unwrap().0);
+        let mut queue = device.clone().open_queue().unwrap();
+        let submitter = Submitter::default();
+        for depth in [32, 1, 7] {
+            let mut free: Vec<Buf> = (0..depth).map(|_| Buf::alloc(LEN as usize).unwrap()).collect();
+            spin(&mut *queue, &submitter, &mut free, device.size(), 300);
+            spin(&mut *queue, &submitter, &mut free, device.size(), 3000);
+        }
+    }
+    server.stop();
 }
