@@ -1,6 +1,7 @@
-//! Development tasks: `cargo xtask test | planted | soak | bench copy`.
+//! Development tasks: `cargo xtask test | planted | soak | lab | bench copy`.
 
 mod bench;
+mod lab;
 mod planted;
 mod suite;
 mod tool;
@@ -11,6 +12,7 @@ const HELP: &str = "\
 cargo xtask test              all that CI runs
 cargo xtask planted [NAME..]  applies each bug in tests/planted and checks that its test fails
 cargo xtask soak              the long set: many more property-test cases, stress tests again and again
+cargo xtask lab [NAME..]      a stock Linux under QEMU against the target, and our host driver against its target: lab/README.md
 cargo xtask bench copy        against cp, dd, qemu-img and nbdcopy [--size 2GiB] [--runs 5] [--rows PART,PART] [--out FILE]";
 
 fn main() -> ExitCode {
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
         ["test"] => suite::test(),
         ["planted", names @ ..] => planted::planted(names),
         ["soak"] => suite::soak(),
+        ["lab", names @ ..] => lab::lab(names),
         ["bench", "copy", flags @ ..] => bench::copy(flags),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
