@@ -35,11 +35,13 @@ done
 shows "smart-log" "available_spare" nvme smart-log "/dev/$C"
 shows "error-log" "Error Log Entries" nvme error-log "/dev/$C"
 shows "fw-log" "frs1|afi" nvme fw-log "/dev/$C"
-shows "effects-log: Copy, nothing intrusive" "IOCS25 +\[Copy +\] [0-9a-fA-F]{3}00003" nvme effects-log "/dev/$C"
+check "effects-log of all command sets" nvme effects-log "/dev/$C"
+shows "effects-log: Copy, nothing intrusive" "IOCS25 +\[Copy +\] [0-9a-fA-F]{3}00003" nvme effects-log "/dev/$C" --csi=0
 check "changed-ns-list-log" nvme changed-ns-list-log "/dev/$C"
-for f in 0x01 0x02 0x04 0x05 0x06 0x07 0x0a 0x0b 0x0f 0x16; do
+for f in 0x01 0x02 0x04 0x06 0x07 0x0a 0x0b 0x0f 0x16; do
   check "get-feature $f" nvme get-feature "/dev/$C" -f $f
 done
+check "get-feature 0x05, of a namespace" nvme get-feature "/dev/$C" -f 0x05 -n 1
 refuse "get-feature of no feature" "Invalid Field" nvme get-feature "/dev/$C" -f 0x7f
 refuse "a log page that is none" "Invalid Log Page" nvme get-log "/dev/$C" -i 0xbf -l 512
 refuse "format is no claim of ours" "Invalid Command Opcode|Invalid Field" nvme format "$A" -f
