@@ -56,13 +56,16 @@ struct End {
     error: Option<(Error, Status)>,
 }
 
+/// Called with each Copy that has ended.
+type Hook = Box<dyn Fn(&CopyLine)>;
+
 /// A task's way of telling its end.
 type Ended = Rc<RefCell<Vec<(From, WholeEnded, bool)>>>;
 
 /// Copies that wait for their turn, and tasks that run.
 #[derive(Default)]
 pub(super) struct Lines {
-    pub(super) hook: Option<Box<dyn Fn(&CopyLine)>>,
+    pub(super) hook: Option<Hook>,
     /// In memory, done on this thread.
     inline: VecDeque<From>,
     /// Bytes that may be copied in memory before the next turn.

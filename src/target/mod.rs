@@ -16,8 +16,12 @@ mod events;
 mod features;
 mod identify;
 mod io;
+#[cfg(test)]
+mod io_tests;
 mod namespace;
 mod subsystem;
+#[cfg(test)]
+mod testing;
 
 pub use self::core::{Answer, CONNECTIONS_MAX, ConnectionId, Core, From, QueuePair};
 pub use controller::Controller;
