@@ -5,10 +5,16 @@
 //! `docs/conformance.md` what is claimed.
 
 mod admin;
+#[cfg(test)]
+mod admin_tests;
 mod bell;
 mod connect;
+#[cfg(test)]
+mod connect_tests;
 mod controller;
 mod copy;
+#[cfg(test)]
+mod copy_tests;
 mod copying;
 mod core;
 mod discovery;
