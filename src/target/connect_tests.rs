@@ -240,7 +240,9 @@ fn a_reset_ends_io_queues_copies_and_events() {
     admin.enable_formats(0b1100);
     admin.set_feature(fid::ASYNC_EVENTS, 1 << 8);
     let event = admin.send(AdminCommand::AsyncEventRequest.to_sqe(), &[]);
-    let copy = io.send_copy(&Copy::from_namespaces(1, 0, &[(2, 0, 8), (2, 20, 8)]));
+    io.write(2, 0, &pattern(1, 64));
+    let ranges: Vec<(u32, u64, u32)> = (0..30).map(|i| (2, i * 2, 1)).collect();
+    let copy = io.send_copy(&Copy::from_namespaces(1, 0, &ranges));
     world.until("it runs", || gate.held() > 0);
     admin.reset();
     assert!(admin.wait(event).status.is(Status::ABORT_REQUESTED));

@@ -350,6 +350,7 @@ fn fast_only_is_refused_where_the_target_would_read_and_write() {
     let (admin, io) = world.host("nqn.h").both();
     admin.enable_formats(BOTH);
     let copy = |dest, ranges: &[(u32, u64, u32)]| Copy::from_namespaces(dest, 0, ranges).fast_only();
+    io.write(2, 0, &pattern(17, 8));
     assert_eq!(end(io.copy(&copy(1, &[(2, 0, 8)]))), (OK, 0), "memory to memory");
     let slow = (Status::FAST_COPY_NOT_POSSIBLE, 0);
     assert_eq!(end(io.copy(&copy(3, &[(2, 0, 8)]))), slow);
@@ -450,8 +451,8 @@ fn dword_0_is_the_lowest_range_that_failed() {
     for (native, kind, ops, status) in cases {
         for nth in 1..40 {
             let (source_plan, dest_plan) = (FaultPlan::none(), FaultPlan::none());
-            let (source, dest) = (mem(64), mem(64));
-            let far: Dev = if native { source.clone() } else { disk(64) };
+            let (source, dest) = (mem(66), mem(64));
+            let far: Dev = if native { source.clone() } else { disk(66) };
             let far = Arc::new(ErrorDevice::new(far, source_plan.clone()));
             let near = Arc::new(ErrorDevice::new(dest.clone(), dest_plan.clone()));
             let world = World::new([near.clone() as Dev, far.clone()]);
@@ -633,16 +634,19 @@ fn nobody_sees_half_a_copy() {
             let bytes = pattern(100 + round, 16);
             io.write(2, 0, &bytes);
             let before = reader.read(1, 8, 16).data;
+            let read =
+                || reader.send(read_sqe(1, 8, 16).with_sgl(crate::nvme::Sgl::transport(16 * 512)), &[]);
+            let early = read();
+            world.turns((round % 3) as usize);
             let copy =
                 io.send_copy(&Copy::from_namespaces(1, 8, &[(2, 0, 4), (2, 4, 4), (2, 12, 4), (2, 8, 4)]));
             let after = [blocks(&bytes, 0, 8), blocks(&bytes, 12, 4), blocks(&bytes, 8, 4)].concat();
             world.turns((round % 9) as usize);
-            let reads: Vec<From> = (0..4)
-                .map(|_| {
-                    world.turn();
-                    reader.send(read_sqe(1, 8, 16).with_sgl(crate::nvme::Sgl::transport(16 * 512)), &[])
-                })
-                .collect();
+            let mut reads = vec![early];
+            for _ in 0..4 {
+                world.turn();
+                reads.push(read());
+            }
             for read in reads {
                 let now = reader.wait(read).data;
                 assert!(now == before || now == after, "half a copy was seen");
@@ -714,6 +718,7 @@ fn a_copy_holds_up_no_other_command() {
     admin.enable();
     admin.enable_formats(BOTH);
     let queues = [host.io(&admin, 1), host.io(&admin, 2)];
+    queues[0].write(2, 0, &pattern(36, 20));
     let copies: Vec<From> = queues
         .iter()
         .flat_map(|queue| (0..20).map(move |i| queue.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))))
@@ -785,6 +790,7 @@ fn a_copy_that_waits_for_its_turn_is_aborted_at_once_and_one_that_is_over_is_not
     let world = World::new([gate.clone() as Dev, mem(64)]);
     let (admin, io) = world.host("nqn.h").both();
     admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(33, 16));
     let abort = |sqid, cid| end(admin.admin(AdminCommand::Abort { sqid, cid }));
     let copies: Vec<From> =
         (0..10).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
@@ -816,6 +822,7 @@ fn aborts_are_limited() {
     let world = World::new([gate.clone() as Dev, mem(64)]);
     let (admin, io) = world.host("nqn.h").both();
     admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(33, 16));
     let copies: Vec<From> =
         (0..6).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
     world.until("they run", || gate.held() == 6);
@@ -869,6 +876,7 @@ fn a_copy_of_a_namespace_that_is_removed_ends_cleanly() {
     let world = World::new([gate.clone() as Dev, mem(64)]);
     let (admin, io) = world.host("nqn.h").both();
     admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(33, 16));
     let copies: Vec<From> =
         (0..10).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
     let inside = io.send_copy(&Copy::local(2, 0, &[(8, 8)]));

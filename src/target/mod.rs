@@ -24,6 +24,8 @@ mod identify;
 mod io;
 #[cfg(test)]
 mod io_tests;
+#[cfg(test)]
+mod model_tests;
 mod namespace;
 mod subsystem;
 #[cfg(test)]

@@ -145,7 +145,13 @@ impl World {
     /// One turn of every core, and a little time.
     pub(super) fn turn(&self) {
         self.poll();
-        self.local.block_on(local::sleep(TURN));
+        self.step(TURN);
+    }
+
+    /// Lets tasks run and, when there is nothing to do, some time go by.
+    fn step(&self, time: Duration) {
+        self.local.block_on(local::yield_now());
+        self.reactor.wait(Some(self.now() + time));
     }
 
     pub(super) fn turns(&self, count: usize) {
@@ -168,7 +174,7 @@ impl World {
         let end = self.now() + time;
         while self.now() < end {
             self.poll();
-            self.local.block_on(local::sleep(Duration::from_millis(50)));
+            self.step(Duration::from_millis(50));
         }
         self.poll();
     }
