@@ -277,7 +277,7 @@ proptest! {
 
 /// A block that tells its writer in every word.
 fn marked(id: u64, blocks: u64) -> Vec<u8> {
-    let word = |i: u64| id << 16 | i % (BLOCK / 8);
+    let word = |i: u64| (id << 16) | (i % (BLOCK / 8));
     (0..blocks * BLOCK / 8).flat_map(|i| word(i).to_le_bytes()).collect()
 }
 
