@@ -12,7 +12,8 @@
 //! | [`copy`] | plan and run a copy |
 //! | [`nvme`] | NVMe types and protocol machines, without I/O |
 //! | [`target`] | NVMe commands to requests: subsystems, namespaces, controllers |
-//! | [`drivers`] | devices: memory, null, regular file, block device |
+//! | [`exports`] | the ways out: sockets and threads around the target |
+//! | [`drivers`] | devices: memory, null, regular file, block device, NVMe/TCP namespace |
 //! | [`map`] | one device from several: linear, mirror |
 //! | [`open`] | a name or URL becomes a device |
 //! | `sim` | seeded world and test devices (feature `sim`) |
@@ -25,6 +26,7 @@
 pub mod block;
 pub mod copy;
 pub mod drivers;
+pub mod exports;
 pub mod map;
 pub mod nvme;
 pub mod open;

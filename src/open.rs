@@ -1,8 +1,9 @@
 //! A name or URL becomes a device: the only place that knows drivers and maps both.
 //!
-//! Names: a path, `mem:SIZE`, `null:SIZE`; each with an optional range `@offset+length` or `@offset` (to the end).
+//! Names: a path, `mem:SIZE`, `null:SIZE`, `nvme-tcp://host:port/NQN?nsid=N`; each with an optional range `@offset+length` or `@offset` (to the end).
 
 use crate::block::{ByteRange, Device, Error, Kind, LEN_MAX, Result};
+use crate::drivers::nvme_tcp::{Namespace, Url};
 use crate::drivers::{Bdev, BdevOptions, File, FileOptions, mem::Mem, null::Null};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -34,6 +35,8 @@ pub enum Place {
     Mem(u64),
     /// A null device of so many bytes.
     Null(u64),
+    /// A namespace of an NVMe/TCP target; to be looked at, also a subsystem or a discovery service.
+    NvmeTcp(Url),
 }
 
 /// A part of a device: `@offset+length`.
@@ -54,7 +57,10 @@ impl Name {
     pub fn parse(text: impl AsRef<OsStr>) -> Result<Self> {
         let text = text.as_ref();
         if text.is_empty() {
-            return Err(invalid("a device name is empty; give a path, mem:SIZE or null:SIZE".to_owned()));
+            return Err(invalid(
+                "a device name is empty; give a path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N"
+                    .to_owned(),
+            ));
         }
         if text == "-" {
             let text = "- would be standard input or output, which cannot be copied; name a file or device (./- for a file called -)";
@@ -66,9 +72,11 @@ impl Name {
             Place::Mem(sized("mem", size)?)
         } else if let Some(size) = shown.strip_prefix("null:") {
             Place::Null(sized("null", size)?)
+        } else if shown.starts_with(Url::SCHEME) {
+            Place::NvmeTcp(Url::parse(&shown)?)
         } else if shown.contains("://") || (shown.starts_with("map:") && !exists(Path::new(head))) {
             return Err(invalid(format!(
-                "{shown}: this version opens paths, mem:SIZE and null:SIZE only; name a file or a device node"
+                "{shown}: this version opens paths, mem:SIZE, null:SIZE and nvme-tcp:// URLs only; name one of these"
             )));
         } else {
             Place::Path(PathBuf::from(head))
@@ -117,6 +125,7 @@ impl Name {
             Place::Path(path) => path.display().to_string(),
             Place::Mem(size) => format!("mem:{size}"),
             Place::Null(size) => format!("null:{size}"),
+            Place::NvmeTcp(url) => url.to_string(),
         }
     }
 }
@@ -166,7 +175,7 @@ pub fn find(path: &Path) -> Result<Found> {
 pub fn open_source(name: &Name) -> Result<Arc<dyn Device>> {
     let path = match &name.place {
         Place::Path(path) => path,
-        _ => return open_memory(name),
+        _ => return open_unnamed(name),
     };
     match find(path)? {
         Found::Block => Ok(Bdev::open(path, BdevOptions::default())?),
@@ -175,7 +184,7 @@ pub fn open_source(name: &Name) -> Result<Arc<dyn Device>> {
     }
 }
 
-/// Opens a block device or a device in memory to write to it: nothing is written yet. Regular files are opened by the
+/// Opens a block device, a namespace or a device in memory to write to it: nothing is written yet. Regular files are opened by the
 /// driver itself ([`File::open`]), because they are made, cut and extended too.
 ///
 /// `force_in_use`: also where others use it. Errors: `InUse`, `ReadOnly`, and those of the driver.
@@ -185,15 +194,17 @@ pub fn open_dest(name: &Name, force_in_use: bool) -> Result<Arc<dyn Device>> {
             Found::Block => Ok(Bdev::open(path, BdevOptions { write: true, force_in_use })?),
             _ => Ok(File::open(path, FileOptions { write: true, create: false })?),
         },
-        _ => open_memory(name),
+        _ => open_unnamed(name),
     }
 }
 
-fn open_memory(name: &Name) -> Result<Arc<dyn Device>> {
+/// Opens what has no name in the file system.
+fn open_unnamed(name: &Name) -> Result<Arc<dyn Device>> {
     Ok(match &name.place {
+        Place::NvmeTcp(url) => Namespace::open(url)?,
         Place::Mem(size) => Arc::new(Mem::new(name.device_text(), *size, MEMORY_BLOCK)?),
         Place::Null(size) => Arc::new(Null::new(name.device_text(), *size, MEMORY_BLOCK)?),
-        Place::Path(path) => return Err(invalid(format!("{}: no device in memory", path.display()))),
+        Place::Path(path) => return Err(invalid(format!("{}: names a file or device node", path.display()))),
     })
 }
 
@@ -240,8 +251,15 @@ fn sysfs_disk(dev: u64) -> PathBuf {
     }
 }
 
-/// The model of a block device's disk, as the system names it.
-pub fn model(path: &Path) -> Option<String> {
+/// The model of a block device's disk, as the system names it, or of a namespace's controller, as it names itself.
+pub fn model_of(name: &Name, device: &dyn Device) -> Option<String> {
+    match name.path() {
+        Some(path) => model(path),
+        None => device.as_any().downcast_ref::<Namespace>().map(|n| n.model().to_owned()),
+    }
+}
+
+fn model(path: &Path) -> Option<String> {
     let meta = path.metadata().ok().filter(|m| m.file_type().is_block_device())?;
     let disk = sysfs_disk(meta.rdev());
     let text = std::fs::read_to_string(disk.join("device/model")).ok();
@@ -452,6 +470,9 @@ mod tests {
         assert_eq!(Name::parse("mem:1GiB").unwrap().place, Place::Mem(1 << 30));
         let null = Name::parse("null:8K@1K+2K").unwrap();
         assert_eq!((null.place.clone(), null.range), (Place::Null(8192), part(1024, Some(2048))));
+        let far = Name::parse("nvme-tcp://[::1]:4420/nqn.x:y?nsid=3@4K+1M").unwrap();
+        assert_eq!((far.path(), far.range), (None, part(4096, Some(1 << 20))));
+        assert_eq!(far.device_text(), "nvme-tcp://[::1]:4420/nqn.x:y?nsid=3");
         assert_eq!(null.range_in(8192).unwrap(), ByteRange::between(1024, 3072));
     }
 
@@ -472,7 +493,8 @@ mod tests {
             ("mem:", "is not a size"),
             ("mem:lots", "is not a size"),
             ("null:-1", "negative"),
-            ("nvme-tcp://host/nqn?nsid=1", "name a file or a device node"),
+            ("nvme-rdma://host/nqn?nsid=1", "opens paths, mem:SIZE, null:SIZE and nvme-tcp:// URLs only"),
+            ("nvme-tcp://host/nqn?nsid=0", "no namespace number"),
         ] {
             let error = Name::parse(text).unwrap_err();
             assert_eq!(error.kind(), Kind::InvalidInput, "{text}");

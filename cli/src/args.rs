@@ -12,7 +12,7 @@ use std::path::PathBuf;
 /// What is copied, and under which rules: the same for `cp` and `plan`.
 #[derive(Args)]
 pub(crate) struct EndsArgs {
-    /// Source: a path, mem:SIZE or null:SIZE, with an optional range @offset+length
+    /// Source: a path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N, with an optional range @offset+length
     #[arg(value_name = "SRC")]
     pub(crate) source: OsString,
     /// Destination: named the same way; a directory means SRC's name in it
@@ -30,7 +30,7 @@ pub(crate) struct EndsArgs {
     /// Do not flush the destination at the end; the page cache may keep the bytes
     #[arg(long)]
     pub(crate) no_sync: bool,
-    /// Overwrite a block device
+    /// Overwrite a block device or an NVMe namespace
     #[arg(long)]
     pub(crate) yes: bool,
     /// Write to a destination that is mounted, held or otherwise in use
@@ -103,9 +103,10 @@ pub(crate) struct PlanArgs {
 #[command(after_help = "\
 Examples:
   blkcopy info disk.img
-  blkcopy info --json /dev/nvme0n1")]
+  blkcopy info --json /dev/nvme0n1
+  blkcopy info nvme-tcp://192.0.2.7:4420          # the subsystems of a target and their namespaces")]
 pub(crate) struct InfoArgs {
-    /// A path, mem:SIZE or null:SIZE
+    /// A path, mem:SIZE, null:SIZE or nvme-tcp://host:port[/NQN[?nsid=N]]
     #[arg(value_name = "DEV")]
     pub(crate) device: OsString,
     /// Print it as JSON
@@ -123,6 +124,57 @@ pub(crate) struct DemoArgs {
     /// Make the temporary folder here (the file system decides which methods there are)
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+}
+
+/// Serve devices to NVMe/TCP hosts, Copy included
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  blkcopy serve disk1.img /dev/vg0/vm7 mem:1GiB
+  blkcopy serve --listen 192.0.2.7:4420 --allow nqn.2014-08.org.nvmexpress:uuid:... disk1.img
+
+Namespaces are numbered from 1 in the order given. A host attaches with the line that is printed.")]
+pub(crate) struct ServeArgs {
+    /// A path, mem:SIZE or null:SIZE; each becomes a namespace
+    #[arg(value_name = "DEV", required = true)]
+    pub(crate) devices: Vec<OsString>,
+    /// Address and port to listen on (repeatable)
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4420")]
+    pub(crate) listen: Vec<String>,
+    /// Name of the subsystem; made from the machine's id when left out
+    #[arg(long, value_name = "NQN")]
+    pub(crate) nqn: Option<String>,
+    /// Let this host attach the namespaces, and no other that is not named (repeatable)
+    #[arg(long, value_name = "HOSTNQN")]
+    pub(crate) allow: Vec<String>,
+    /// Size of a logical block: 512 or 4096
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) block_size: Option<u32>,
+    /// Refuse every write
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Serve also what is mounted, held or otherwise in use
+    #[arg(long)]
+    pub(crate) force_in_use: bool,
+    /// Threads, one for each core to be used
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) cores: usize,
+    /// How long a thread looks for work before it sleeps, in microseconds
+    #[arg(long, value_name = "US", default_value = "50")]
+    pub(crate) spin_us: u64,
+    /// Print a line for each of these
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) log: Vec<LogArg>,
+    /// Engine for reads and writes
+    #[arg(long, value_enum, default_value = "auto", value_name = "ENGINE")]
+    pub(crate) io_engine: EngineArg,
+}
+
+/// What `serve` tells of.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogArg {
+    /// Each Copy command: ranges, bytes, method, time
+    Copies,
 }
 
 macro_rules! choices {

@@ -1,41 +1,37 @@
-//! `blkcopy demo`: two made-up images, copied by every method, receipts side by side. Needs no rights and no set-up.
+//! `blkcopy demo`: a target with three namespaces and a host in one process; one clone by Copy, the same by read and write.
+//! Needs no rights and no set-up.
 
 use crate::args::DemoArgs;
 use crate::fail::{Code, Fail};
-use crate::file_dest::FileDest;
 use crate::output::{self, by, seconds, size, table};
 use crate::progress::Show;
 use crate::run::{self, Engine, Interrupts, What};
 use blkcopy::block::receipt::{Outcome, Receipt};
-use blkcopy::block::{Error, Kind, Method};
+use blkcopy::block::{Error, Kind};
 use blkcopy::copy::run::{Options, Verify};
-use blkcopy::copy::{DeviceFacts, Job, Offload, Planner, Policy, Segment, Sparse};
-use blkcopy::open::{Name, open_source};
+use blkcopy::copy::{Job, Offload, Policy, Segment};
+use blkcopy::drivers::{File as FileDevice, FileOptions};
+use blkcopy::exports::nvme_tcp::{self, Server};
+use blkcopy::nvme::Nqn;
+use blkcopy::open::{Name, open_dest, open_source};
 use blkcopy::reactor::EngineChoice;
+use blkcopy::target::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// An image to make: name, size in bytes, and where its hole is.
-struct Image {
-    name: &'static str,
-    len: u64,
-    hole: std::ops::Range<u64>,
-}
-
 const MIB: u64 = 1 << 20;
-const IMAGES: [Image; 2] = [
-    Image { name: "golden.img", len: 256 * MIB, hole: 128 * MIB..192 * MIB },
-    // An odd size: no method but reading and writing takes its last bytes everywhere.
-    Image { name: "odd.img", len: 16 * MIB + 4097, hole: 4 * MIB..8 * MIB },
-];
+/// The image that is cloned: its size, and where it has a hole.
+const IMAGE_LEN: u64 = 256 * MIB;
+const IMAGE_HOLE: std::ops::Range<u64> = 128 * MIB..192 * MIB;
 
-/// A way to copy: what the row is called and the flags behind it.
-const WAYS: [(&str, Offload, Sparse); 4] = [
-    ("--offload auto", Offload::Auto, Sparse::Auto),
-    ("--offload require", Offload::Require, Sparse::Auto),
-    ("--offload never", Offload::Never, Sparse::Auto),
-    ("--offload never --sparse never", Offload::Never, Sparse::Never),
+const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:6f6d6564-2d79-8f70-836b-6c622d6f6d65";
+const GOLDEN: &str = "golden.img";
+/// A clone: what the row is called, its policy, its file; the namespaces are numbered in this order from 2.
+const CLONES: [(&str, Offload, &str); 2] = [
+    ("NVMe Copy: the target moves the bytes", Offload::Require, "clone-by-copy.img"),
+    ("read and write: this host moves them", Offload::Never, "clone-by-hand.img"),
 ];
 
 /// Runs the command.
@@ -49,46 +45,86 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Code, Fail> {
     };
     let dir =
         dir.map_err(|e| Fail::from(Error::os("the demo's folder cannot be made", e)).hint("--dir DIR"))?;
+    make(&dir.path().join(GOLDEN)).map_err(|e| Error::os("the image cannot be made", e).on(GOLDEN))?;
+    let server = serve(dir.path())?;
+    let address = server.addresses()[0];
+    let holes = IMAGE_HOLE.end - IMAGE_HOLE.start;
+    output::out(&format!(
+        "namespace 1, {GOLDEN}: {}, of which {} are a hole; namespaces 2 and 3, of the same size, are empty\n\
+         target and host are this process; between them is the TCP connection {address}\n\n",
+        size(IMAGE_LEN),
+        size(holes),
+    ));
     let engine = run::engine(EngineChoice::Auto, false)?;
+    let head = ["clone", "time", "sent", "received", "method", "digest", "outcome"];
+    let mut rows = vec![head.iter().map(|&s| s.to_owned()).collect::<Vec<_>>()];
+    let mut receipts = Vec::new();
     let mut code = Code::Done;
-    let mut shared = false;
-    output::out(&format!("two images in {}, copied by each method\n", dir.path().display()));
-    for image in &IMAGES {
+    for (nsid, &(what, offload, _)) in (2..).zip(&CLONES) {
         if interrupts.cancel.is_set() {
             return Ok(Code::Cancelled);
         }
-        let path = dir.path().join(image.name);
-        make(&path, image).map_err(|e| Error::os("the image cannot be made", e).on(image.name))?;
-        let holes = image.hole.end - image.hole.start;
-        output::out(&format!("\n{}: {}, of which {} are a hole\n", image.name, size(image.len), size(holes)));
-        let head = ["flags", "time", "method", "read", "written", "digest", "outcome"];
-        let mut rows = vec![head.iter().map(|&s| s.to_owned()).collect::<Vec<_>>()];
-        for (n, &(flags, offload, sparse)) in WAYS.iter().enumerate() {
-            let dest = dir.path().join(format!("{}.copy{n}", image.name));
-            let policy = Policy { offload, sparse, dest_zero_from: 0, ..Policy::default() };
-            let end = copy(&engine, &interrupts, &path, &dest, image.len, policy)?;
-            if let End::Copied(receipt) = &end {
-                code = worst(code, receipt.outcome);
-                shared |= receipt.methods.contains_key(&Method::Reflink);
-            }
-            rows.push(row(flags, &end));
-            let _ = std::fs::remove_file(&dest);
-        }
-        output::out(&table(&rows));
+        let receipt = clone(&engine, &interrupts, address, nsid, offload)?;
+        code = worst(code, receipt.outcome);
+        rows.push(row(what, &receipt));
+        receipts.push(receipt);
     }
-    if !shared && code == Code::Done {
-        output::out(
-            "\nThis file system shares no extents between files; one that does (XFS, Btrfs) copies either image without\nmoving a byte: blkcopy demo --dir DIR\n",
-        );
+    output::out(&table(&rows));
+    for (receipt, (what, ..)) in receipts.iter().zip(&CLONES) {
+        output::out(&format!("\nreceipt, {what}\n{}", output::json(receipt)));
     }
+    drop(engine);
+    server.stop();
     Ok(code)
 }
 
-/// How one copy of the demo ended.
-enum End {
-    Copied(Box<Receipt>),
-    /// `--offload require` is unmet here: nothing was copied.
-    Refused,
+/// Starts a target over the image and an empty file for each clone.
+fn serve(dir: &Path) -> Result<Server, Fail> {
+    let target = Target::new(Settings::default())?;
+    let subsystem = Subsystem::new(SubsystemOptions { nqn: Nqn::new(NQN)?, serial: None });
+    for (n, file) in [GOLDEN].into_iter().chain(CLONES.map(|c| c.2)).enumerate() {
+        let path = dir.join(file);
+        if n > 0 {
+            let empty = File::create(&path).and_then(|f| f.set_len(IMAGE_LEN));
+            empty.map_err(|e| Error::os("an empty image cannot be made", e).on(file))?;
+        }
+        let device = FileDevice::open(&path, FileOptions { write: true, create: false })?;
+        subsystem.add(device, NamespaceOptions::default())?;
+    }
+    target.serve(subsystem)?;
+    let options =
+        nvme_tcp::Options { listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))], ..Default::default() };
+    Ok(Server::start(target, options)?)
+}
+
+/// Clones namespace 1 to namespace `nsid` over the network, and reads both back.
+fn clone(
+    engine: &Engine,
+    interrupts: &Interrupts,
+    address: SocketAddr,
+    nsid: u32,
+    offload: Offload,
+) -> Result<Receipt, Fail> {
+    let url = |nsid: u32| Name::parse(format!("nvme-tcp://{address}/{NQN}?nsid={nsid}"));
+    let (from, to) = (url(1)?, url(nsid)?);
+    let (source, dest) = (open_source(&from)?, open_dest(&to, false)?);
+    let segments = [Segment { source: 0, dest: 0, len: IMAGE_LEN }];
+    let job = Job::new(&segments, source.size(), dest.size(), false)?;
+    let options = Options {
+        policy: Policy { offload, ..Policy::default() },
+        verify: Verify::Digest,
+        cancel: interrupts.cancel.clone(),
+        io_engine: engine.name.clone(),
+        locks: Some(engine.locks.clone()),
+        ..Options::default()
+    };
+    let what = What { source, dest, job: &job, hold: None };
+    let mut ended = run::run(engine, interrupts, what, &options, Show::Nothing);
+    run::name_ends(&mut ended.receipt, &from.text(), &to.text());
+    match ended.error.filter(|e| e.kind() != Kind::Cancelled) {
+        Some(error) => Err(error.into()),
+        None => Ok(ended.receipt),
+    }
 }
 
 fn worst(code: Code, outcome: Outcome) -> Code {
@@ -101,53 +137,7 @@ fn worst(code: Code, outcome: Outcome) -> Code {
     }
 }
 
-fn copy(
-    engine: &Engine,
-    interrupts: &Interrupts,
-    source: &Path,
-    dest: &Path,
-    len: u64,
-    policy: Policy,
-) -> Result<End, Fail> {
-    let source = open_source(&Name::parse(source)?)?;
-    let segments = [Segment { source: 0, dest: 0, len }];
-    let begun = FileDest::look(dest, false, false, len)?.begin(None, &segments)?;
-    let (dest, made) = (begun.device, begun.made);
-    let job = Job::new(&segments, len, len, false)?;
-    if policy.offload == Offload::Require {
-        let facts = DeviceFacts::new(source.clone(), dest.clone());
-        let unmet = Planner::new(&job, facts, policy).find_map(Result::err);
-        match unmet {
-            Some(error) if error.kind() == Kind::Unsupported => return Ok(End::Refused),
-            Some(error) => return Err(error.into()),
-            None => {}
-        }
-    }
-    let options = Options {
-        policy,
-        verify: Verify::Digest,
-        cancel: interrupts.cancel.clone(),
-        io_engine: engine.name.clone(),
-        locks: Some(engine.locks.clone()),
-        ..Options::default()
-    };
-    let what = What { source, dest, job: &job, hold: None };
-    let mut ended = run::run(engine, interrupts, what, &options, Show::Nothing);
-    if let Some(error) = ended.error.filter(|e| e.kind() != Kind::Cancelled) {
-        made.put_right(&mut ended.receipt);
-        return Err(error.into());
-    }
-    Ok(End::Copied(Box::new(ended.receipt)))
-}
-
-fn row(flags: &str, end: &End) -> Vec<String> {
-    let End::Copied(receipt) = end else {
-        let mut row = vec![flags.to_owned()];
-        row.extend(
-            ["-", "-", "-", "-", "-", "refused: some bytes cannot be offloaded here"].map(str::to_owned),
-        );
-        return row;
-    };
+fn row(what: &str, receipt: &Receipt) -> Vec<String> {
     let mut methods: Vec<_> = receipt.methods.iter().filter(|m| *m.1 > 0).collect();
     methods.sort_by_key(|&(_, &bytes)| std::cmp::Reverse(bytes));
     let methods: Vec<String> = methods.iter().map(|&(&m, &b)| format!("{} {}", size(b), by(m))).collect();
@@ -157,24 +147,23 @@ fn row(flags: &str, end: &End) -> Vec<String> {
     });
     let outcome = serde_json::to_value(receipt.outcome).ok();
     vec![
-        flags.to_owned(),
+        what.to_owned(),
         seconds(receipt.timings.copy_s + receipt.timings.flush_s),
+        size(receipt.wire_bytes.sent),
+        size(receipt.wire_bytes.received),
         methods.join(", "),
-        size(receipt.host_bytes.read),
-        size(receipt.host_bytes.written),
         digest,
         outcome.as_ref().and_then(|o| o.as_str()).unwrap_or("unknown").to_owned(),
     ]
 }
 
-/// Fills an image with bytes that do not compress, except for its hole.
-fn make(path: &Path, image: &Image) -> std::io::Result<()> {
+/// Fills the image with bytes that do not compress, except for its hole.
+fn make(path: &Path) -> std::io::Result<()> {
     let file = File::create(path)?;
-    file.set_len(image.len)?;
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ image.len;
+    file.set_len(IMAGE_LEN)?;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut block = vec![0; usize::try_from(MIB).unwrap_or(1 << 20)];
-    let mut at = 0;
-    while at < image.len {
+    for at in (0..IMAGE_LEN / MIB).map(|n| n * MIB) {
         for word in block.chunks_exact_mut(8) {
             // xorshift64: any odd-looking bytes will do.
             state ^= state << 13;
@@ -182,11 +171,9 @@ fn make(path: &Path, image: &Image) -> std::io::Result<()> {
             state ^= state << 17;
             word.copy_from_slice(&state.to_le_bytes());
         }
-        let len = usize::try_from((image.len - at).min(MIB)).unwrap_or(block.len());
-        if !image.hole.contains(&at) {
-            file.write_all_at(&block[..len], at)?;
+        if !IMAGE_HOLE.contains(&at) {
+            file.write_all_at(&block, at)?;
         }
-        at += MIB;
     }
     Ok(())
 }

@@ -9,8 +9,8 @@ use crate::file_dest::{Begun, FileDest, Made, hold_dest};
 use crate::output::{Finding, Level, size_exact};
 use blkcopy::block::{ByteRange, Device, Error, Identity, Kind, LEN_MAX};
 use blkcopy::copy::{Job, Policy, Segment};
-use blkcopy::drivers::{Hold, hold, in_use};
-use blkcopy::open::{self, Found, Name};
+use blkcopy::drivers::{Hold, backing_shortage, hold, in_use};
+use blkcopy::open::{self, Found, Name, Place};
 use std::sync::Arc;
 
 /// What the checks are for.
@@ -130,6 +130,9 @@ pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
     {
         check_use(path, args.force_in_use, &mut checks)?;
     }
+    if let Some(path) = dest_name.path() {
+        note_shortage(path, &segments, &mut checks);
+    }
     if let Dest::Device(device) = &dest {
         check_fit(device, &source_name, &segments, end, &mut checks)?;
     }
@@ -189,7 +192,7 @@ fn open_device(
     purpose: Purpose,
     checks: &mut Checks,
 ) -> Result<Arc<dyn Device>, Fail> {
-    let Some(path) = name.path() else { return Ok(open::open_dest(name, false)?) };
+    let Some(path) = name.path() else { return open_elsewhere(name, args, purpose, checks) };
     if purpose == Purpose::Plan {
         check_use(path, args.force_in_use, checks)?;
         if open::read_only(path) {
@@ -214,12 +217,40 @@ fn open_device(
     Ok(device)
 }
 
-/// A block device in words: name, model, size.
+/// A destination that is no path: devices in memory are made for the copy, namespaces hold what somebody put there.
+fn open_elsewhere(
+    name: &Name,
+    args: &EndsArgs,
+    purpose: Purpose,
+    checks: &mut Checks,
+) -> Result<Arc<dyn Device>, Fail> {
+    let destroys = matches!(name.place, Place::NvmeTcp(_)) && !args.yes;
+    if destroys && purpose == Purpose::Copy {
+        let text = format!("{}: would be overwritten", describe(name));
+        return Err(Fail::invalid(text).hint("give --yes if what is on it may be lost"));
+    }
+    let device = open::open_dest(name, args.force_in_use)?;
+    if device.read_only() {
+        let error = Error::new(Kind::ReadOnly, "is write-protected at the target").on(&name.device_text());
+        checks.fail(error, "lift that at the target, or name another destination")?;
+    }
+    if destroys {
+        let text = format!("{}: what is on it would be overwritten", described(name, &device));
+        checks.findings.push(Finding::warn(text, "cp wants --yes"));
+    }
+    Ok(device)
+}
+
+/// A block device or namespace in words: name, model, size.
 fn describe(name: &Name) -> String {
     let text = name.device_text();
     let Ok(device) = open::open_source(name) else { return text };
-    let model = open::model(std::path::Path::new(&text)).map_or(String::new(), |m| format!("{m}, "));
-    format!("{text} ({model}{})", size_exact(device.size()))
+    described(name, &device)
+}
+
+fn described(name: &Name, device: &Arc<dyn Device>) -> String {
+    let model = open::model_of(name, &**device).map_or(String::new(), |m| format!("{m}, "));
+    format!("{} ({model}{})", name.device_text(), size_exact(device.size()))
 }
 
 fn note_source_use(name: &Name, checks: &mut Checks) {
@@ -227,6 +258,23 @@ fn note_source_use(name: &Name, checks: &mut Checks) {
     for holder in in_use(path).unwrap_or_default() {
         let text = format!("{}: {holder}: it may change while it is copied", name.device_text());
         checks.findings.push(Finding::warn(text, "unmount or stop what uses it, or copy a snapshot"));
+    }
+}
+
+/// A loop device whose file may run out of space under the copy: its driver does not always say so.
+fn note_shortage(path: &std::path::Path, segments: &[Segment], checks: &mut Checks) {
+    let Some(short) = backing_shortage(path) else { return };
+    let bytes: u64 = segments.iter().map(|s| s.len).sum();
+    if bytes > short.free_bytes {
+        let text = format!(
+            "{}: the file behind it ({}) lacks {} and its file system has {} left: Linux's loop driver may call bytes written \
+             that had no space",
+            path.display(),
+            short.file.display(),
+            size_exact(short.missing_bytes),
+            size_exact(short.free_bytes),
+        );
+        checks.findings.push(Finding::warn(text, "free space there, or copy with --verify digest"));
     }
 }
 

@@ -70,6 +70,11 @@ struct Holes {
 /// Runs the command.
 pub(crate) fn run(args: &InfoArgs) -> Result<Code, Fail> {
     let name = Name::parse(&args.device)?;
+    if let Place::NvmeTcp(url) = &name.place
+        && url.nsid.is_none()
+    {
+        return crate::target_info::run(url, args.json);
+    }
     let device = open::open_source(&name)?;
     let range = name.range_in(device.size())?;
     let info = Info::of(&name, &device, range)?;
@@ -88,6 +93,7 @@ impl Info {
         let kind = match &name.place {
             Place::Mem(_) => "memory device",
             Place::Null(_) => "null device",
+            Place::NvmeTcp(_) => "NVMe/TCP namespace",
             Place::Path(path) if open::find(path)? == Found::Block => "block device",
             Place::Path(_) => "regular file",
         };
@@ -96,7 +102,7 @@ impl Info {
             schema: "blkcopy-info/1",
             name: name.device_text(),
             kind,
-            model: path.and_then(open::model),
+            model: open::model_of(name, &**device),
             identity: identity(device.identity()),
             size_bytes: device.size(),
             block_size: limits.block_size.get(),
@@ -114,7 +120,8 @@ impl Info {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-            holes: holes(device, range).ok(),
+            // Nobody can ask a namespace where its holes are.
+            holes: holes(device, range).ok().filter(|_| !matches!(name.place, Place::NvmeTcp(_))),
             findings: Vec::new(),
         };
         info.findings = info.judge();
@@ -222,6 +229,7 @@ impl PathInfo {
                 format!("files of file system {}:{}", rustix::fs::major(dev), rustix::fs::minor(dev))
             }
             Scope::Files => "any regular file".to_owned(),
+            Scope::Controller(_) => "the namespaces its controller copies between".to_owned(),
             Scope::Process => "memory devices".to_owned(),
             Scope::Null => "null devices".to_owned(),
             #[allow(unreachable_patterns)] // scopes of test devices, which have no name a user could type
@@ -246,6 +254,7 @@ fn identity(identity: Identity) -> String {
         LeafSpace::Disk if base > 0 => format!("disk {major}:{minor} from byte {base}"),
         LeafSpace::Disk => format!("disk {major}:{minor}"),
         LeafSpace::Memory => "memory of this process".to_owned(),
+        LeafSpace::Namespace => format!("namespace {:016x}{:016x}", leaf.id.0, leaf.id.1),
     }
 }
 

@@ -11,13 +11,15 @@ mod output;
 mod plan;
 mod progress;
 mod run;
+mod serve;
+mod target_info;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
-Devices: a path, mem:SIZE or null:SIZE, each with an optional range @offset+length or @offset.
+Devices: a path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N, each with an optional range @offset+length or @offset.
 Sizes: whole numbers of bytes, or with KiB, MiB, GiB, TiB, PiB, EiB (K, M, G, ... mean the same).
 Exit codes: 0 done, 1 the answer is no, 2 error, 130 cancelled.";
 
@@ -34,6 +36,7 @@ enum Command {
     Cp(args::CpArgs),
     Plan(args::PlanArgs),
     Info(args::InfoArgs),
+    Serve(args::ServeArgs),
     Demo(args::DemoArgs),
 }
 
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Cp(args) => cp::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

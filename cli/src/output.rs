@@ -72,6 +72,7 @@ pub(crate) fn by(method: Method) -> &'static str {
         Method::WriteZeroes => "zeroed",
         Method::Reflink => "by reflink",
         Method::CopyFileRange => "by copy_file_range",
+        Method::NvmeCopy => "by NVMe Copy",
         Method::Memory => "in memory",
         Method::Null => "by the null device",
         Method::Emulated => "read and written by this host",

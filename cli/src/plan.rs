@@ -185,7 +185,7 @@ fn fix(reason: Reason) -> &'static str {
         Reason::OffloadNever => "leave --offload never out",
         Reason::OffloadOff => "switch copy_offload on at both devices",
         Reason::NothingShared => {
-            "put both ends on one file system that shares extents (XFS, Btrfs), or accept it"
+            "put both ends on one file system that shares extents (XFS, Btrfs) or one NVMe controller, or accept it"
         }
         Reason::Unaligned => "give ranges aligned as blkcopy info prints for the method",
         Reason::MeasuredSlower => "none needed; --offload require takes the slower way",

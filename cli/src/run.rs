@@ -90,6 +90,15 @@ impl Interrupts {
         Ok(this)
     }
 
+    /// Waits on this thread until the first signal.
+    pub(crate) fn wait(&self) {
+        let thread = std::thread::current();
+        self.wakes(Waker::new(move || thread.unpark()));
+        while !self.cancel.is_set() {
+            std::thread::park();
+        }
+    }
+
     fn wakes(&self, waker: Waker) {
         *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
     }

@@ -9,6 +9,7 @@ use common::{
     MIB, Ran, Undo, attach, blkcopy, bytes, folder, front_is_equal, loops_or_why, mount_loop, mount_tmpfs,
     must, sh, skip,
 };
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Exit code 2, an outcome that says so, sums that agree; the receipt.
@@ -83,6 +84,44 @@ fn a_full_file_system_keeps_what_is_good_and_says_how_much() {
     }
 }
 
+/// Length of the equal prefix of a file and of a device from `offset` on, `len` bytes at most.
+fn equal_front(file: &Path, device: &Path, offset: u64, len: u64) -> u64 {
+    let ran = Ran::of(
+        std::process::Command::new("cmp")
+            .args(["-n", &len.to_string(), "-i", &format!("0:{offset}")])
+            .args([file, device])
+            .env("LC_ALL", "C")
+            .output()
+            .unwrap(),
+    );
+    // "a b differ: char 123, line 4": counted from 1.
+    let differs = ran.out.split("char ").nth(1).and_then(|t| t.split(',').next());
+    match ran.code {
+        Some(0) => len,
+        _ => differs.and_then(|n| n.parse::<u64>().ok()).unwrap() - 1,
+    }
+}
+
+/// Asks the kernel, without blkcopy: a write that its full file system cuts short, is it an error?
+fn loop_calls_short_writes_whole(base: &Path) -> bool {
+    let mut undo = Undo::default();
+    let small = mount_tmpfs(&mut undo, base, "probe", "8m").unwrap();
+    // Space ends 12 KiB before a MiB does, in the middle of the request.
+    must(&format!("head -c 12288 /dev/zero > {0}/pre; truncate -s 64M {0}/back", small.display()));
+    let device = attach(&mut undo, &small.join("back")).unwrap();
+    let fill = format!("tr '\\0' x < /dev/zero | head -c 8M > {}/x", base.display());
+    let write = |skip: u64, count: u64| {
+        sh(&format!(
+            "dd if={}/x of={} bs=1M seek={skip} count={count} oflag=direct conv=notrunc,fsync status=none",
+            base.display(),
+            device.display()
+        ))
+    };
+    must(&fill);
+    write(0, 7).unwrap();
+    write(7, 1).is_ok() && small.join("back").metadata().unwrap().blocks() * 512 < 8 << 20
+}
+
 #[test]
 fn a_loop_device_that_runs_full_or_dry() {
     let test = "a_loop_device_that_runs_full_or_dry";
@@ -104,10 +143,15 @@ fn a_loop_device_that_runs_full_or_dry() {
         let good = good_prefix(&receipt);
         eprintln!("full: {good} bytes are good; {}", ran.err.trim_end());
         assert!(good < 24 * MIB);
-        // A loop driver reports a write that its full file system cut short as whole (lo_complete_rq in Linux asks only reads
-        // for their length), so the request that ran into the end may be called good: what lies before it must be.
-        let sure = good.min(7 * MIB);
-        must(&format!("cmp -n {sure} -i 0:{offset} {} {}", source.display(), device.display()));
+        let thin = format!("blkcopy: warning: {}: the file behind it (", device.display());
+        assert!(ran.err.contains(&thin), "{}", ran.err);
+        let equal = equal_front(&source, &device, offset, good);
+        if equal < good {
+            // Only what the kernel itself calls written may be missing, and only in the request that met the end.
+            assert!(good - equal <= MIB, "{good} bytes are called good, {equal} are");
+            assert!(loop_calls_short_writes_whole(base.path()), "{good} bytes are called good, {equal} are");
+            eprintln!("full: the loop driver called {} bytes written that are not there", good - equal);
+        }
     }
     // Dry: the second half of the source's backing file goes.
     let back = base.path().join("back");

@@ -56,6 +56,11 @@ impl Buf {
         self.len = len;
     }
 
+    /// Where in its memory the bytes shown begin, and how many they are: what [`Buf::narrow`] takes.
+    pub fn shown(&self) -> (usize, usize) {
+        (self.start, self.len)
+    }
+
     /// True when the bytes shown are the first of its memory, as a ring expects them.
     pub fn is_at_front(&self) -> bool {
         self.start == 0

@@ -24,11 +24,13 @@ pub enum Call {
     RingRead,
     RingWrite,
     RingFsync,
+    Recvmsg,
+    Sendmsg,
 }
 
 impl Call {
     /// How many kinds there are.
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 15;
 
     /// Every kind, in order.
     pub const ALL: [Self; Self::COUNT] = [
@@ -45,6 +47,8 @@ impl Call {
         Self::RingRead,
         Self::RingWrite,
         Self::RingFsync,
+        Self::Recvmsg,
+        Self::Sendmsg,
     ];
 
     /// The name in a receipt.
@@ -63,6 +67,8 @@ impl Call {
             Self::RingRead => "io_uring_read",
             Self::RingWrite => "io_uring_write",
             Self::RingFsync => "io_uring_fsync",
+            Self::Recvmsg => "recvmsg",
+            Self::Sendmsg => "sendmsg",
         }
     }
 }
@@ -78,6 +84,10 @@ pub struct Counters {
     pub read_bytes: u64,
     /// Bytes written from buffers of this process.
     pub written_bytes: u64,
+    /// Bytes sent to a peer over a network, headers included, opening connections apart.
+    pub wire_sent_bytes: u64,
+    /// Bytes received from it, likewise.
+    pub wire_received_bytes: u64,
     /// System calls made, by [`Call`].
     pub calls: [u64; Call::COUNT],
 }
@@ -100,6 +110,8 @@ impl AddAssign for Counters {
         self.errors += other.errors;
         self.read_bytes += other.read_bytes;
         self.written_bytes += other.written_bytes;
+        self.wire_sent_bytes += other.wire_sent_bytes;
+        self.wire_received_bytes += other.wire_received_bytes;
         for (mine, theirs) in self.calls.iter_mut().zip(other.calls) {
             *mine += theirs;
         }

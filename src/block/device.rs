@@ -135,6 +135,8 @@ pub enum LeafSpace {
     Disk,
     /// (process-wide serial, 0): memory and test devices.
     Memory,
+    /// NVMe namespaces: a digest of what the namespace calls itself, the same through every address and controller.
+    Namespace,
 }
 
 /// Who a device is.
@@ -160,7 +162,7 @@ impl LeafId {
     }
 }
 
-/// How bytes get from source to destination, best first.
+/// How bytes get from source to destination. Their numbers stand in plan digests: a new one comes last.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -179,6 +181,8 @@ pub enum Method {
     Null,
     /// Read and write through this process.
     Emulated,
+    /// NVMe Copy: the controller copies.
+    NvmeCopy,
 }
 
 impl Method {
@@ -189,6 +193,7 @@ impl Method {
             Self::WriteZeroes => "write-zeroes",
             Self::Reflink => "reflink",
             Self::CopyFileRange => "copy-file-range",
+            Self::NvmeCopy => "nvme-copy",
             Self::Memory => "memory",
             Self::Null => "null",
             Self::Emulated => "emulated",
@@ -214,6 +219,9 @@ pub enum Scope {
     FileSystem(u64),
     /// Any two regular files of this machine.
     Files,
+    /// Namespaces that one NVMe controller copies between (a number that the driver makes): those of one block size where it
+    /// takes copies across namespaces, else one namespace alone.
+    Controller(u64),
     /// Memory devices of this process.
     Process,
     /// Null devices.

@@ -185,6 +185,22 @@ pub struct HostBytes {
     pub written: u64,
 }
 
+/// Bytes on the connections of the two ends to copy and to flush (opening them and verification apart), headers included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WireBytes {
+    /// Sent by this host.
+    pub sent: u64,
+    /// Received by it.
+    pub received: u64,
+}
+
+impl WireBytes {
+    /// What the two ends counted.
+    pub fn of(counters: &Counters) -> Self {
+        Self { sent: counters.wire_sent_bytes, received: counters.wire_received_bytes }
+    }
+}
+
 /// Seconds spent.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Timings {
@@ -271,6 +287,8 @@ pub struct Receipt {
     pub calls: Counters,
     /// Bytes through this host.
     pub host_bytes: HostBytes,
+    /// Bytes over the network.
+    pub wire_bytes: WireBytes,
     /// How stable the source was.
     pub source_state: SourceState,
     /// `request` or `whole`: what was locked together.

@@ -503,7 +503,7 @@ impl<'j, F: Facts> Planner<'j, F> {
                 passed_over.get_or_insert(Reason::Refused);
                 continue;
             }
-            let may_share = matches!(path.method, Method::Reflink | Method::CopyFileRange);
+            let may_share = matches!(path.method, Method::Reflink | Method::CopyFileRange | Method::NvmeCopy);
             if may_share && self.policy.sparse == Sparse::Never {
                 passed_over.get_or_insert(Reason::FullyAllocated);
                 continue;

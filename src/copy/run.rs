@@ -11,7 +11,9 @@ use super::shared::Shared;
 use super::verify;
 use super::{Job, Segment};
 use crate::block::lock::CoreLocks;
-use crate::block::receipt::{End, Outcome, Reason, Receipt, SCHEMA, SourceState, Timings};
+use crate::block::receipt::{
+    End, HostBytes, Outcome, Reason, Receipt, SCHEMA, SourceState, Timings, WireBytes,
+};
 use crate::block::request::Cancel;
 use crate::block::{ByteRange, CopyRequest, Device, Error, Guard, Kind, LegResult, Method, Op, Result};
 use crate::reactor::local;
@@ -183,6 +185,7 @@ pub async fn copy(
         }
     }
     let flush_end = local::now();
+    let wire_bytes = WireBytes::of(&shared.calls());
 
     let mut verification = None;
     let mut mismatch = false;
@@ -219,6 +222,7 @@ pub async fn copy(
     receipt.deviations_total = tally.deviations_total;
     receipt.calls = shared.calls();
     receipt.host_bytes = tally.host;
+    receipt.wire_bytes = wire_bytes;
     receipt.flushed = flushed;
     receipt.verification = verification;
     receipt.undefined = tally.undefined.clone();
@@ -286,7 +290,8 @@ fn blank(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job: &Job, options: &
         deviations: Vec::new(),
         deviations_total: 0,
         calls: crate::block::Counters::default(),
-        host_bytes: crate::block::receipt::HostBytes::default(),
+        host_bytes: HostBytes::default(),
+        wire_bytes: WireBytes::default(),
         source_state: SourceState::Unwatched,
         consistency: options.consistency.name(),
         flushed: false,

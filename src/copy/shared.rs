@@ -519,7 +519,7 @@ pub(super) async fn hold(
 }
 
 fn moves_bytes(method: Method) -> bool {
-    matches!(method, Method::CopyFileRange | Method::Memory | Method::Emulated)
+    matches!(method, Method::CopyFileRange | Method::NvmeCopy | Method::Memory | Method::Emulated)
 }
 
 /// Makes a claim to read or to change.

@@ -32,7 +32,6 @@ pub struct Bdev {
     core: Arc<Core>,
     /// The exclusive open, while it could be had.
     claim: Option<Arc<OwnedFd>>,
-    loop_leaf: Option<LeafId>,
 }
 
 impl Bdev {
@@ -76,7 +75,6 @@ impl Bdev {
         // Buffers begin on a page: larger blocks go through the page cache.
         limits.direct_io_align = Some(block).filter(|b| b.get() as usize <= PAGE);
         let leaf = LeafId { space: LeafSpace::Disk, id: (disk.whole, 0) };
-        let loop_leaf = if disk.is_loop() { in_use::loop_leaf(&fd) } else { None };
         let core = Core::new(Opened {
             name,
             identity: Identity::Leaf { leaf, base: disk.base },
@@ -86,18 +84,12 @@ impl Bdev {
             limits,
             size,
         });
-        Ok(Self { core: Arc::new(core), claim, loop_leaf })
+        Ok(Self { core: Arc::new(core), claim })
     }
 
     /// True while no other program can mount it or open it exclusively.
     pub fn is_claimed(&self) -> bool {
         self.claim.is_some()
-    }
-
-    /// For a loop device: the leaf of what it shows. A copy between the two is refused by whoever plans it, since their
-    /// ranges overlap in a way no lock sees.
-    pub fn backing_leaf(&self) -> Option<LeafId> {
-        self.loop_leaf
     }
 }
 
@@ -321,15 +313,6 @@ mod tests {
         assert_eq!(rustix::fs::open(&on.device, flags, Mode::empty()).err(), Some(Errno::BUSY));
         drop(dest);
         assert!(rustix::fs::open(&on.device, flags, Mode::empty()).is_ok());
-    }
-
-    #[test]
-    fn a_loop_device_names_the_file_behind_it() {
-        let Some((on, bdev)) = fresh("a_loop_device_names_the_file_behind_it", 1 << 20) else { return };
-        let file = crate::drivers::File::open(&on.file, crate::drivers::FileOptions::default()).unwrap();
-        let Identity::Leaf { leaf, .. } = file.identity() else { panic!("a file is a leaf") };
-        assert_eq!(bdev.backing_leaf(), Some(leaf));
-        assert_ne!(bdev.identity(), file.identity());
     }
 
     #[test]

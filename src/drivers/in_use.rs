@@ -5,8 +5,7 @@
 use super::bdev::is_claimed_here;
 use super::file::look;
 use super::mounts::{self, dev_of};
-use crate::block::device::LeafSpace;
-use crate::block::{Error, LeafId, Result};
+use crate::block::{Error, Result};
 use crate::sys::ioctl;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -247,20 +246,37 @@ impl Disk {
         let name = dir.and_then(|d| d.file_name().map(|n| n.to_string_lossy().into_owned()));
         name.map_or_else(|| "a related device".into(), |n| format!("/dev/{n}"))
     }
-
-    /// True for a loop device or a partition of one.
-    pub(crate) fn is_loop(&self) -> bool {
-        sys_dir(self.whole).join("loop").exists()
-    }
 }
 
-/// The leaf behind an open loop device: its backing file, or the disk it shows.
-pub(crate) fn loop_leaf(fd: &OwnedFd) -> Option<LeafId> {
-    let backing = ioctl::loop_backing(fd).ok()?;
-    Some(match backing.rdev {
-        0 => LeafId { space: LeafSpace::File, id: (backing.dev, backing.inode) },
-        rdev => LeafId { space: LeafSpace::Disk, id: (Disk::of(rdev).whole, 0) },
-    })
+/// A sparse file behind a loop device, on a file system that cannot hold all of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Shortage {
+    /// The file, as the loop driver names it.
+    pub file: PathBuf,
+    /// Bytes of it that have no space yet.
+    pub missing_bytes: u64,
+    /// Bytes its file system has left.
+    pub free_bytes: u64,
+}
+
+/// What a loop device promises and cannot keep; `None` for other devices and when all is well or cannot be told.
+///
+/// It matters more than on other thin devices: Linux's loop driver calls a write whole that the full file system cut short
+/// (`lo_complete_rq` looks at the length of reads only; seen on 6.18: 1 MiB written by O_DIRECT, 1036288 bytes there, `fsync` fine).
+pub fn backing_shortage(device: &Path) -> Option<Shortage> {
+    let rdev = rustix::fs::stat(device)
+        .ok()
+        .filter(|s| FileType::from_raw_mode(s.st_mode) == FileType::BlockDevice)?
+        .st_rdev;
+    let shown = std::fs::read_to_string(sys_dir(Disk::of(rdev).whole).join("loop/backing_file")).ok()?;
+    let file = PathBuf::from(shown.trim_end());
+    let stat = rustix::fs::stat(&file).ok()?;
+    let space = rustix::fs::statvfs(&file).ok()?;
+    let size = u64::try_from(stat.st_size).ok()?;
+    // Blocks in stat(2) are of 512 bytes.
+    let missing_bytes = size.saturating_sub(u64::try_from(stat.st_blocks).ok()?.saturating_mul(512));
+    let free_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+    (missing_bytes > free_bytes).then_some(Shortage { file, missing_bytes, free_bytes })
 }
 
 #[cfg(test)]
@@ -319,7 +335,6 @@ mod tests {
         assert_eq!(of_part, [format!("mounted at {at}")]);
         assert_eq!(of_disk, [format!("mounted at {at} ({})", part.display())]);
         assert_eq!((seen.whole, seen.base), (look(&on.device).unwrap().st_rdev, 1 << 20));
-        assert!(seen.is_loop());
     }
 
     #[test]
@@ -354,5 +369,26 @@ mod tests {
         let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
         let _held = rustix::fs::open(&on.device, flags, Mode::empty()).unwrap();
         assert_eq!(texts(&on.device), ["opened exclusively by another program"]);
+    }
+
+    #[test]
+    fn a_loop_device_that_promises_more_than_there_is_falls_short() {
+        let test = "a_loop_device_that_promises_more_than_there_is_falls_short";
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().to_str().unwrap();
+        if command(&["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", at]).is_none() {
+            return eprintln!("SKIPPED {test}: no tmpfs can be mounted");
+        }
+        for (size, falls_short) in [(4 << 20, false), (64 << 20, true)] {
+            let Some(on) = Loop::new(test, dir.path(), size, &[]) else { break };
+            let found = backing_shortage(&on.device);
+            assert_eq!(found.is_some(), falls_short, "{found:?}");
+            if let Some(found) = found {
+                assert_eq!((found.missing_bytes, found.free_bytes <= 8 << 20), (size, true), "{found:?}");
+                assert!(found.file.starts_with(dir.path()), "{found:?}");
+            }
+        }
+        assert!(command(&["umount", at]).is_some());
+        assert_eq!(backing_shortage(Path::new("/dev/null")), None);
     }
 }

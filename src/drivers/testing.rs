@@ -87,10 +87,11 @@ impl AtOnce {
             IoOp::Sync { file, .. } => {
                 done(rustix::fs::fdatasync(&*file).map(|()| 0), Buf::default(), Call::Fdatasync)
             }
-            IoOp::Call(f) => {
+            IoOp::Call(f) | IoOp::Brief(f) => {
                 let r = f();
                 IoDone { token, count: r.count, error: r.error, buf: Buf::default(), counters: r.counters }
             }
+            IoOp::Ready { .. } => unreachable!("files are not waited for"),
         };
         self.done.borrow_mut().push(done);
     }
@@ -113,7 +114,8 @@ impl Reactor for AtOnce {
                 format!("write {} {offset}+{}", way(*direct), buf.len())
             }
             IoOp::Sync { .. } => "sync".into(),
-            IoOp::Call(_) => "call".into(),
+            IoOp::Call(_) | IoOp::Brief(_) => "call".into(),
+            IoOp::Ready { .. } => "ready".into(),
         });
         if let Some(held) = &mut *self.held.borrow_mut() {
             return held.push((token, op));

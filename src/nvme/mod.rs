@@ -27,3 +27,6 @@ pub use fabrics::FabricsCommand;
 pub use io::IoCommand;
 pub use nqn::{Ascii, Nqn};
 pub use status::{Doing, Status};
+
+#[cfg(test)]
+mod tests;

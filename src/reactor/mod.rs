@@ -60,6 +60,17 @@ pub enum IoOp {
     },
     /// Anything that may block and has no ring operation: runs on a helper thread.
     Call(Box<dyn FnOnce() -> CallDone + Send>),
+    /// The same, but expected to end within about a millisecond (a clone of extents): made by the submitting thread where
+    /// the engine may block it (`inline_writes`), which spares starting and waking a helper.
+    Brief(Box<dyn FnOnce() -> CallDone + Send>),
+    /// Completes once `file` (a socket) can be read, or with `write` be written, has ended or failed; maybe early, so try
+    /// and ask again. Shut a socket down to be rid of one in flight.
+    Ready {
+        /// Kept open until completion.
+        file: Arc<OwnedFd>,
+        /// True: wait until it can be written.
+        write: bool,
+    },
 }
 
 /// What an [`IoOp::Call`] returns.

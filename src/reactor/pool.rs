@@ -1,7 +1,7 @@
 //! The engine of threads: works wherever there are system calls, and where io_uring is forbidden.
 
 use super::ports::Ports;
-use super::threads::{self, Home};
+use super::threads::{self, Home, Watches};
 use super::{Engine, IoDone, IoOp, Port, Reactor, Waker, one};
 use crate::block::{Call, Counters};
 use std::cell::RefCell;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 /// Completions by helper threads; page-cache hits and (when asked) buffered writes on the calling thread.
 pub struct Pool {
     ports: RefCell<Ports>,
+    watches: RefCell<Watches>,
     home: Arc<Home>,
     inline_writes: bool,
     start: Instant,
@@ -23,7 +24,13 @@ impl Pool {
     /// `inline_writes`: buffered writes that need not be durable are made by the submitting thread, which is cheapest but
     /// may block it while the kernel throttles writers. Errors: those of `eventfd`.
     pub fn new(inline_writes: bool) -> io::Result<Self> {
-        Ok(Self { ports: RefCell::default(), home: Home::new()?, inline_writes, start: Instant::now() })
+        Ok(Self {
+            ports: RefCell::default(),
+            watches: RefCell::default(),
+            home: Home::new()?,
+            inline_writes,
+            start: Instant::now(),
+        })
     }
 }
 
@@ -51,6 +58,7 @@ pub(super) fn at_once(token: u64, mut op: IoOp, inline_writes: bool) -> Attempt 
         IoOp::Write { file, offset, buf, direct: false, dsync: false } if inline_writes => {
             Attempt::Done(threads::write(token, &file, offset, buf, false))
         }
+        IoOp::Brief(call) if inline_writes => Attempt::Done(threads::run(token, IoOp::Call(call))),
         other => Attempt::Left(other, Counters::default()),
     }
 }
@@ -73,6 +81,9 @@ impl Reactor for Pool {
             Attempt::Done(done) => self.ports.borrow_mut().finish_at_once(port, done),
             Attempt::Left(op, counters) => {
                 self.ports.borrow_mut().begin(port);
+                if let IoOp::Ready { file, write } = op {
+                    return self.watches.borrow_mut().add(port, token, file, write);
+                }
                 threads::run_elsewhere(&self.home, port, token, op, counters);
             }
         }
@@ -93,7 +104,7 @@ impl Reactor for Pool {
             if self.ports.borrow().any_ready() || self.home.take_woken() || left == Some(Duration::ZERO) {
                 return;
             }
-            self.home.wait(left);
+            self.watches.borrow_mut().wait(&self.home, left, &mut self.ports.borrow_mut());
             self.home.silence();
         }
     }
@@ -103,6 +114,10 @@ impl Reactor for Pool {
         let mut ports = self.ports.borrow_mut();
         for (port, done) in finished {
             ports.finish(port, done);
+        }
+        let mut watches = self.watches.borrow_mut();
+        if !watches.is_empty() {
+            watches.wait(&self.home, Some(Duration::ZERO), &mut ports);
         }
     }
 

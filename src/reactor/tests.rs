@@ -101,6 +101,41 @@ fn pattern(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| u8::try_from((i * 31 + i / 251 + seed) % 256).unwrap()).collect()
 }
 
+/// A socket completes its wait when bytes come, when it is shut down, and not before.
+#[test]
+fn a_socket_is_waited_for_until_it_is_ready() {
+    for (name, reactor) in engines().into_iter().filter(|(name, _)| *name != "sim") {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let file = Arc::new(OwnedFd::from(ours));
+        let port = reactor.open_port();
+        let ready = |write| IoOp::Ready { file: file.clone(), write };
+        assert!(one_op(&*reactor, port, ready(true)).error.is_none(), "{name}: there is room to write");
+        reactor.submit(port, 7, ready(false));
+        reactor.wait(Some(reactor.now() + Duration::from_millis(20)));
+        reactor.turn();
+        let mut out = Vec::new();
+        reactor.complete(port, &mut out);
+        assert!(out.is_empty(), "{name}: nothing has come");
+        let writer = std::thread::spawn(move || {
+            theirs.write_all(b"x").unwrap();
+            theirs
+        });
+        assert_eq!(collect(&*reactor, port, 1)[0].token, 7, "{name}");
+        let theirs = writer.join().unwrap();
+        assert_eq!(rustix::io::read(&*file, &mut [0u8; 8]).unwrap(), 1);
+        reactor.submit(port, 8, ready(false));
+        rustix::net::shutdown(&*file, rustix::net::Shutdown::Both).unwrap();
+        assert_eq!(collect(&*reactor, port, 1)[0].token, 8, "{name}");
+        drop(theirs);
+        // One that never becomes ready does not keep the reactor.
+        let (quiet, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        reactor.submit(port, 9, IoOp::Ready { file: Arc::new(quiet.into()), write: false });
+        reactor.turn();
+        drop(reactor);
+    }
+}
+
 #[test]
 fn what_is_written_is_read_back_cached_or_not() {
     let bytes = pattern(300_000, 1);

@@ -1,5 +1,6 @@
 //! Helper threads for what may block, shared by all reactors of the process.
 
+use super::ports::Ports;
 use super::{CallDone, IoDone, IoOp, Port, Waker, one};
 use crate::block::{Buf, Call, Counters};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -94,7 +95,7 @@ pub(super) fn run(token: u64, op: IoOp) -> IoDone {
         IoOp::Sync { file, data_only: false } => {
             done(token, again(|| fsync(&file)).map(|()| 0), Buf::default(), one(Call::Fsync))
         }
-        IoOp::Call(call) => {
+        IoOp::Call(call) | IoOp::Brief(call) => {
             let CallDone { count, error, counters } =
                 catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| CallDone {
                     // The panic has been printed by its hook; the operation still ends, once, with an error.
@@ -103,6 +104,8 @@ pub(super) fn run(token: u64, op: IoOp) -> IoDone {
                 });
             IoDone { token, count, error, buf: Buf::default(), counters }
         }
+        // Early is allowed, and engines that wait for it never come here.
+        IoOp::Ready { .. } => done(token, Ok(0), Buf::default(), Counters::default()),
     }
 }
 
@@ -151,6 +154,37 @@ fn done(token: u64, result: rustix::io::Result<usize>, buf: Buf, counters: Count
         Err(e) => (0, Some(e.into())),
     };
     IoDone { token, count, error, buf, counters }
+}
+
+/// Sockets that are waited for by `poll`, where there is no ring to do it.
+#[derive(Default)]
+pub(super) struct Watches(Vec<(Port, u64, Arc<OwnedFd>, bool)>);
+
+impl Watches {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn add(&mut self, port: Port, token: u64, file: Arc<OwnedFd>, write: bool) {
+        self.0.push((port, token, file, write));
+    }
+
+    /// Waits until `home` rings, a socket is ready, a signal comes or `timeout` has passed; what is ready has completed.
+    pub(super) fn wait(&mut self, home: &Home, timeout: Option<Duration>, ports: &mut Ports) {
+        let limit = timeout.and_then(|t| Timespec::try_from(t).ok());
+        let mut fds = vec![PollFd::new(&*home.event, PollFlags::IN)];
+        fds.extend(self.0.iter().map(|(_, _, file, write)| {
+            PollFd::new(&**file, if *write { PollFlags::OUT } else { PollFlags::IN })
+        }));
+        if !poll(&mut fds, limit.as_ref()).is_ok_and(|n| n > 0) {
+            return;
+        }
+        let ready: Vec<bool> = fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut ready = ready.into_iter();
+        for (port, token, ..) in self.0.extract_if(.., |_| ready.next() == Some(true)) {
+            ports.finish(port, done(token, Ok(0), Buf::default(), Counters::default()));
+        }
+    }
 }
 
 /// Where helper threads bring what they finished, and what ends a wait. One per reactor.
@@ -205,12 +239,6 @@ impl Home {
     /// Makes the event unreadable again. What rang it must be looked at after this, not before.
     pub(super) fn silence(&self) {
         let _ = rustix::io::read(&*self.event, &mut [0u8; 8]); // EAGAIN: it was silent
-    }
-
-    /// Waits until the event is readable, a signal comes or `timeout` has passed.
-    pub(super) fn wait(&self, timeout: Option<Duration>) {
-        let limit = timeout.and_then(|t| Timespec::try_from(t).ok());
-        let _ = poll(&mut [PollFd::new(&*self.event, PollFlags::IN)], limit.as_ref());
     }
 
     fn ring_bell(&self) {

@@ -2,7 +2,7 @@
 
 use super::pool::{Attempt, at_once};
 use super::ports::Ports;
-use super::threads::{self, Home};
+use super::threads::{self, Home, Watches};
 use super::{Engine, IoDone, IoOp, Port, Reactor, Waker};
 use crate::block::{Buf, Call, Counters};
 use crate::sys::ring::{self, Entry, Ring};
@@ -25,6 +25,8 @@ struct Inner {
     ports: Ports,
     ring: Lazy,
     ops: Slab<InRing>,
+    /// Used only when there is no ring after all.
+    watches: Watches,
     /// The ring watches the event of `home`.
     armed: bool,
     reaped: Vec<ring::Done>,
@@ -82,8 +84,8 @@ impl Inner {
     fn push(&mut self, port: Port, token: u64, op: IoOp, mut counters: Counters) -> Option<(IoOp, Counters)> {
         let wants_ring = match &op {
             IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => !buf.is_empty() && buf.is_at_front(),
-            IoOp::Sync { .. } => true,
-            IoOp::Call(_) => false,
+            IoOp::Sync { .. } | IoOp::Ready { .. } => true,
+            IoOp::Call(_) | IoOp::Brief(_) => false,
         };
         if !wants_ring || self.ring().is_none() {
             return Some((op, counters));
@@ -93,19 +95,22 @@ impl Inner {
             IoOp::Read { file, offset, mut buf, .. } => {
                 let len = buf.len();
                 let chunk = buf.take_chunk().expect(memory);
-                (Entry::Read { file, offset, chunk, len }, buf, Call::RingRead)
+                (Entry::Read { file, offset, chunk, len }, buf, Some(Call::RingRead))
             }
             IoOp::Write { file, offset, mut buf, dsync, .. } => {
                 let len = buf.len();
                 let chunk = buf.take_chunk().expect(memory);
-                (Entry::Write { file, offset, chunk, len, dsync }, buf, Call::RingWrite)
+                (Entry::Write { file, offset, chunk, len, dsync }, buf, Some(Call::RingWrite))
             }
             IoOp::Sync { file, data_only } => {
-                (Entry::Sync { file, data_only }, Buf::default(), Call::RingFsync)
+                (Entry::Sync { file, data_only }, Buf::default(), Some(Call::RingFsync))
             }
-            call @ IoOp::Call(_) => return Some((call, counters)),
+            IoOp::Ready { file, write } => (Entry::Ready { file, write }, Buf::default(), None),
+            call @ (IoOp::Call(_) | IoOp::Brief(_)) => return Some((call, counters)),
         };
-        counters.count(call);
+        if let Some(call) = call {
+            counters.count(call);
+        }
         self.ports.begin(port);
         let key = self.ops.insert(InRing { port, token, shell, counters }) as u64;
         if let Lazy::Made(ring) = &mut self.ring {
@@ -161,6 +166,9 @@ impl Inner {
 impl Drop for Inner {
     /// Lets the ring finish, so that every buffer goes back to its pool.
     fn drop(&mut self) {
+        if let Lazy::Made(ring) = &mut self.ring {
+            ring.cancel_polls();
+        }
         while !self.ops.is_empty()
             && let Lazy::Made(ring) = &mut self.ring
             && ring.enter(true, None).is_ok()
@@ -191,6 +199,9 @@ impl Reactor for Uring {
         };
         if let Some((op, counters)) = inner.push(port, token, op, counters) {
             inner.ports.begin(port);
+            if let IoOp::Ready { file, write } = op {
+                return inner.watches.add(port, token, file, write);
+            }
             threads::run_elsewhere(&self.home, port, token, op, counters);
         }
     }
@@ -215,14 +226,15 @@ impl Reactor for Uring {
                 return;
             }
             if !matches!(inner.ring, Lazy::Made(_)) {
-                self.home.wait(left);
+                let Inner { watches, ports, .. } = &mut *inner;
+                watches.wait(&self.home, left, ports);
                 self.home.silence();
                 continue;
             }
             if !inner.armed {
                 let file = self.home.event().clone();
                 if let Lazy::Made(ring) = &mut inner.ring {
-                    ring.push(WATCH, Entry::Readable { file });
+                    ring.push(WATCH, Entry::Ready { file, write: false });
                 }
                 inner.armed = true;
             }
@@ -238,6 +250,10 @@ impl Reactor for Uring {
             self.home.silence();
         }
         inner.take_from_helpers(&self.home);
+        let Inner { watches, ports, .. } = &mut *inner;
+        if !watches.is_empty() {
+            watches.wait(&self.home, Some(Duration::ZERO), ports);
+        }
     }
 
     fn waker(&self) -> Waker {

@@ -52,10 +52,12 @@ pub enum Entry {
         /// True: `fdatasync`.
         data_only: bool,
     },
-    /// Wait until `file` can be read. Completes once.
-    Readable {
+    /// Wait until `file` can be read, or written. Completes once.
+    Ready {
         /// Kept open until completion.
         file: Arc<OwnedFd>,
+        /// True: until it can be written.
+        write: bool,
     },
 }
 
@@ -188,14 +190,24 @@ impl Ring {
                 let flags = if data_only { types::FsyncFlags::DATASYNC } else { types::FsyncFlags::empty() };
                 (opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(flags).build(), None, file, false)
             }
-            Entry::Readable { file } => {
-                let events = u32::from(libc::POLLIN.unsigned_abs());
+            Entry::Ready { file, write } => {
+                let event = if write { libc::POLLOUT } else { libc::POLLIN };
+                let events = u32::from(event.unsigned_abs());
                 (opcode::PollAdd::new(types::Fd(file.as_raw_fd()), events).build(), None, file, true)
             }
         };
         let generation = self.generation;
         let key = self.slots.insert(Slot { generation, token, chunk, poll, _file: file });
         self.queue(sqe.user_data(user_data(generation, key)));
+    }
+
+    /// Ends every [`Entry::Ready`]: they would never end by themselves; everything else does.
+    pub fn cancel_polls(&mut self) {
+        let polls: Vec<u64> =
+            self.slots.iter().filter(|(_, s)| s.poll).map(|(k, s)| user_data(s.generation, k)).collect();
+        for poll in polls {
+            self.queue(opcode::AsyncCancel::new(poll).build().user_data(CANCEL));
+        }
     }
 
     fn queue(&mut self, sqe: squeue::Entry) {
@@ -350,12 +362,7 @@ fn transfer(len: usize, chunk: &Chunk) -> u32 {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // Polls would never end by themselves; everything else does.
-        let polls: Vec<u64> =
-            self.slots.iter().filter(|(_, s)| s.poll).map(|(k, s)| user_data(s.generation, k)).collect();
-        for poll in polls {
-            self.queue(opcode::AsyncCancel::new(poll).build().user_data(CANCEL));
-        }
+        self.cancel_polls();
         let mut done = Vec::new();
         while !self.slots.is_empty() {
             if self.enter(true, None).is_err() {

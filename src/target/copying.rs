@@ -62,6 +62,9 @@ type Hook = Box<dyn Fn(&CopyLine)>;
 /// A task's way of telling its end.
 type Ended = Rc<RefCell<Vec<(From, WholeEnded, bool)>>>;
 
+/// Is told of each Copy that ended.
+type Hook = Box<dyn Fn(&CopyLine)>;
+
 /// Copies that wait for their turn, and tasks that run.
 #[derive(Default)]
 pub(super) struct Lines {

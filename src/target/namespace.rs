@@ -15,8 +15,9 @@ const COPY_MEMORY: u64 = 32 << 20;
 /// Longest Copy that may have to be read and written, in bytes. A host gives a command 30 seconds; at 10 MB/s, slower than any
 /// disk that is worth exporting, this takes 7.
 const COPY_MOVED: u64 = 64 << 20;
-/// Longest source range in blocks: MSSRL has 16 bits, so that a range of 65536 blocks is never legal.
-const MSSRL_MAX: u32 = 0xffff;
+/// Longest source range in blocks. MSSRL has 16 bits; a power of two, so that a host that cuts a copy there keeps the
+/// alignment at which file systems share extents (65535 blocks of 512 bytes would lose it).
+const MSSRL_MAX: u32 = 0x8000;
 
 /// Who may see a namespace.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -305,13 +306,13 @@ mod tests {
     fn copy_limits_follow_the_backend_in_blocks_of_the_namespace() {
         let limits = |device, block| make(device, asked(block)).unwrap().copy_limits();
         let null = |size| Arc::new(Null::new("null", size, NonZeroU32::MIN).unwrap());
-        // Memory: 32 MiB, at 512 bytes one block more than MSSRL can say.
+        // Memory: 32 MiB, at 512 bytes twice what a range may have.
         let l = limits(mem(1 << 30, 1), 512);
-        assert_eq!((l.range_blocks, l.blocks, l.ranges.get()), (65535, 65536, 256));
+        assert_eq!((l.range_blocks, l.blocks, l.ranges.get()), (32768, 65536, 256));
         let l = limits(mem(1 << 30, 1), 4096);
         assert_eq!((l.range_blocks, l.blocks), (8192, 8192), "no range is longer than the whole");
         let l = limits(null(1 << 40), 4096);
-        assert_eq!((l.range_blocks, l.blocks), (65535, 1 << 18));
+        assert_eq!((l.range_blocks, l.blocks), (32768, 1 << 18));
         let dir = tempfile::tempdir().unwrap();
         let file = crate::drivers::File::open(
             dir.path().join("f"),
@@ -322,7 +323,7 @@ mod tests {
         let shares = file.copy_paths().iter().any(|p| p.method == Method::Reflink);
         let most = if shares { 1 << 21 } else { 1 << 17 };
         let l = limits(file, 512);
-        assert_eq!((l.range_blocks, l.blocks), (65535, most));
+        assert_eq!((l.range_blocks, l.blocks), (32768, most));
     }
 
     #[test]

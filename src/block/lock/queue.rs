@@ -232,40 +232,72 @@ fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims: &mu
     Ok(())
 }
 
-/// The tickets of requests in flight, by tag. Tags mostly count up and completions mostly come in order, so the place of a
-/// tag is guessed from the first one's; where that fails, it is looked for.
+/// The tickets of requests in flight, by tag: a table in which a tag has [`NEAR`] places. Tags that count up, and numbers of
+/// slots, find the first of theirs free; where all are taken the table doubles, and past that a ticket is put aside.
 #[derive(Default)]
 pub(super) struct InFlight {
-    /// In the order they began. `None`: has ended.
-    pub(super) begun: VecDeque<(u64, Option<IoTicket>)>,
-    pub(super) live: usize,
+    /// A power of two of places to begin at, and `NEAR` more behind them; or empty.
+    places: Vec<Option<(u64, IoTicket)>>,
+    aside: Vec<(u64, IoTicket)>,
+    live: usize,
 }
 
+/// Places of a tag.
+const NEAR: usize = 4;
+
 impl InFlight {
+    /// The places of a tag: its low bits, stirred with the ones above 16, where front ends keep the number of a connection.
+    #[inline]
+    fn near(&mut self, tag: u64) -> &mut [Option<(u64, IoTicket)>] {
+        let Some(begins) = self.places.len().checked_sub(NEAR) else { return &mut [] };
+        let stirred = tag ^ (tag >> 16).wrapping_mul(0x9E37_79B1);
+        let first = usize::try_from(stirred & (begins as u64 - 1)).expect("below the length");
+        &mut self.places[first..first + NEAR]
+    }
+
     #[inline]
     pub(super) fn insert(&mut self, tag: u64, ticket: IoTicket) {
-        self.begun.push_back((tag, Some(ticket)));
+        match self.near(tag).iter_mut().find(|place| place.is_none()) {
+            Some(free) => *free = Some((tag, ticket)),
+            None => return self.make_room(tag, ticket),
+        }
         self.live += 1;
+    }
+
+    #[cold]
+    fn make_room(&mut self, tag: u64, ticket: IoTicket) {
+        if self.places.len() >= 8 * self.live.max(8) {
+            self.live += 1;
+            return self.aside.push((tag, ticket));
+        }
+        let begins = (2 * self.places.len().saturating_sub(NEAR)).max(64);
+        let empty = std::iter::repeat_with(|| None).take(begins + NEAR).collect();
+        let before = std::mem::replace(&mut self.places, empty);
+        self.live = 0;
+        for (tag, ticket) in
+            before.into_iter().flatten().chain(std::mem::take(&mut self.aside)).chain([(tag, ticket)])
+        {
+            self.insert(tag, ticket);
+        }
     }
 
     #[inline]
     pub(super) fn remove(&mut self, tag: u64) -> Option<IoTicket> {
-        let first = self.begun.front()?.0;
-        let guess = usize::try_from(tag.wrapping_sub(first)).unwrap_or(usize::MAX);
-        let is = |entry: &(u64, Option<IoTicket>)| entry.0 == tag && entry.1.is_some();
-        let at = match self.begun.get(guess) {
-            Some(entry) if is(entry) => guess,
-            _ => self.begun.iter().position(is)?,
+        let mut places = self.near(tag).iter_mut();
+        let (_, ticket) = match places.find(|place| place.as_ref().is_some_and(|(held, _)| *held == tag)) {
+            Some(place) => place.take()?,
+            None => {
+                let at = self.aside.iter().position(|(held, _)| *held == tag)?;
+                self.aside.swap_remove(at)
+            }
         };
-        let ticket = self.begun[at].1.take();
         self.live -= 1;
-        while self.begun.front().is_some_and(|entry| entry.1.is_none()) {
-            self.begun.pop_front();
-        }
-        // One that takes long must not keep the places of all that came and went behind it.
-        if self.begun.len() > 2 * self.live + 64 {
-            self.begun.retain(|entry| entry.1.is_some());
-        }
-        ticket
+        Some(ticket)
+    }
+
+    /// Tickets held, and places kept for them.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.live, self.places.len() + self.aside.len())
     }
 }

@@ -5,8 +5,8 @@ use super::core::{Backing, Core};
 use super::policy::{After, Choice};
 use super::transfer::{Files, Transfer, ended_early};
 use crate::block::{
-    Buf, ByteRange, Call, Completion, CopyReport, CopyRequest, Counters, Error, Kind, Op, Queue, Request,
-    Result,
+    Buf, ByteRange, Call, Completion, CopyReport, CopyRequest, Counters, Error, Kind, Method, Op, Queue,
+    Request, Result,
 };
 use crate::reactor::{self, CallDone, IoDone, IoOp, Port, Reactor};
 use slab::Slab;
@@ -244,7 +244,8 @@ impl FdQueue {
         };
         let carried = Arc::new(Mutex::new(Carried::default()));
         let (fd, shared) = (self.core.fd.clone(), carried.clone());
-        let op = IoOp::Call(Box::new(move || {
+        let brief = transfer.method == Method::Reflink && !fua;
+        let work = Box::new(move || {
             let mut counters = Counters::default();
             let (mut count, mut result) = transfer.run(&mut counters);
             if fua && result.is_ok() {
@@ -256,7 +257,8 @@ impl FdQueue {
             }
             lock(&shared).error = result.err();
             CallDone { count, error: None, counters }
-        }));
+        });
+        let op = if brief { IoOp::Brief(work) } else { IoOp::Call(work) };
         self.start(request, range, Step::Call { front: 0, carried, write: None }, op);
     }
 

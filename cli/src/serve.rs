@@ -1,0 +1,128 @@
+//! `blkcopy serve`: devices as namespaces of an NVMe/TCP target.
+
+use crate::args::{LogArg, ServeArgs};
+use crate::fail::{Code, Fail};
+use crate::file_dest::hold_dest;
+use crate::output::{self, note, size};
+use crate::run::Interrupts;
+use blkcopy::block::{Device, Error, Kind};
+use blkcopy::drivers::{Hold, hold, in_use};
+use blkcopy::exports::nvme_tcp::{OnCopy, Options, Server};
+use blkcopy::nvme::Nqn;
+use blkcopy::open::{self, Found, Name};
+use blkcopy::target::{Hosts, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
+use std::ffi::OsStr;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Runs the command: until a signal ends it.
+pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
+    let interrupts = Interrupts::listen()?;
+    let served = args.devices.iter().map(|text| open_device(text, args)).collect::<Result<Vec<_>, _>>()?;
+    let target = Target::new(Settings::default())?;
+    let nqn = Nqn::new(&args.nqn.clone().unwrap_or_else(machine_nqn)).map_err(|e| e.on("--nqn"))?;
+    let subsystem = Subsystem::new(SubsystemOptions { nqn: nqn.clone(), serial: None });
+    let hosts = if args.allow.is_empty() { Hosts::Any } else { Hosts::These(args.allow.clone()) };
+    for (device, _) in &served {
+        let options = NamespaceOptions {
+            block_bytes: args.block_size,
+            read_only: args.read_only,
+            hosts: hosts.clone(),
+            ..NamespaceOptions::default()
+        };
+        let nsid = subsystem.add(device.clone(), options)?;
+        output::out(&format!("namespace {nsid}: {}, {}\n", device.name(), size(device.size())));
+    }
+    target.serve(subsystem)?;
+    let on_copy: Option<OnCopy> = args
+        .log
+        .contains(&LogArg::Copies)
+        .then(|| -> OnCopy { Arc::new(|line| output::out(&format!("{line}\n"))) });
+    let listen = resolve(&args.listen)?;
+    for open in listen.iter().filter(|a| !a.ip().is_loopback()) {
+        note(&format!(
+            "warning: {open}: whoever reaches this address may read and write the namespaces: there is no authentication yet"
+        ));
+    }
+    let options = Options {
+        listen,
+        cores: args.cores,
+        spin: Duration::from_micros(args.spin_us),
+        engine: args.io_engine.into(),
+        on_copy,
+        ..Options::default()
+    };
+    let server = Server::start(target, options)?;
+    for address in server.addresses() {
+        output::out(&format!(
+            "listening on {address}: nvme connect -t tcp -a {} -s {} -n {nqn}\n",
+            address.ip(),
+            address.port()
+        ));
+    }
+    interrupts.wait();
+    output::out("stopping\n");
+    server.stop();
+    Ok(Code::Done)
+}
+
+/// Opens a device for the hosts to read and write, and keeps other programs off it while it is served.
+fn open_device(text: &OsStr, args: &ServeArgs) -> Result<(Arc<dyn Device>, Hold), Fail> {
+    let name = Name::parse(text)?;
+    if name.range.is_some() {
+        let text = format!("{}: a whole device is served, not a range of one", name.text());
+        return Err(Fail::invalid(text).hint("leave @offset+length out"));
+    }
+    if let Some(path) = name.path() {
+        if open::find(path)? == Found::Nothing {
+            let error = Error::new(Kind::NotFound, "is not there").on(&name.device_text());
+            return Err(Fail::from(error).hint("make it first: truncate -s 10G disk.img"));
+        }
+        let holders = in_use(path)?;
+        if let Some(holder) = holders.first().filter(|_| !args.force_in_use && !args.read_only) {
+            let error = Error::new(Kind::InUse, format!("in use: {holder}")).on(&name.device_text());
+            let hint = "unmount or stop what uses it, or give --read-only, or --force-in-use if that is safe";
+            return Err(Fail::from(error).hint(hint));
+        }
+    }
+    let device =
+        if args.read_only { open::open_source(&name)? } else { open::open_dest(&name, args.force_in_use)? };
+    if device.read_only() && !args.read_only {
+        let error = Error::new(Kind::ReadOnly, "the device is read-only").on(&name.device_text());
+        return Err(Fail::from(error).hint("--read-only serves it as it is"));
+    }
+    let hold = if args.read_only { hold(&device, false)? } else { hold_dest(&device)? };
+    Ok((device, hold))
+}
+
+/// The addresses that `HOST:PORT` texts name.
+fn resolve(texts: &[String]) -> Result<Vec<SocketAddr>, Fail> {
+    let mut all = Vec::new();
+    for text in texts {
+        let found = text.to_socket_addrs().map_err(|e| {
+            let error = Error::new(Kind::InvalidInput, "is no address to listen on").on(text).because(e);
+            Fail::from(error).hint("ADDRESS:PORT, such as 127.0.0.1:4420 or [::1]:4420")
+        })?;
+        all.extend(found);
+    }
+    Ok(all)
+}
+
+/// A subsystem name that stays the same on this machine: the UUID form, made from the machine's id.
+fn machine_nqn() -> String {
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let hash = blake3::derive_key("blkcopy NVMe subsystem of a machine", id.trim().as_bytes());
+    let hex =
+        |range: std::ops::Range<usize>| hash[range].iter().map(|b| format!("{b:02x}")).collect::<String>();
+    // Version 8 (made by a rule of one's own) and the RFC 9562 variant.
+    let (version, variant) = (hash[6] & 0x0f | 0x80, hash[8] & 0x3f | 0x80);
+    format!(
+        "nqn.2014-08.org.nvmexpress:uuid:{}-{}-{version:02x}{}-{variant:02x}{}-{}",
+        hex(0..4),
+        hex(4..6),
+        hex(7..8),
+        hex(9..10),
+        hex(10..16)
+    )
+}

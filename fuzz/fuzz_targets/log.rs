@@ -1,0 +1,4 @@
+//! See `blkcopy_fuzz::types::log`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| blkcopy_fuzz::types::log(input));

@@ -1,0 +1,103 @@
+//! Who this host says it is: its NQN and its identifier.
+
+use crate::block::Result;
+use crate::nvme::Nqn;
+use std::fmt::Write as _;
+use std::fs;
+
+/// A host's name and identifier. Targets expect one identifier with each name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Host {
+    pub(super) nqn: Nqn,
+    pub(super) id: [u8; 16],
+}
+
+impl Host {
+    /// The host named by the user, or this machine: as `/etc/nvme/hostnqn` and `hostid` say, else after its machine id.
+    pub(super) fn new(named: Option<Nqn>) -> Result<Self> {
+        if let Some(nqn) = named {
+            return Ok(Self::of(nqn));
+        }
+        if let Some(nqn) = line("/etc/nvme/hostnqn").and_then(|text| Nqn::new(&text).ok()) {
+            let id = line("/etc/nvme/hostid").and_then(|text| uuid(&text));
+            return Ok(match id {
+                Some(id) => Self { nqn, id },
+                None => Self::of(nqn),
+            });
+        }
+        // The machine id itself is not for others to see: what goes out is a digest of it, in the form of a UUID.
+        let machine = line("/etc/machine-id").unwrap_or_else(|| {
+            line("/proc/sys/kernel/random/boot_id").unwrap_or_else(|| "no machine id".to_owned())
+        });
+        let mut id = [0; 16];
+        id.copy_from_slice(&blake3::derive_key("blkcopy nvme host id", machine.as_bytes())[..16]);
+        id[6] = id[6] & 0x0f | 0x80;
+        id[8] = id[8] & 0x3f | 0x80;
+        let nqn = Nqn::new(&format!("nqn.2014-08.org.nvmexpress:uuid:{}", uuid_text(&id)))?;
+        Ok(Self { nqn, id })
+    }
+
+    /// A host by its name: the identifier is the UUID in the name, or a digest of it.
+    fn of(nqn: Nqn) -> Self {
+        let in_name = nqn.as_str().rsplit_once("uuid:").and_then(|(_, text)| uuid(text));
+        let id = in_name.unwrap_or_else(|| {
+            let mut id = [0; 16];
+            id.copy_from_slice(&blake3::derive_key("blkcopy nvme host id", nqn.as_str().as_bytes())[..16]);
+            id
+        });
+        Self { nqn, id }
+    }
+}
+
+fn line(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// The bytes of a UUID, in the order they are written.
+fn uuid(text: &str) -> Option<[u8; 16]> {
+    let digits: String = text.chars().filter(|&c| c != '-').collect();
+    if digits.len() != 32 || !digits.is_ascii() {
+        return None;
+    }
+    let mut id = [0; 16];
+    for (i, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(id)
+}
+
+/// A UUID as it is written.
+pub(super) fn uuid_text(id: &[u8; 16]) -> String {
+    let mut text = hex(id);
+    for at in [20, 16, 12, 8] {
+        text.insert(at, '-');
+    }
+    text
+}
+
+/// Bytes as lower-case hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_the_same_each_time_and_its_id_is_the_uuid_in_its_name() {
+        let me = Host::new(None).unwrap();
+        assert_eq!(me, Host::new(None).unwrap());
+        let text = "01234567-89ab-cdef-0123-456789abcdef";
+        let named = Nqn::new(&format!("nqn.2014-08.org.nvmexpress:uuid:{text}")).unwrap();
+        let host = Host::new(Some(named)).unwrap();
+        assert_eq!(uuid_text(&host.id), text);
+        assert_eq!(host.id[..4], [0x01, 0x23, 0x45, 0x67]);
+        let odd = Nqn::new("nqn.2014-08.org.nvmexpress:uuid:not-one").unwrap();
+        let other = Nqn::new("nqn.x:y").unwrap();
+        assert_ne!(Host::of(odd).id, Host::of(other).id);
+    }
+}

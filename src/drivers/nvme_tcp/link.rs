@@ -1,0 +1,324 @@
+//! One connection: a socket that never blocks, and the machine that speaks NVMe/TCP over it.
+
+use super::url::Address;
+use crate::block::counters::Call;
+use crate::block::{Buf, Counters, Error, Kind, Result};
+use crate::nvme::status::Doing;
+use crate::nvme::tcp::host::{Config, Connection, Data, Event};
+use crate::nvme::tcp::{Broken, Digests};
+use crate::nvme::{Cqe, Sqe, Status};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
+use rustix::net::{recvmsg, sendmsg, shutdown};
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Most data inside a capsule of an admin or fabrics command, in bytes: what every controller must take (TCP Transport
+/// Specification, 3.3.2.1).
+const ADMIN_IN_CAPSULE: u32 = 8192;
+
+/// A connection to a controller.
+pub(super) struct Link {
+    socket: Arc<OwnedFd>,
+    machine: Connection,
+    /// Bytes and calls on the socket since the connection was opened.
+    counters: Counters,
+    start: Instant,
+    /// A command got no answer here: its slot stays taken, and nothing more is asked.
+    failed: bool,
+}
+
+/// What came of an attempt to receive.
+pub(super) enum Received {
+    /// Bytes came; there may be more.
+    More,
+    /// Bytes came, and no more are there now.
+    Last,
+    /// None are there now.
+    Nothing,
+}
+
+/// The end of one command.
+pub(super) struct Answer {
+    /// How it ended.
+    pub(super) cqe: Cqe,
+    /// Its buffer (the empty one when it had none).
+    pub(super) buf: Buf,
+    /// Bytes the controller sent.
+    pub(super) received: u32,
+}
+
+impl Link {
+    /// Connects and agrees on the transport's parameters: commands may be submitted. `slots`: most commands in flight.
+    ///
+    /// Tries every address of the host, all within the deadline. Errors name `address`.
+    pub(super) fn open(address: &Address, slots: u16, digests: Digests, deadline: Instant) -> Result<Self> {
+        Self::try_open(address, slots, digests, deadline).map_err(|e| e.on(&address.to_string()))
+    }
+
+    fn try_open(address: &Address, slots: u16, digests: Digests, deadline: Instant) -> Result<Self> {
+        let addresses = address.resolve()?;
+        let mut refused = None;
+        for (i, addr) in addresses.iter().enumerate() {
+            // Each gets its share of the time that is left.
+            let share = u32::try_from(addresses.len() - i).unwrap_or(u32::MAX);
+            let wait = left(deadline) / share;
+            if wait.is_zero() {
+                break;
+            }
+            match TcpStream::connect_timeout(addr, wait) {
+                // A port of this machine that nobody listens on, and that the system picked for us too, connects to
+                // itself: the target's restart would then find its port taken.
+                Ok(stream) if stream.local_addr().ok() == Some(*addr) => {
+                    refused = Some(io::ErrorKind::ConnectionRefused.into());
+                }
+                Ok(stream) => return Self::over(stream, slots, digests, deadline),
+                Err(e) => refused = Some(e),
+            }
+        }
+        Err(match refused {
+            Some(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                Error::new(Kind::Io, "nothing listens there; is the target running, and is the port right?")
+                    .because(e)
+            }
+            Some(e) if e.kind() == io::ErrorKind::TimedOut => Error::new(
+                Kind::Io,
+                "does not answer; is the host up, and does no firewall drop the connection?",
+            )
+            .because(e),
+            Some(e) => Error::new(Kind::Io, "cannot be connected to").because(e),
+            None => Error::new(Kind::Io, "could not be connected to in the time there was"),
+        })
+    }
+
+    fn over(stream: TcpStream, slots: u16, digests: Digests, deadline: Instant) -> Result<Self> {
+        let os = |e: io::Error| Error::new(Kind::Io, "the connection cannot be set up").because(e);
+        stream.set_nodelay(true).map_err(os)?;
+        stream.set_nonblocking(true).map_err(os)?;
+        let config = Config {
+            slots,
+            digests,
+            hpda: 0,
+            r2t_count_max: 1,
+            in_capsule_bytes_max: ADMIN_IN_CAPSULE,
+            flow_control: false,
+            icresp_timeout: left(deadline),
+        };
+        let machine = Connection::new(&config)
+            .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
+        let socket = Arc::new(OwnedFd::from(stream));
+        let mut link =
+            Self { socket, machine, counters: Counters::default(), start: Instant::now(), failed: false };
+        loop {
+            match link.machine.next() {
+                Some(Event::Ready { digests: agreed, .. }) => {
+                    if agreed != digests {
+                        let text =
+                            "the target does not agree to the digests asked for; leave hdgst and ddgst out";
+                        return Err(Error::new(Kind::Unsupported, text));
+                    }
+                    return Ok(link);
+                }
+                Some(Event::Broken(why)) => return Err(no_service(&why)),
+                Some(Event::Done { .. }) | None => {}
+            }
+            if left(deadline).is_zero() {
+                return Err(no_service(&Broken::Silent));
+            }
+            let no_more = |e: Error| {
+                let text = "what listens there ends the connection at once: no NVMe/TCP, or no place for us";
+                Error::new(Kind::Io, text).because(e)
+            };
+            link.send().map_err(no_more)?;
+            link.wait(deadline)?;
+            link.receive().map_err(no_more)?;
+        }
+    }
+
+    /// The socket, to wait for with [`crate::reactor::IoOp::Ready`].
+    pub(super) fn socket(&self) -> &Arc<OwnedFd> {
+        &self.socket
+    }
+
+    /// The machine.
+    pub(super) fn machine(&mut self) -> &mut Connection {
+        &mut self.machine
+    }
+
+    /// What went over the socket since the connection was opened, or the counters were taken.
+    pub(super) fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Takes the counters of what went over the socket since the last call.
+    pub(super) fn take_counters(&mut self) -> Counters {
+        std::mem::take(&mut self.counters)
+    }
+
+    /// Sends what the machine has, as much as the socket takes. True: all of it.
+    ///
+    /// Errors: the connection is gone.
+    pub(super) fn send(&mut self) -> Result<bool> {
+        loop {
+            let output = self.machine.output();
+            if output.is_empty() {
+                return Ok(true);
+            }
+            self.counters.count(Call::Sendmsg);
+            match sendmsg(&self.socket, &output, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+                Ok(n) => {
+                    self.counters.wire_sent_bytes += n as u64;
+                    self.machine.sent(n);
+                }
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(gone(e)),
+            }
+        }
+    }
+
+    /// Receives once into the machine; its events are there afterwards.
+    ///
+    /// Errors: the connection is gone.
+    pub(super) fn receive(&mut self) -> Result<Received> {
+        loop {
+            let mut space = self.machine.space();
+            let room = space[0].len() + space[1].len();
+            if room == 0 {
+                return Ok(Received::Nothing);
+            }
+            self.counters.count(Call::Recvmsg);
+            match recvmsg(&self.socket, &mut space, &mut RecvAncillaryBuffer::default(), RecvFlags::empty()) {
+                Ok(got) if got.bytes == 0 => {
+                    return Err(Error::new(Kind::Io, "the target closed the connection"));
+                }
+                Ok(got) => {
+                    self.counters.wire_received_bytes += got.bytes as u64;
+                    self.machine.filled(got.bytes);
+                    return Ok(if got.bytes < room { Received::Last } else { Received::More });
+                }
+                Err(Errno::AGAIN) => return Ok(Received::Nothing),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(gone(e)),
+            }
+        }
+    }
+
+    /// Waits until the socket is ready for what the machine wants next, or the deadline has come.
+    fn wait(&mut self, deadline: Instant) -> Result<()> {
+        let mut fds = [PollFd::new(&*self.socket, self.interest())];
+        let timeout = timespec(left(deadline));
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(gone(e)),
+        }
+        self.machine.tick(self.start.elapsed());
+        Ok(())
+    }
+
+    /// What to wait for on the socket.
+    pub(super) fn interest(&self) -> PollFlags {
+        if self.machine.output().is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT }
+    }
+
+    /// Sends one command in `slot` and waits for its end. Ends of other commands go to `strays`.
+    ///
+    /// Errors: the connection is gone or broken, or no answer by the deadline. A status is no error here.
+    pub(super) fn command(
+        &mut self,
+        slot: u16,
+        sqe: Sqe,
+        data: Data,
+        deadline: Instant,
+        strays: &mut Vec<(u16, Cqe)>,
+    ) -> Result<Answer> {
+        if self.failed || self.machine.is_closing() {
+            return Err(Error::new(Kind::Io, "the connection is lost"));
+        }
+        self.machine.submit(slot, sqe, data);
+        let answer = self.wait_for(slot, deadline, strays);
+        self.failed = answer.is_err();
+        answer
+    }
+
+    fn wait_for(&mut self, slot: u16, deadline: Instant, strays: &mut Vec<(u16, Cqe)>) -> Result<Answer> {
+        loop {
+            while let Some(event) = self.machine.next() {
+                match event {
+                    Event::Done { slot: done, cqe, data, received } if done == slot => {
+                        return Ok(Answer { cqe, buf: buf_of(data), received });
+                    }
+                    Event::Done { slot, cqe, .. } => strays.push((slot, cqe)),
+                    Event::Broken(why) => return Err(broken(&why)),
+                    Event::Ready { .. } => {}
+                }
+            }
+            self.send()?;
+            if left(deadline).is_zero() {
+                return Err(Error::new(Kind::Io, "the target does not answer"));
+            }
+            self.wait(deadline)?;
+            self.receive()?;
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // What the machine still has to say (why it ended the connection), as far as the socket takes it now. Others may hold
+        // the descriptor: the connection ends all the same.
+        let _ = self.send();
+        let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+}
+
+/// The buffer of a command's data.
+pub(super) fn buf_of(data: Data) -> Buf {
+    match data {
+        Data::Out(buf) | Data::In(buf) => buf,
+        Data::None => Buf::default(),
+    }
+}
+
+/// Time until a deadline.
+pub(super) fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// For `poll`; rounded up, so that a wait never ends just before what it waits for.
+pub(super) fn timespec(time: Duration) -> Timespec {
+    let secs = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    Timespec { tv_sec: secs, tv_nsec: time.subsec_nanos().into() }
+}
+
+/// The socket failed.
+#[cold]
+fn gone(cause: Errno) -> Error {
+    Error::new(Kind::Io, "the connection is lost").because(io::Error::from(cause))
+}
+
+/// The machine ended the connection.
+#[cold]
+pub(super) fn broken(why: &Broken) -> Error {
+    Error::new(Kind::Io, format!("the connection was ended: {why}"))
+}
+
+/// The machine ended the connection before it was open.
+#[cold]
+fn no_service(why: &Broken) -> Error {
+    Error::new(
+        Kind::Io,
+        format!("what listens there does not answer as NVMe/TCP does ({why}); is the port right?"),
+    )
+}
+
+/// An admin command ended with a status that is no success.
+#[cold]
+pub(super) fn refused(doing: &str, status: Status) -> Error {
+    let error = status.to_error(Doing::Admin, None);
+    Error::new(error.kind(), format!("{doing}: the target answered {status}"))
+}

@@ -1,0 +1,170 @@
+//! NVMe/TCP: listeners, sockets and threads around [`crate::nvme::tcp::controller`] and [`crate::target`].
+//!
+//! One thread per core, each with reactor, executor, range locks and a target's [`Core`]. The first accepts and deals the
+//! connections round; a connection stays where it was dealt. `worker` is what each thread does.
+
+mod worker;
+
+use crate::block::{Error, Kind, Result};
+use crate::nvme::tcp::Digests;
+use crate::nvme::tcp::controller::Config;
+use crate::reactor::local::Interrupt;
+use crate::reactor::{EngineChoice, Waker};
+use crate::target::{CopyLine, Target};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Most threads of one server.
+pub const CORES_MAX: usize = 32;
+
+/// Is told of every Copy that ended, on the thread that ran it.
+pub type OnCopy = Arc<dyn Fn(&CopyLine) + Send + Sync>;
+
+/// How a server runs.
+#[derive(Clone)]
+pub struct Options {
+    /// Addresses to listen on; port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// Threads: 1 to [`CORES_MAX`].
+    pub cores: usize,
+    /// How long a thread looks again and again before it sleeps.
+    pub spin: Duration,
+    /// Engine for files and block devices.
+    pub engine: EngineChoice,
+    /// Most memory for payload in flight, for each thread, in bytes.
+    pub payload_bytes: usize,
+    /// Is told of every Copy.
+    pub on_copy: Option<OnCopy>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 4420))],
+            cores: 1,
+            spin: Duration::from_micros(50),
+            engine: EngineChoice::Auto,
+            payload_bytes: 64 << 20,
+            on_copy: None,
+        }
+    }
+}
+
+/// A running server. Dropping it stops it, as [`Server::stop`] does.
+pub struct Server {
+    addresses: Vec<SocketAddr>,
+    stop: Interrupt,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the threads of a server share.
+struct Shared {
+    target: Arc<Target>,
+    options: Options,
+    machine: Config,
+    stop: Interrupt,
+    doors: Vec<Door>,
+}
+
+/// Where a thread finds the connections dealt to it.
+#[derive(Default)]
+struct Door {
+    dealt: Mutex<Vec<(TcpStream, SocketAddr)>>,
+    waker: Mutex<Option<Waker>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is held under these locks cannot be left half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Door {
+    fn deal(&self, stream: TcpStream, peer: SocketAddr) {
+        lock(&self.dealt).push((stream, peer));
+        if let Some(waker) = &*lock(&self.waker) {
+            waker.wake();
+        }
+    }
+}
+
+impl Server {
+    /// Listens and starts the threads; returns when hosts can connect.
+    ///
+    /// Errors: an address that cannot be listened on, no threads, no memory; those of the engine.
+    pub fn start(target: Arc<Target>, options: Options) -> Result<Self> {
+        if options.cores == 0 || options.cores > CORES_MAX {
+            let text = format!("{} cores: a server runs on 1 to {CORES_MAX}", options.cores);
+            return Err(Error::new(Kind::InvalidInput, text));
+        }
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for address in &options.listen {
+            let cannot = |e| Error::os("cannot be listened on", e).on(&address.to_string());
+            let listener = TcpListener::bind(address).map_err(cannot)?;
+            listener.set_nonblocking(true).map_err(cannot)?;
+            addresses.push(listener.local_addr().map_err(cannot)?);
+            listeners.push(listener);
+        }
+        target.listen(&addresses);
+        let settings = target.settings();
+        let machine = Config {
+            entries_max: u16::try_from(settings.queue_entries.get()).expect("4096 at most"),
+            data_bytes_max: settings.transfer_bytes,
+            in_capsule_bytes_max: settings.in_capsule_bytes,
+            h2c_data_bytes_max: settings.transfer_bytes,
+            r2t_bytes_max: settings.transfer_bytes,
+            r2t_count_max: 1,
+            digests: Digests { header: true, data: true },
+            cpda: 0,
+            icreq_timeout: Duration::from_secs(10),
+        };
+        let doors = (0..options.cores).map(|_| Door::default()).collect();
+        let stop = Interrupt::default();
+        let shared = Arc::new(Shared { target, options, machine, stop: stop.clone(), doors });
+        let (started, starts) = mpsc::channel();
+        let mut server = Self { addresses, stop, threads: Vec::new() };
+        for index in 0..shared.options.cores {
+            let (shared, started) = (shared.clone(), started.clone());
+            let listeners = std::mem::take(&mut listeners); // the first thread's
+            let run = move || {
+                let begun = worker::run(&shared, index, listeners, || drop(started.send(Ok(()))));
+                if let Err(error) = begun {
+                    drop(started.send(Err(error)));
+                }
+            };
+            let thread = std::thread::Builder::new().name(format!("blkcopy-core-{index}")).spawn(run);
+            server.threads.push(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
+        }
+        drop(started);
+        for _ in 0..server.threads.len() {
+            let begun = starts.recv();
+            begun.map_err(|_| Error::new(Kind::Aborted, "a thread of the server ended while it began"))??;
+        }
+        Ok(server)
+    }
+
+    /// The addresses listened on, with their real ports.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Accepts nothing more, lets what is in flight end (a few seconds at most), closes every connection and waits for the
+    /// threads.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.set();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the server panicked; please report this as a bug");
+            }
+        }
+    }
+}

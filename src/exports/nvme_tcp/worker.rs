@@ -1,0 +1,465 @@
+//! One thread of a server: reads sockets, feeds the machines and the core, sends what they answer.
+
+use super::{Shared, lock};
+use crate::block::lock::LockDomain;
+use crate::block::{Buf, BufPool, Error, Kind, Result};
+use crate::nvme::Status;
+use crate::nvme::tcp::controller::{Connection, Event, QueueFacts};
+use crate::reactor::local::{Local, sleep};
+use crate::reactor::{self, IoDone, IoOp, Port, Reactor};
+use crate::target::{Answer, ConnectionId, Core, From};
+use rustix::io::Errno;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a thread with connections wakes up to look at its clocks.
+const TICK: Duration = Duration::from_millis(500);
+/// How long a server that stops waits for what is in flight.
+const GRACE: Duration = Duration::from_secs(5);
+/// Reads of one socket in one turn, so that a busy one does not hold up the others.
+const READS_A_TURN: usize = 8;
+/// Connections of one thread; more are closed at once.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// A socket and its machine.
+struct Link {
+    id: ConnectionId,
+    /// Distinguishes it from an earlier connection in the same place.
+    serial: u32,
+    peer: SocketAddr,
+    socket: Arc<OwnedFd>,
+    machine: Connection,
+    /// Try to read: it may have something.
+    readable: bool,
+    /// The reactor waits for it to be readable, writable.
+    watched: [bool; 2],
+    /// The socket took nothing last time.
+    full: bool,
+    /// When it last had something.
+    last: Duration,
+    /// Commands whose data waits for a buffer.
+    wants: VecDeque<(u16, u32)>,
+    /// The machine knows the queue's properties.
+    announced: bool,
+    /// The core has been told that it is gone.
+    left: bool,
+    /// To be closed at the end of the turn.
+    over: bool,
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    index: usize,
+    reactor: Rc<dyn Reactor>,
+    port: Port,
+    core: Core,
+    pool: Rc<BufPool>,
+    listeners: Vec<Listening>,
+    /// Place = the index of the core's name for it.
+    links: Vec<Option<Link>>,
+    live: usize,
+    serial: u32,
+    next_door: usize,
+    stopping: bool,
+    ready: Vec<IoDone>,
+    answers: Vec<Answer>,
+    lost: Vec<ConnectionId>,
+    back: Vec<Buf>,
+}
+
+struct Listening {
+    listener: TcpListener,
+    file: Arc<OwnedFd>,
+    watched: bool,
+}
+
+/// Token of the readiness of listener `n`: `LISTENER + n`. Others are `serial << 32 | place << 1 | write`.
+const LISTENER: u64 = 1 << 63;
+
+/// Runs until the server stops. `begun` is called once when connections can be taken.
+pub(super) fn run(
+    shared: &Arc<Shared>,
+    index: usize,
+    listeners: Vec<TcpListener>,
+    begun: impl FnOnce(),
+) -> Result<()> {
+    let (reactor, _) = reactor::choose(shared.options.engine, false)
+        .map_err(|e| Error::os("the I/O engine cannot be started", e))?;
+    let local = Local::new(reactor.clone());
+    let waker = local.waker();
+    let woken = waker.clone();
+    let locks = Rc::new(LockDomain::process().attach(move || woken.wake())?);
+    local.serve_locks(&locks);
+    let chunk = shared.target.settings().transfer_bytes as usize;
+    let pool =
+        BufPool::new(shared.options.payload_bytes, chunk).filter(|p| p.chunk_bytes() >= chunk).ok_or_else(
+            || Error::new(Kind::NoMemory, format!("no memory for one transfer of {chunk} bytes on a core")),
+        )?;
+    let pool = Rc::new(pool);
+    let mut core = Core::new(shared.target.clone(), locks, pool.clone(), waker.clone())?;
+    if let Some(on_copy) = shared.options.on_copy.clone() {
+        core.on_copy(move |line| on_copy(line));
+    }
+    let mut listening = Vec::new();
+    for listener in listeners {
+        let file = listener.try_clone().map_err(|e| Error::os("a listener cannot be watched", e))?;
+        listening.push(Listening { listener, file: Arc::new(file.into()), watched: false });
+    }
+    let worker = Worker {
+        shared: shared.clone(),
+        index,
+        port: reactor.open_port(),
+        reactor,
+        core,
+        pool,
+        listeners: listening,
+        links: Vec::new(),
+        live: 0,
+        serial: 0,
+        next_door: 0,
+        stopping: false,
+        ready: Vec::new(),
+        answers: Vec::new(),
+        lost: Vec::new(),
+        back: Vec::new(),
+    };
+    *lock(&shared.doors[index].waker) = Some(waker);
+    let worker = Rc::new(RefCell::new(worker));
+    let turning = worker.clone();
+    local.on_turn(move || turning.borrow_mut().turn());
+    begun();
+    let stop = shared.stop.clone();
+    local.block_on(async {
+        let ticking = worker.clone();
+        let _clock = crate::reactor::local::spawn(async move {
+            loop {
+                sleep(TICK).await;
+                if ticking.borrow().stopping {
+                    return;
+                }
+            }
+        });
+        stop.wait().await;
+        worker.borrow_mut().begin_stop();
+        let end = crate::reactor::local::now() + GRACE;
+        while crate::reactor::local::now() < end && !worker.borrow().is_drained() {
+            sleep(Duration::from_millis(2)).await;
+        }
+        worker.borrow_mut().close_all();
+        while crate::reactor::local::now() < end && !worker.borrow().core.is_idle() {
+            sleep(Duration::from_millis(2)).await;
+        }
+    });
+    Ok(())
+}
+
+impl Worker {
+    /// True when it got anything done, or spins.
+    fn turn(&mut self) -> bool {
+        let mut busy = self.look_at_reactor();
+        busy |= self.take_dealt();
+        let now = self.reactor.now();
+        self.core.tick(now, &mut self.lost);
+        for id in std::mem::take(&mut self.lost) {
+            if let Some(link) = self.links.get_mut(id.index()).and_then(Option::as_mut).filter(|l| l.id == id)
+            {
+                link.over = true;
+            }
+        }
+        if !self.stopping {
+            for link in self.links.iter_mut().flatten() {
+                busy |= link.read(&mut self.core, &self.pool, now);
+            }
+        }
+        busy |= self.answer();
+        for place in 0..self.links.len() {
+            busy |= self.finish_turn(place, now);
+        }
+        busy
+    }
+
+    fn look_at_reactor(&mut self) -> bool {
+        self.reactor.complete(self.port, &mut self.ready);
+        let busy = !self.ready.is_empty();
+        for done in std::mem::take(&mut self.ready).drain(..) {
+            if done.token >= LISTENER {
+                self.accept(usize::try_from(done.token - LISTENER).unwrap_or(usize::MAX));
+                continue;
+            }
+            let (serial, place, write) = (done.token >> 32, done.token >> 1 & 0x7fff_ffff, done.token & 1);
+            let place = usize::try_from(place).unwrap_or(usize::MAX);
+            let link = self.links.get_mut(place).and_then(Option::as_mut);
+            if let Some(link) = link.filter(|l| u64::from(l.serial) == serial) {
+                link.watched[usize::from(write == 1)] = false;
+                if write == 1 {
+                    link.full = false;
+                } else {
+                    link.readable = true;
+                }
+            }
+        }
+        for (n, listening) in self.listeners.iter_mut().enumerate().filter(|_| !self.stopping) {
+            if !std::mem::replace(&mut listening.watched, true) {
+                let op = IoOp::Ready { file: listening.file.clone(), write: false };
+                self.reactor.submit(self.port, LISTENER + n as u64, op);
+            }
+        }
+        busy
+    }
+
+    fn accept(&mut self, n: usize) {
+        let Some(listening) = self.listeners.get_mut(n) else { return };
+        listening.watched = false;
+        while !self.stopping {
+            match listening.listener.accept() {
+                Ok((stream, peer)) => {
+                    let door = &self.shared.doors[self.next_door % self.shared.doors.len()];
+                    self.next_door += 1;
+                    door.deal(stream, peer);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    // Out of descriptors, say: the connection stays in line, and the next turn tries again.
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take_dealt(&mut self) -> bool {
+        let dealt = std::mem::take(&mut *lock(&self.shared.doors[self.index].dealt));
+        let busy = !dealt.is_empty();
+        for (stream, peer) in dealt {
+            if let Err(error) = self.open(stream, peer) {
+                tracing::warn!(%peer, %error, "the connection is closed again");
+            }
+        }
+        busy
+    }
+
+    fn open(&mut self, stream: TcpStream, peer: SocketAddr) -> Result<()> {
+        if self.stopping || self.live >= CONNECTIONS_MAX {
+            let text = format!("{} connections are open; at most {CONNECTIONS_MAX} are taken", self.live);
+            return Err(Error::new(Kind::InUse, text));
+        }
+        let cannot = |e| Error::os("the socket cannot be set up", e);
+        stream.set_nonblocking(true).map_err(cannot)?;
+        stream.set_nodelay(true).map_err(cannot)?;
+        let local = stream.local_addr().map_err(cannot)?;
+        let machine = Connection::new(&self.shared.machine)
+            .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
+        let id = self
+            .core
+            .open(local)
+            .ok_or_else(|| Error::new(Kind::InUse, "connections that were closed are not drained yet"))?;
+        self.serial = self.serial.wrapping_add(1) & 0x7fff_ffff;
+        let link = Link {
+            id,
+            serial: self.serial,
+            peer,
+            socket: Arc::new(stream.into()),
+            machine,
+            readable: true,
+            watched: [false; 2],
+            full: false,
+            last: self.reactor.now(),
+            wants: VecDeque::new(),
+            announced: false,
+            left: false,
+            over: false,
+        };
+        let place = id.index();
+        if self.links.len() <= place {
+            self.links.resize_with(place + 1, || None);
+        }
+        debug_assert!(self.links[place].is_none(), "the core gave a name that is still in use");
+        self.links[place] = Some(link);
+        self.live += 1;
+        tracing::debug!(%peer, "connected");
+        Ok(())
+    }
+
+    fn answer(&mut self) -> bool {
+        let mut answers = std::mem::take(&mut self.answers);
+        let busy = self.core.poll(&mut answers) || !answers.is_empty();
+        for Answer { from, mut cqe, data } in answers.drain(..) {
+            let link = self.links.get_mut(from.connection.index()).and_then(Option::as_mut);
+            let Some(link) = link.filter(|l| l.id == from.connection && !l.left) else { continue };
+            if !link.announced {
+                let queue = self.core.queue(from.connection);
+                if queue.entries() > 0 {
+                    link.announced = true;
+                    let facts = QueueFacts {
+                        entries: u16::try_from(queue.entries()).expect("4096 at most"),
+                        admin: queue.id() == Some(0),
+                        flow_control: queue.flow_control(),
+                    };
+                    if !link.machine.connected(facts) {
+                        cqe.status = Status::CONNECT_CONTROLLER_BUSY;
+                        link.over = true;
+                    }
+                }
+            }
+            drop(link.machine.complete(from.slot, cqe, data));
+        }
+        self.answers = answers;
+        busy
+    }
+
+    /// Sends, closes, or puts a link to sleep. True when it got anything done, or spins.
+    fn finish_turn(&mut self, place: usize, now: Duration) -> bool {
+        let Some(link) = self.links.get_mut(place).and_then(Option::as_mut) else { return false };
+        let busy = link.send(&mut self.back, now);
+        self.back.clear();
+        // What was sent or answered may let the machine go on with what it has read.
+        link.take_events(&mut self.core, &self.pool);
+        link.machine.tick(now);
+        if (link.machine.is_closing() || link.over) && !std::mem::replace(&mut link.left, true) {
+            link.wants.clear();
+            self.core.disconnect(link.id);
+        }
+        if link.over || link.machine.is_over() {
+            self.close(place);
+            return true;
+        }
+        let spins = now.saturating_sub(link.last) < self.shared.options.spin;
+        if busy || spins {
+            return true;
+        }
+        for write in [false, true] {
+            let wanted = if write { link.full } else { !link.machine_is_full() && !self.stopping };
+            if wanted && !std::mem::replace(&mut link.watched[usize::from(write)], true) {
+                if !write {
+                    link.readable = false;
+                }
+                let token = u64::from(link.serial) << 32 | (place as u64) << 1 | u64::from(write);
+                let op = IoOp::Ready { file: link.socket.clone(), write };
+                self.reactor.submit(self.port, token, op);
+            }
+        }
+        false
+    }
+
+    fn close(&mut self, place: usize) {
+        let Some(link) = self.links.get_mut(place).and_then(Option::take) else { return };
+        self.live -= 1;
+        if !link.left {
+            self.core.disconnect(link.id);
+        }
+        tracing::debug!(peer = %link.peer, "disconnected");
+        // Ends what the reactor still waits for on it. ENOTCONN: the host was quicker.
+        let _ = rustix::net::shutdown(&*link.socket, rustix::net::Shutdown::Both);
+    }
+
+    fn begin_stop(&mut self) {
+        self.stopping = true;
+        self.listeners.clear();
+        lock(&self.shared.doors[self.index].dealt).clear();
+    }
+
+    /// True when nothing is in flight and everything has been sent.
+    fn is_drained(&self) -> bool {
+        self.core.is_idle() && self.links.iter().flatten().all(|l| l.machine.output().is_empty())
+    }
+
+    fn close_all(&mut self) {
+        for place in 0..self.links.len() {
+            self.close(place);
+        }
+    }
+}
+
+impl Link {
+    fn machine_is_full(&mut self) -> bool {
+        self.machine.space().iter().all(|s| s.is_empty())
+    }
+
+    fn read(&mut self, core: &mut Core, pool: &BufPool, now: Duration) -> bool {
+        let mut busy = false;
+        while let Some(&(slot, len)) = self.wants.front() {
+            let Some(buf) = pool.take(len as usize) else { break };
+            self.wants.pop_front();
+            self.machine.give(slot, buf);
+            busy = true;
+        }
+        for _ in 0..READS_A_TURN {
+            if !self.readable || self.over {
+                break;
+            }
+            let mut space = self.machine.space();
+            let room: usize = space.iter().map(|s| s.len()).sum();
+            if room == 0 {
+                break;
+            }
+            match rustix::io::readv(&*self.socket, &mut space) {
+                Ok(0) => {
+                    self.over = true;
+                    return true;
+                }
+                Ok(n) => {
+                    busy = true;
+                    self.last = now;
+                    self.machine.filled(n);
+                    self.take_events(core, pool);
+                    if n < room {
+                        break; // most likely all there was
+                    }
+                }
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer, error = %std::io::Error::from(error), "read failed");
+                    self.over = true;
+                    return true;
+                }
+            }
+        }
+        busy
+    }
+
+    fn take_events(&mut self, core: &mut Core, pool: &BufPool) {
+        while let Some(event) = self.machine.next() {
+            match event {
+                Event::Command { slot, sqe, data } => {
+                    core.submit(From { connection: self.id, slot }, &sqe, data);
+                }
+                Event::NeedBuffer { slot, len } => match pool.take(len as usize) {
+                    Some(buf) if self.wants.is_empty() => self.machine.give(slot, buf),
+                    _ => self.wants.push_back((slot, len)),
+                },
+                Event::Broken(why) => tracing::warn!(peer = %self.peer, "{why}; the connection is closed"),
+            }
+        }
+    }
+
+    fn send(&mut self, back: &mut Vec<Buf>, now: Duration) -> bool {
+        let mut busy = false;
+        while !self.full && !self.over {
+            let output = self.machine.output();
+            if output.is_empty() {
+                break;
+            }
+            match rustix::io::writev(&*self.socket, &output) {
+                Ok(n) => {
+                    self.machine.sent(n, back);
+                    self.last = now;
+                    busy = true;
+                }
+                Err(Errno::AGAIN) => self.full = true,
+                Err(Errno::INTR) => {}
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer, error = %std::io::Error::from(error), "write failed");
+                    self.over = true;
+                }
+            }
+        }
+        busy
+    }
+}
