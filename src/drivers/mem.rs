@@ -18,8 +18,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 const STRIPE: u64 = 2 << 20;
 /// Longest copy in one request, in bytes; keeps one request near 10 ms at memory speed.
 const COPY_MAX: NonZeroU64 = NonZeroU64::new(64 << 20).expect("not zero");
-/// Ranges from this length on, in bytes, are copied past the processor's cache, which they would only empty.
-const PAST_CACHE_MIN: u64 = 8 << 20;
+/// Copies from this length on, in bytes, go past the processor's cache: the device is far larger, so what is overwritten is
+/// seldom in it.
+const PAST_CACHE_MIN: u64 = 128 << 10;
 /// Most source ranges in one copy request (what an NVMe Copy command can carry).
 const COPY_RANGES: NonZeroU32 = NonZeroU32::new(256).expect("not zero");
 

@@ -48,7 +48,11 @@ impl Claim {
 /// The claims of one copy, ordered by (leaf, mode, offset), merged: ranges of one leaf and mode neither touch nor overlap, so
 /// that a look-up is a binary search however many source ranges the copy has.
 #[derive(Debug)]
-pub(super) struct ClaimSet(Claims);
+pub(super) struct ClaimSet {
+    all: Claims,
+    /// Those that change bytes, once more: few, and the only ones that two sets need be compared by.
+    exclusive: Claims,
+}
 
 impl ClaimSet {
     pub(super) fn new(mut claims: Claims) -> Self {
@@ -63,7 +67,8 @@ impl ClaimSet {
             }
             merge
         });
-        Self(claims)
+        let exclusive = claims.iter().filter(|c| c.mode == Mode::Exclusive).copied().collect();
+        Self { all: claims, exclusive }
     }
 
     /// True when one of the claims conflicts with `claim`.
@@ -78,17 +83,17 @@ impl ClaimSet {
 
     /// True when both sets hold conflicting claims.
     pub(super) fn conflicts(&self, other: &Self) -> bool {
-        let (few, many) = if self.0.len() <= other.0.len() { (self, other) } else { (other, self) };
-        many.conflicts_with_any(&few.0)
+        self.conflicts_with_any(&other.exclusive)
+            || self.exclusive.iter().any(|claim| other.hits(claim, Mode::Shared))
     }
 
     /// True when a claim of this mode shares a byte with `claim`.
     fn hits(&self, claim: &Claim, mode: Mode) -> bool {
         // The first claim of the leaf and mode that ends behind the start: those after it begin later still.
         let at = self
-            .0
+            .all
             .partition_point(|c| (c.leaf, c.mode, c.range.end()) <= (claim.leaf, mode, claim.range.offset()));
-        self.0
+        self.all
             .get(at)
             .is_some_and(|c| c.leaf == claim.leaf && c.mode == mode && c.range.overlaps(claim.range))
     }

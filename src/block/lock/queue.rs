@@ -219,6 +219,10 @@ fn shifted(range: ByteRange, base: u64) -> ByteRange {
 }
 
 fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims: &mut Claims) -> Result<()> {
+    if let Identity::Leaf { leaf, base } = device.identity() {
+        claims.push(Claim { leaf, range: shifted(range, base), mode });
+        return Ok(());
+    }
     let resolution = device.clone().resolve(range, Access::Write)?;
     for piece in &resolution.pieces {
         for leg in &piece.legs {
