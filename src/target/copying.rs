@@ -11,7 +11,6 @@ use crate::copy::run::Options;
 use crate::copy::whole::{Part, WholeEnded, check_offloaded, copy_ranges};
 use crate::nvme::{CopyCommand, Doing, Status};
 use crate::reactor::{self, local};
-use serde::Serialize;
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -55,9 +54,6 @@ struct End {
     flushed: bool,
     error: Option<(Error, Status)>,
 }
-
-/// Called with each Copy that has ended.
-type Hook = Box<dyn Fn(&CopyLine)>;
 
 /// A task's way of telling its end.
 type Ended = Rc<RefCell<Vec<(From, WholeEnded, bool)>>>;
@@ -411,7 +407,7 @@ impl Task {
 }
 
 /// One Copy command that has ended, for the log.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct CopyLine {
     /// The host that sent it.
     pub host: String,
