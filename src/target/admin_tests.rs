@@ -77,7 +77,7 @@ fn identify_namespace_says_what_it_is_and_hides_what_the_host_may_not_see() {
         let copy = one.copy.unwrap();
         assert_eq!(
             (copy.range_blocks_max.get(), copy.blocks_max.get(), copy.ranges_max.get()),
-            (65535, 65536, 256)
+            (32768, 65536, 256)
         );
         let five = id(5);
         assert_eq!((five.size_blocks, five.block_bytes(), five.write_protected), (256, 4096, true));

@@ -154,7 +154,7 @@ impl Controller {
             cap: Cap::new(cap.entries, READY_MS, Cap::CSS_NVM | Cap::CSS_CSI),
             epoch: AtomicU32::new(0),
             gone: AtomicBool::new(false),
-            cdfe: AtomicU16::new(0),
+            cdfe: AtomicU16::new(features.copy_formats()),
             write_through: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 cc: Cc::default(),
@@ -270,8 +270,7 @@ impl Controller {
         inner.csts = Csts::default();
         inner.features = Features::new(inner.features.io_queues_max());
         inner.events = Events::default();
-        self.cdfe.store(0, Ordering::Release);
-        self.write_through.store(false, Ordering::Release);
+        self.show(&inner.features);
         self.cancel_copies(|_| true);
         inner.queues.iter().for_each(|q| q.bell.ring());
     }
@@ -349,13 +348,18 @@ impl Controller {
 
     // --- features and events -----------------------------------------------------------------------------------------
 
-    /// Works on the features; what I/O commands look at is copied to where they find it.
+    /// Works on the features.
     pub(super) fn with_features<T>(&self, work: impl FnOnce(&mut Features) -> T) -> T {
         let mut inner = self.inner();
         let result = work(&mut inner.features);
-        self.cdfe.store(inner.features.copy_formats(), Ordering::Release);
-        self.write_through.store(!inner.features.write_cache(), Ordering::Release);
+        self.show(&inner.features);
         result
+    }
+
+    /// Copies what I/O commands look at to where they find it without a lock.
+    fn show(&self, features: &Features) {
+        self.cdfe.store(features.copy_formats(), Ordering::Release);
+        self.write_through.store(!features.write_cache(), Ordering::Release);
     }
 
     /// Copy formats the host has enabled, a bit each.

@@ -3,47 +3,12 @@
 
 use super::testing::*;
 use super::*;
-use crate::block::{Device, Kind, LimitsChange, Method};
-use crate::drivers::null::Null;
-use crate::drivers::{File, FileOptions};
-use crate::nvme::admin::AdminCommand;
+use crate::block::{Device, LimitsChange};
+use crate::nvme::Status;
 use crate::nvme::copy::Format;
-use crate::nvme::{Blocks, SourceRange, Status};
-use crate::sim::{DelayDevice, ErrorDevice, Fault, FaultPlan, Ops, Rng, VolatileDisk};
-use std::num::NonZeroU32;
-use std::sync::Arc;
-use std::time::Duration;
 
 const OK: Status = Status::SUCCESS;
 const BOTH: u16 = 0b1100;
-
-fn disk(blocks: u64) -> Arc<VolatileDisk> {
-    Arc::new(
-        VolatileDisk::new(format!("disk {blocks}"), blocks * BLOCK, NonZeroU32::new(512).unwrap()).unwrap(),
-    )
-}
-
-fn null(blocks: u64) -> Dev {
-    Arc::new(Null::new("null", blocks * BLOCK, NonZeroU32::new(512).unwrap()).unwrap())
-}
-
-/// A file on this machine's temporary file system, and what keeps it there.
-fn file(blocks: u64) -> (Arc<File>, tempfile::TempDir) {
-    let dir = tempfile::tempdir().unwrap();
-    let options = FileOptions { write: true, create: true };
-    let file = File::open(dir.path().join("image"), options).unwrap();
-    file.set_len(blocks * BLOCK).unwrap();
-    (file, dir)
-}
-
-fn blocks(bytes: &[u8], lba: u64, count: u64) -> &[u8] {
-    &bytes[(lba * BLOCK) as usize..((lba + count) * BLOCK) as usize]
-}
-
-/// Status and dword 0.
-fn end(told: Told) -> (Status, u64) {
-    (told.status, told.result)
-}
 
 #[test]
 fn one_range_many_ranges_and_the_shortest() {
@@ -91,12 +56,14 @@ fn limits_hold_at_the_limit_and_one_beyond() {
     }
     let far = 1 << 29;
     for (ranges, expected) in [
-        (vec![(0, 65535)], (OK, 0)),
+        (vec![(0, 32768)], (OK, 0)),
+        (vec![(0, 32769)], too_large),
+        (vec![(0, 65535)], too_large),
         (vec![(0, 65536)], too_large),
-        // 32 * 65535 + 32 is 2^21 blocks, the limit.
-        ([vec![(0, 65535); 32], vec![(0, 32)]].concat(), (OK, 0)),
-        ([vec![(0, 65535); 32], vec![(0, 33)]].concat(), too_large),
-        (vec![(0, 65535); 256], too_large),
+        // 64 * 32768 is 2^21 blocks, the limit.
+        (vec![(0, 32768); 64], (OK, 0)),
+        ([vec![(0, 32768); 64], vec![(0, 1)]].concat(), too_large),
+        (vec![(0, 32768); 256], too_large),
         (vec![(0, 65536); 256], too_large),
     ] {
         assert_eq!(end(io.copy(&Copy::local(2, far, &ranges))), expected, "{} ranges", ranges.len());
@@ -257,6 +224,8 @@ fn formats_are_refused_until_they_are_enabled_and_by_each_controller_apart() {
     admin.reset();
     admin.enable();
     let io = host.io(&admin, 2);
+    assert_eq!(io.copy(&local(Format::F0)).status, OK, "this one is always on");
+    assert_eq!(io.copy(&local(Format::F1)).status, OK);
     assert_eq!(end(io.copy(&across(Format::F2))), off, "lost at a reset");
     assert_eq!(end(io.copy(&across(Format::F3))), off);
     // Formats 4h to Fh, enabled or not.

@@ -11,7 +11,6 @@ use crate::copy::run::Options;
 use crate::copy::whole::{Part, WholeEnded, check_offloaded, copy_ranges};
 use crate::nvme::{CopyCommand, Doing, Status};
 use crate::reactor::{self, local};
-use serde::Serialize;
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -26,8 +25,9 @@ use std::time::Duration;
 const TURN_BYTES: u64 = 16 << 20;
 /// Copies of one core that are tasks at a time: each has up to [`PAYLOAD_BYTES`] of buffers.
 const TASKS_MAX: usize = 8;
-/// Most buffers of one task, in bytes.
-const PAYLOAD_BYTES: u64 = 8 << 20;
+/// Buffers of one task, in bytes: also for a short copy, whose many ranges are in flight together. What is not touched costs
+/// address space only.
+const PAYLOAD_BYTES: usize = 8 << 20;
 /// Longest time of a task. A host gives a command 30 seconds and then resets the controller: better to say how far it got.
 const TIME_MAX: Duration = Duration::from_secs(20);
 
@@ -55,9 +55,6 @@ struct End {
     flushed: bool,
     error: Option<(Error, Status)>,
 }
-
-/// Called with each Copy that has ended.
-type Hook = Box<dyn Fn(&CopyLine)>;
 
 /// A task's way of telling its end.
 type Ended = Rc<RefCell<Vec<(From, WholeEnded, bool)>>>;
@@ -337,7 +334,6 @@ impl Copying {
             ranges: sources.by_ref().take(run.ranges).collect(),
         });
         let offload = if self.checked.fast_only { Offload::Require } else { Offload::Auto };
-        let payload = self.checked.range.len().clamp(4096, PAYLOAD_BYTES);
         Task {
             parts: parts.collect(),
             dest: self.checked.dest.device().clone(),
@@ -346,7 +342,7 @@ impl Copying {
             options: Options {
                 policy: Policy { offload, excluded: self.excluded, unsynced: !self.fua, ..Policy::default() },
                 flush: self.fua,
-                payload_bytes: usize::try_from(payload).expect("at most PAYLOAD_BYTES"),
+                payload_bytes: PAYLOAD_BYTES,
                 cancel: self.cancel.clone(),
                 locks: Some(locks),
                 ..Options::default()
@@ -408,7 +404,7 @@ impl Task {
 }
 
 /// One Copy command that has ended, for the log.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct CopyLine {
     /// The host that sent it.
     pub host: String,

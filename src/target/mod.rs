@@ -14,6 +14,8 @@ mod connect_tests;
 mod controller;
 mod copy;
 #[cfg(test)]
+mod copy_end_tests;
+#[cfg(test)]
 mod copy_tests;
 mod copying;
 mod core;

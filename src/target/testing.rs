@@ -9,6 +9,8 @@ use crate::block::{
 };
 use crate::block::{ByteRange, Queue as BlockQueue};
 use crate::drivers::mem::Mem;
+use crate::drivers::null::Null;
+use crate::drivers::{File, FileOptions};
 use crate::nvme::admin::{GetLogPage, Identify, SetFeatures};
 use crate::nvme::copy::{Format, write_ranges};
 use crate::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsCommand, Width};
@@ -21,6 +23,7 @@ use crate::nvme::{
 use crate::reactor::Reactor;
 use crate::reactor::local::{self, Local};
 use crate::reactor::sim::Sim;
+use crate::sim::VolatileDisk;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -44,6 +47,34 @@ pub(super) fn mem(blocks: u64) -> Arc<Mem> {
 
 pub(super) fn mem_of(bytes: u64, block: u32) -> Arc<Mem> {
     Arc::new(Mem::new(format!("mem:{bytes}"), bytes, NonZeroU32::new(block).unwrap()).unwrap())
+}
+
+pub(super) fn disk(blocks: u64) -> Arc<VolatileDisk> {
+    Arc::new(
+        VolatileDisk::new(format!("disk {blocks}"), blocks * BLOCK, NonZeroU32::new(512).unwrap()).unwrap(),
+    )
+}
+
+pub(super) fn null(blocks: u64) -> Dev {
+    Arc::new(Null::new("null", blocks * BLOCK, NonZeroU32::new(512).unwrap()).unwrap())
+}
+
+/// A file on this machine's temporary file system, and what keeps it there.
+pub(super) fn file(blocks: u64) -> (Arc<File>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let options = FileOptions { write: true, create: true };
+    let file = File::open(dir.path().join("image"), options).unwrap();
+    file.set_len(blocks * BLOCK).unwrap();
+    (file, dir)
+}
+
+pub(super) fn blocks(bytes: &[u8], lba: u64, count: u64) -> &[u8] {
+    &bytes[(lba * BLOCK) as usize..((lba + count) * BLOCK) as usize]
+}
+
+/// Status and dword 0.
+pub(super) fn end(told: Told) -> (Status, u64) {
+    (told.status, told.result)
 }
 
 pub(super) fn settings() -> Settings {
