@@ -9,6 +9,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What is held on one end of a copy; let go when dropped.
 pub struct Hold(Vec<One>);
@@ -24,6 +25,21 @@ struct One {
     fd: Option<Arc<OwnedFd>>,
     /// Taken with `flock`, to be given back.
     locked: bool,
+}
+
+/// How long another program's lock is waited for: one that was killed lets go of its files a little after its end, when the
+/// kernel has taken its ring down.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Takes the exclusive lock of a file, now or within [`LINGER`]. Errors: `WOULDBLOCK`, and those of `flock`.
+pub(super) fn flock_soon(fd: &OwnedFd) -> rustix::io::Result<()> {
+    let end = Instant::now() + LINGER;
+    loop {
+        match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(LINGER / 50),
+            other => return other,
+        }
+    }
 }
 
 /// Holds `device` as well as it can be: as the source of a copy, or (`write`) as its destination.
@@ -102,7 +118,7 @@ impl One {
             let fd = file.fd().clone();
             one.state = if write { SourceState::Unwatched } else { SourceState::Watched };
             if write {
-                match rustix::fs::flock(&*fd, FlockOperation::NonBlockingLockExclusive) {
+                match flock_soon(&fd) {
                     Ok(()) => one.locked = true,
                     Err(Errno::WOULDBLOCK) => {
                         let text = "another program has locked the file (flock); end it, or wait for it";

@@ -241,7 +241,7 @@ enum Way {
 use Way::{Both, In, Out};
 
 /// The table. The first row that fits decides; what fits none is `Io`, and 0h/06h.
-const TABLE: [(Way, u8, Kind, Status); 34] = [
+const TABLE: [(Way, u8, Kind, Status); 35] = [
     // Only what says "not supported" lets a copy step down. A format the controller does not know or the host has not
     // enabled is an Invalid Field, and a Copy has no other field at fault that reading and writing would not report again.
     (Both, NOT_COPY, Kind::Unsupported, Status::INVALID_OPCODE),
@@ -252,7 +252,9 @@ const TABLE: [(Way, u8, Kind, Status); 34] = [
     (Out, NOT_COPY, Kind::TooLarge { max_bytes: 0 }, Status::INVALID_FIELD),
     (Both, NOT_COPY, Kind::InvalidInput, Status::INVALID_FIELD),
     (Out, COPY, Kind::InvalidInput, Status::INVALID_FIELD),
-    (In, COPY, Kind::InvalidInput, Status::INCOMPATIBLE_NAMESPACE),
+    // The controller cannot copy between these two: reading and writing can.
+    (In, COPY, Kind::Unsupported, Status::INCOMPATIBLE_NAMESPACE),
+    (In, COPY, Kind::Unsupported, Status::NAMESPACE_NOT_REACHABLE),
     (Out, ANY, Kind::Misaligned, Status::INVALID_FIELD),
     (Both, ANY, Kind::OutOfRange, Status::LBA_OUT_OF_RANGE),
     (Both, COPY, Kind::Overlap, Status::OVERLAPPING_IO_RANGE),

@@ -3,6 +3,7 @@
 use super::url::Address;
 use crate::block::counters::Call;
 use crate::block::{Buf, Counters, Error, Kind, Result};
+use crate::nvme::status::Doing;
 use crate::nvme::tcp::host::{Config, Connection, Data, Event};
 use crate::nvme::tcp::{Broken, Digests};
 use crate::nvme::{Cqe, Sqe, Status};
@@ -70,6 +71,11 @@ impl Link {
                 break;
             }
             match TcpStream::connect_timeout(addr, wait) {
+                // A port of this machine that nobody listens on, and that the system picked for us too, connects to
+                // itself: the target's restart would then find its port taken.
+                Ok(stream) if stream.local_addr().ok() == Some(*addr) => {
+                    refused = Some(io::ErrorKind::ConnectionRefused.into());
+                }
                 Ok(stream) => return Self::over(stream, slots, digests, deadline),
                 Err(e) => refused = Some(e),
             }
@@ -310,32 +316,9 @@ fn no_service(why: &Broken) -> Error {
     )
 }
 
-/// A command ended with a status that is no success.
+/// An admin command ended with a status that is no success.
 #[cold]
 pub(super) fn refused(doing: &str, status: Status) -> Error {
-    Error::new(kind_of(status), format!("{doing}: the target answered {status}"))
-}
-
-/// The kind of error a status stands for.
-pub(super) fn kind_of(status: Status) -> Kind {
-    let is = |other: &[Status]| other.iter().any(|&s| status.is(s));
-    if is(&[Status::INVALID_OPCODE]) {
-        Kind::Unsupported
-    } else if is(&[Status::LBA_OUT_OF_RANGE]) {
-        Kind::OutOfRange
-    } else if is(&[Status::CAPACITY_EXCEEDED]) {
-        Kind::NoSpace
-    } else if is(&[Status::NAMESPACE_WRITE_PROTECTED]) {
-        Kind::ReadOnly
-    } else if is(&[Status::RESERVATION_CONFLICT]) {
-        Kind::InUse
-    } else if is(&[Status::INVALID_NAMESPACE]) {
-        Kind::NotFound
-    } else if is(&[Status::COMPARE_FAILURE]) {
-        Kind::Mismatch
-    } else if is(&[Status::AUTHENTICATION_REQUIRED, Status::CONNECT_INVALID_HOST]) {
-        Kind::Permission
-    } else {
-        Kind::Io
-    }
+    let error = status.to_error(Doing::Admin, None);
+    Error::new(error.kind(), format!("{doing}: the target answered {status}"))
 }

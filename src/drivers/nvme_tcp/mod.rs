@@ -10,8 +10,6 @@ mod discovery;
 mod identity;
 mod link;
 mod queue;
-#[cfg(test)]
-mod tests;
 mod url;
 
 pub use device::Namespace;
@@ -96,3 +94,8 @@ impl fmt::Display for Why {
         f.write_str(&self.text)
     }
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use super::Why;
 use super::admin::{DEPTH, Facts};
 use super::controller::{Fresh, SCANS, Wire};
 use super::device::Namespace;
-use super::link::{Link, Received, broken, buf_of, kind_of, refused};
+use super::link::{Link, Received, broken, buf_of};
 use crate::block::device::check_range;
 use crate::block::{
     Buf, ByteRange, Completion, CopyReport, CopyRequest, Counters, Device, Error, Kind, Method, Op, Queue,
@@ -15,6 +15,7 @@ use crate::block::{
 };
 use crate::nvme::copy::{Format, LIST_LEN_MAX, SourceRange, whole_ranges, write_ranges};
 use crate::nvme::io::{DsmRange, Extent};
+use crate::nvme::status::Doing;
 use crate::nvme::tcp::host::{Data, Event};
 use crate::nvme::{Blocks, CopyCommand, Count8, Cqe, IoCommand, Sqe, Status};
 use crate::reactor::{self, IoDone, IoOp, Port, Reactor};
@@ -402,33 +403,25 @@ impl NvmeQueue {
             return self.start(slot, work);
         }
         self.free.push(slot);
-        let doing = work.request.op().name();
-        let mut error = refused(doing, status);
+        let doing = match work.request.op() {
+            Op::Read { .. } => Doing::Read,
+            Op::Write { .. } => Doing::Write,
+            Op::Compare { .. } => Doing::Compare,
+            Op::WriteZeroes { .. } => Doing::WriteZeroes,
+            Op::Discard { .. } => Doing::Deallocate,
+            Op::Flush => Doing::Flush,
+            Op::Copy(_) => Doing::Copy,
+        };
+        // Limits that have changed since they were asked for: to what, nobody says.
+        let mut shorter = None;
         if let Op::Copy(copy) = work.request.op() {
             let ranges = u32::try_from(copy.sources.len()).ok().and_then(Count8::new).unwrap_or(Count8::ONE);
             let whole = whole_ranges(ranges, cqe) as usize;
             work.done = copy.sources[..whole].iter().map(|r| r.len()).sum();
-            let block = u64::from(self.namespace.block());
             let half = copy.dest.len() / 2;
-            let is = |other: Status| status.is(other);
-            let kind = if is(Status::COPY_SIZE_LIMIT_EXCEEDED) {
-                // The limits have changed since they were asked for, to nobody knows what.
-                Kind::TooLarge { max_bytes: half - half % block }
-            } else if [
-                Status::INVALID_FIELD,
-                Status::INCOMPATIBLE_NAMESPACE,
-                Status::FAST_COPY_NOT_POSSIBLE,
-                Status::NAMESPACE_NOT_REACHABLE,
-            ]
-            .into_iter()
-            .any(is)
-            {
-                Kind::Unsupported
-            } else {
-                kind_of(status)
-            };
-            error = Error::new(kind, format!("{doing}: the target answered {status}"));
+            shorter = Some(half - half % u64::from(self.namespace.block()));
         }
+        let error = status.to_error(doing, shorter);
         self.finish(work, Err(error));
     }
 
@@ -466,38 +459,35 @@ impl NvmeQueue {
 
     // --- the connection ----------------------------------------------------------------------------------------------
 
-    /// Sends what there is and takes what has ended, until neither goes on.
+    /// Takes what has ended and sends what there is, until there is neither.
     fn turn(&mut self) {
         loop {
+            self.events();
             let Some(link) = &mut self.link else { return };
-            let sent = match link.send() {
-                Ok(sent) => sent,
-                Err(error) => return self.lost(Why::of(&error)),
-            };
-            if !self.events() {
-                if !sent {
-                    self.arm(WRITABLE);
-                }
+            if link.machine().output().is_empty() {
                 return;
+            }
+            match link.send() {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.events();
+                    return self.arm(WRITABLE);
+                }
+                Err(error) => return self.lost(Why::of(&error)),
             }
         }
     }
 
-    /// Takes what has ended. True when there was something.
-    fn events(&mut self) -> bool {
-        let mut any = false;
+    /// Takes what has ended.
+    fn events(&mut self) {
         loop {
-            let Some(link) = &mut self.link else { return any };
+            let Some(link) = &mut self.link else { return };
             match link.machine().next() {
                 Some(Event::Done { slot, cqe, data, received }) => self.ended(slot, cqe, data, received),
-                Some(Event::Broken(why)) => {
-                    self.lost(Why::of(&broken(&why)));
-                    return any;
-                }
+                Some(Event::Broken(why)) => return self.lost(Why::of(&broken(&why))),
                 Some(Event::Ready { .. }) => {}
-                None => return any,
+                None => return,
             }
-            any = true;
         }
     }
 

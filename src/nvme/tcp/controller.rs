@@ -260,7 +260,7 @@ impl Connection {
                     None => self.incoming.pull(&mut [])?,
                 };
                 self.arrived(arrived)
-            } else if self.outgoing.is_full() {
+            } else if self.outgoing.is_full() || self.is_crowded() {
                 return None;
             } else {
                 match self.incoming.header() {
@@ -275,6 +275,17 @@ impl Connection {
                 Err(fatal) => self.fail(fatal),
             }
         }
+    }
+
+    /// Commands in hand and answers whose data is still being sent are as many as the queue holds. A host that sends more has not
+    /// read what it was sent (or the owner has not told yet): it waits, and never has more buffers than entries.
+    fn is_crowded(&self) -> bool {
+        let referred = self.outgoing.referred();
+        referred > 0 && referred + self.in_hand() >= usize::from(self.entries)
+    }
+
+    fn in_hand(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     fn header(&mut self, shape: &Shape, header: Pdu) -> Result<Option<Event>, Fatal> {
@@ -324,7 +335,7 @@ impl Connection {
         self.sq_head = if self.sq_head + 1 >= self.entries { 0 } else { self.sq_head + 1 };
         let checked = if self.cids[usize::from(cid >> 6)] & (1 << (cid & 63)) != 0 {
             Err(Status::COMMAND_ID_CONFLICT)
-        } else if self.slots.len() - self.free.len() >= usize::from(self.entries) {
+        } else if self.in_hand() >= usize::from(self.entries) {
             return Err(Fatal { status: fes::SEQUENCE_ERROR, information: 0 });
         } else {
             self.need(&sqe, shape.data_len)

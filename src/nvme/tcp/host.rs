@@ -496,7 +496,7 @@ impl Connection {
         if !self.life.is_closing() {
             return None;
         }
-        if self.outgoing.refers() {
+        if self.outgoing.referred() > 0 {
             self.outgoing.clear();
         }
         let at = self.drained + self.slots[self.drained..].iter().position(|slot| slot.busy)?;

@@ -3,7 +3,7 @@
 use super::pdu::{self, Form, IcReq, IcResp, Kind, Place, flag};
 use super::{Digests, Output, controller, host};
 use crate::block::Buf;
-use crate::nvme::{Cqe, Sqe};
+use crate::nvme::{Cqe, Sgl, Sqe};
 use std::io::IoSliceMut;
 use std::time::Duration;
 
@@ -62,8 +62,10 @@ pub(super) fn read_into(end: &mut impl End, bytes: &[u8]) -> usize {
 
 /// As one gather send of at most `most` bytes.
 pub(super) fn send_from(end: &mut impl End, most: usize) -> Vec<u8> {
-    let mut bytes: Vec<u8> = end.out().iter().flat_map(|slice| slice.to_vec()).collect();
-    bytes.truncate(most);
+    let mut bytes = Vec::new();
+    for slice in end.out().iter() {
+        bytes.extend_from_slice(&slice[..slice.len().min(most - bytes.len())]);
+    }
     end.gone(bytes.len());
     bytes
 }
@@ -142,11 +144,11 @@ pub(super) fn opened(config: &controller::Config, digests: Digests, entries: u16
     let response = send_all(&mut end);
     assert_eq!((response.len(), response[0]), (128, Kind::IcResp as u8));
     if entries > 0 {
-        let connect =
-            capsule(Sqe::new(0x7f, 0).with_sgl(crate::nvme::Sgl::in_capsule(1024)), digests, &[7; 1024]);
-        let mut connect = connect;
-        connect[8 + 4] = 1;
-        reseal(&mut connect, digests);
+        let mut sqe = Sqe::new(0x7f, 0).with_sgl(Sgl::in_capsule(1024));
+        sqe.0[4] = 1;
+        let form =
+            Form { kind: Kind::CapsuleCmd, flags: 0, digests, align: pdu::alignment_bytes(config.cpda) };
+        let connect = whole(form, |out| out[8..72].copy_from_slice(&sqe.0), &[7; 1024]);
         let events = feed(&mut end, &connect, connect.len());
         let [controller::Event::Command { slot, data, .. }] = &events[..] else { panic!("{events:?}") };
         assert_eq!(data.len(), 1024);

@@ -84,7 +84,7 @@ fn only_what_says_not_supported_lets_a_copy_step_down() {
     for (status, doing) in every_status().flat_map(|s| ALL.map(|d| (s, d))) {
         let steps_down = match (status.code_type(), status.code()) {
             (0, 0x01) => true,
-            (0, 0x02) | (1, 0x86) => doing == Doing::Copy,
+            (0, 0x02) | (1, 0x85 | 0x86 | 0x88) => doing == Doing::Copy,
             _ => false,
         };
         assert_eq!(kind(status, doing) == Kind::Unsupported, steps_down, "{status} {doing:?}");

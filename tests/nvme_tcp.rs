@@ -1,0 +1,151 @@
+//! A whole target on a loopback port: hosts that behave, and peers that do not.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failed unwrap is a failed test
+
+use blkcopy::block::{Buf, ByteRange, Op};
+use blkcopy::drivers::mem::Mem;
+use blkcopy::exports::nvme_tcp::{Options, Server};
+use blkcopy::nvme::Nqn;
+use blkcopy::open::{Name, open_dest};
+use blkcopy::reactor::local::{Client, Local};
+use blkcopy::reactor::{EngineChoice, choose};
+use blkcopy::sim::Rng;
+use blkcopy::target::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+const SIZE: u64 = 4 << 20;
+const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00006e766d65";
+
+/// A target with two memory namespaces on `cores` threads.
+fn start(cores: usize, engine: EngineChoice) -> Server {
+    let target = Target::new(Settings::default()).unwrap();
+    let subsystem = Subsystem::new(SubsystemOptions { nqn: Nqn::new(NQN).unwrap(), serial: None });
+    for name in ["one", "two"] {
+        let mem = Arc::new(Mem::new(name, SIZE, NonZeroU32::new(512).unwrap()).unwrap());
+        subsystem.add(mem, NamespaceOptions::default()).unwrap();
+    }
+    target.serve(subsystem).unwrap();
+    let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+    Server::start(target, Options { listen, cores, engine, ..Options::default() }).unwrap()
+}
+
+/// Writes and reads back its own eighth of a namespace until told to stop, and counts the rounds.
+fn host(address: SocketAddr, nsid: u32, seed: u64, stop: &AtomicBool, rounds: &AtomicU64) {
+    let name = Name::parse(format!("nvme-tcp://{address}/{NQN}?nsid={nsid}")).unwrap();
+    let device = open_dest(&name, false).unwrap();
+    let local = Local::new(choose(EngineChoice::Auto, false).unwrap().0);
+    let mut rng = Rng::new(seed);
+    local.block_on(async {
+        let client = Client::open(device).unwrap();
+        while !stop.load(Ordering::Relaxed) {
+            let blocks = 1 + rng.below(256);
+            let at = seed % 8 * (SIZE / 8) + rng.below(SIZE / 8 / 512 - blocks) * 512;
+            let range = ByteRange::new(at, blocks * 512).unwrap();
+            let mut bytes = vec![0; range.len() as usize];
+            bytes.chunks_mut(8).for_each(|c| c.copy_from_slice(&rng.next_u64().to_le_bytes()));
+            let write = Op::Write { range, buf: Buf::copy_of(&bytes).unwrap(), fua: false };
+            client.submit(write).await.result.unwrap();
+            let buf = Buf::alloc(bytes.len()).unwrap();
+            let read = client.submit(Op::Read { range, buf }).await;
+            read.result.unwrap();
+            assert!(read.buf[..] == bytes[..], "{range:?} of namespace {nsid}");
+            rounds.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+}
+
+#[test]
+fn hosts_on_several_cores_read_what_they_wrote() {
+    for engine in [EngineChoice::Auto, EngineChoice::Pool] {
+        let server = start(2, engine);
+        let (address, stop) = (server.addresses()[0], AtomicBool::new(false));
+        let rounds: Vec<AtomicU64> = (0..4).map(|_| AtomicU64::new(0)).collect();
+        std::thread::scope(|scope| {
+            for (n, rounds) in rounds.iter().enumerate() {
+                let stop = &stop;
+                scope.spawn(move || host(address, 1 + n as u32 % 2, n as u64, stop, rounds));
+            }
+            while rounds.iter().any(|n| n.load(Ordering::Relaxed) < 200) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        server.stop();
+    }
+}
+
+/// An ICReq as Linux sends it.
+fn icreq() -> Vec<u8> {
+    let mut pdu = vec![0; 128];
+    (pdu[2], pdu[4]) = (128, 128); // HLEN, PLEN
+    pdu
+}
+
+/// A capsule whose command is all zero but for its length fields.
+fn capsule(hlen: u8, plen: u32) -> Vec<u8> {
+    let mut pdu = vec![0; 72];
+    (pdu[0], pdu[2]) = (4, hlen);
+    pdu[4..8].copy_from_slice(&plen.to_le_bytes());
+    pdu
+}
+
+#[test]
+fn a_peer_that_misbehaves_harms_nobody_else() {
+    let server = start(1, EngineChoice::Auto);
+    let (address, stop, rounds) = (server.addresses()[0], AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let guard = scope.spawn(|| host(address, 1, 0, &stop, &rounds));
+        let connect = || {
+            let stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            stream
+        };
+        // Those that wait for something that never comes: they hold nothing up while the others are tried.
+        let mut idle: Vec<TcpStream> = (0..20).map(|_| connect()).collect();
+        for (n, stream) in idle.iter_mut().enumerate() {
+            stream.write_all(&icreq()[..6 * n]).unwrap();
+        }
+        let mut rng = Rng::new(5);
+        let noise: Vec<u8> = (0..100_000).map(|_| rng.next_u64() as u8).collect();
+        let after = |pdu: Vec<u8>| [icreq(), pdu].concat();
+        let bad: [(&str, Vec<u8>); 7] = [
+            ("noise", noise),
+            ("a second ICReq", after(icreq())),
+            ("a header that is too short", after(capsule(71, 72))),
+            ("a PDU of 4 GiB", after(capsule(72, u32::MAX))),
+            ("a PDU shorter than its header", after(capsule(72, 71))),
+            (
+                "a PDU that only controllers send",
+                after([vec![5, 0, 24, 0, 24, 0, 0, 0], vec![0; 16]].concat()),
+            ),
+            ("data nobody asked for", after([vec![6, 4, 24, 24, 32, 0, 0, 0], vec![0; 24]].concat())),
+        ];
+        for (what, bytes) in bad {
+            let mut stream = connect();
+            let _ = stream.write_all(&bytes); // it may be cut off in the middle of it
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let mut said = Vec::new();
+            // A reset is an end too: the target does not take what comes behind an error.
+            if let Err(error) = stream.read_to_end(&mut said) {
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{what}");
+            }
+            if what != "noise" {
+                assert_eq!(said.get(..3), Some(&[1, 0, 128][..]), "{what}: ICResp comes first");
+                assert_eq!(said.get(128), Some(&3), "{what}: then C2HTermReq");
+            }
+            let before = rounds.load(Ordering::Relaxed);
+            while rounds.load(Ordering::Relaxed) < before + 10 {
+                assert!(!guard.is_finished(), "{what}: the other host failed");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        drop(idle);
+        stop.store(true, Ordering::Relaxed);
+    });
+    server.stop();
+}
