@@ -1,16 +1,20 @@
 //! The budget of a small I/O on the hot path, held by counters: no allocation for a 4 KiB read or write through a null
-//! device, its queue's counters and the range locks, nor for one sent to an NVMe/TCP target. Instructions: `examples/hot_path.rs`.
+//! device, its queue's counters and the range locks, nor for the NVMe command it comes from. Instructions:
+//! `examples/hot_path.rs`.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failed unwrap is a failed test
 
 use blkcopy::block::lock::{Claim, CoreLocks, LockDomain, LockedQueue};
-use blkcopy::block::{Buf, ByteRange, Device, Identity, Op, Queue, Submitter};
+use blkcopy::block::{Buf, BufPool, ByteRange, Device, Identity, Op, Queue, Submitter};
 use blkcopy::drivers::null::Null;
-use blkcopy::drivers::nvme_tcp::{Namespace, Url};
-use blkcopy::exports::nvme_tcp::{Options as ServerOptions, Server};
-use blkcopy::nvme::Nqn;
-use blkcopy::reactor::{EngineChoice, choose, enter};
-use blkcopy::target::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
+use blkcopy::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsCommand, Width};
+use blkcopy::nvme::io::Extent;
+use blkcopy::nvme::property::{Cc, offset};
+use blkcopy::nvme::{Blocks, Count16, IoCommand, Nqn, Sgl, Sqe};
+use blkcopy::reactor::Waker;
+use blkcopy::target::{
+    Answer, ConnectionId, Core, From, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -124,55 +128,87 @@ fn a_small_io_allocates_nothing() {
     assert!(allocations() > 0, "the allocator counts");
 }
 
-/// Keeps `depth` reads (every eighth a write) in flight, spinning, until `count` have ended.
-fn spin(queue: &mut dyn Queue, submitter: &Submitter, free: &mut Vec<Buf>, size: u64, count: u64) {
-    let (mut batch, mut done) = (VecDeque::with_capacity(64), Vec::with_capacity(64));
-    let (mut begun, mut ended, before) = (0, 0, allocations()); // behind the two lists
+/// A host on one core of a target that serves the null device.
+struct Host {
+    core: Core,
+    pool: Rc<BufPool>,
+    answers: Vec<Answer>,
+}
 
-    while ended < count {
-        while begun < count
-            && let Some(buf) = free.pop()
-        {
-            let range = ByteRange::new(begun * LEN % size, LEN).unwrap();
-            let write = begun % 8 == 0;
-            let op = if write { Op::Write { range, buf, fua: false } } else { Op::Read { range, buf } };
-            batch.push_back(submitter.request(begun, op));
-            begun += 1;
-        }
-        queue.submit(&mut batch);
-        queue.poll(&mut done);
-        for one in done.drain(..) {
-            one.result.unwrap();
-            free.push(one.buf);
-            ended += 1;
-        }
+impl Host {
+    fn new() -> Self {
+        let target = Target::new(Settings::default()).unwrap();
+        let nqn = Nqn::new("nqn.2024-01.test:budget").unwrap();
+        let subsystem = Subsystem::new(SubsystemOptions { nqn, serial: None });
+        let device = Null::new("null", SIZE, NonZeroU32::new(512).unwrap()).unwrap();
+        subsystem.add(Arc::new(device), NamespaceOptions::default()).unwrap();
+        target.serve(subsystem).unwrap();
+        let locks = Rc::new(LockDomain::new().attach(|| ()).unwrap());
+        let pool = Rc::new(BufPool::new(64 << 20, 1 << 20).unwrap());
+        let core = Core::new(target, locks, pool.clone(), Waker::new(|| ())).unwrap();
+        Self { core, pool, answers: Vec::new() }
     }
-    if count > 1000 {
-        assert_eq!(allocations() - before, 0, "in {count} operations");
+
+    fn run(&mut self, connection: ConnectionId, sqe: &Sqe, data: &[u8]) -> u64 {
+        let sqe = sqe.with_sgl(Sgl::transport(data.len() as u32));
+        self.core.submit(From { connection, slot: 0 }, &sqe, Buf::copy_of(data).unwrap());
+        self.core.poll(&mut self.answers);
+        let answer = self.answers.pop().unwrap();
+        assert!(answer.cqe.status.is_success(), "{}", answer.cqe.status);
+        answer.cqe.result
+    }
+
+    /// An I/O queue.
+    fn connect(&mut self) -> ConnectionId {
+        let local = "127.0.0.1:4420".parse().unwrap();
+        let (admin, io) = (self.core.open(local).unwrap(), self.core.open(local).unwrap());
+        let entries = Count16::from_wire(127);
+        let connect = |qid| {
+            FabricsCommand::Connect(Connect { qid, entries, no_flow_control: true, keep_alive_ms: None })
+        };
+        let mut data = ConnectData {
+            host_id: [1; 16],
+            cntlid: CNTLID_DYNAMIC,
+            subsystem: Nqn::new("nqn.2024-01.test:budget").unwrap(),
+            host: Nqn::new("nqn.host").unwrap(),
+        };
+        let cntlid = self.run(admin, &connect(0).to_sqe(), &data.to_bytes());
+        let value = Cc::for_host(Cc::CSS_NVM).with_enabled(true).0.into();
+        let enable = FabricsCommand::PropertySet { width: Width::Four, offset: offset::CC, value };
+        self.run(admin, &enable.to_sqe(), &[]);
+        data.cntlid = cntlid as u16;
+        self.run(io, &connect(1).to_sqe(), &data.to_bytes());
+        io
+    }
+
+    /// `count` reads (every eighth a write) in one turn.
+    fn turn(&mut self, connection: ConnectionId, count: u16) {
+        self.core.tick(std::time::Duration::ZERO, &mut Vec::new());
+        for slot in 0..count {
+            let extent = Extent::new(1, u64::from(slot) * 8, Blocks::new(8).unwrap());
+            let write = slot.is_multiple_of(8);
+            let command = if write { IoCommand::Write(extent) } else { IoCommand::Read(extent) };
+            let sqe = command.to_sqe().with_sgl(Sgl::transport(LEN as u32));
+            let data = if write { self.pool.take(LEN as usize).unwrap() } else { Buf::default() };
+            self.core.submit(From { connection, slot }, &sqe, data);
+        }
+        self.core.poll(&mut self.answers);
+        assert_eq!(self.answers.len(), usize::from(count));
+        for answer in self.answers.drain(..) {
+            assert!(answer.cqe.status.is_success());
+            assert_eq!(answer.data.is_some(), !answer.from.slot.is_multiple_of(8));
+        }
     }
 }
 
 #[test]
-fn a_small_io_over_nvme_tcp_allocates_nothing_at_the_host() {
-    let backing = Arc::new(Null::new("null", SIZE, NonZeroU32::new(512).unwrap()).unwrap());
-    let nqn = "nqn.2014-08.org.example:budget";
-    let target = Target::new(Settings::default()).unwrap();
-    let subsystem = Subsystem::new(SubsystemOptions { nqn: Nqn::new(nqn).unwrap(), serial: None });
-    subsystem.add(backing, NamespaceOptions::default()).unwrap();
-    target.serve(subsystem).unwrap();
-    let listen = vec!["127.0.0.1:0".parse().unwrap()];
-    let server = Server::start(target, ServerOptions { listen, ..ServerOptions::default() }).unwrap();
-    let url = format!("nvme-tcp://{}/{nqn}?nsid=1", server.addresses()[0]);
-    for options in ["", "&hdgst&ddgst"] {
-        let device = Namespace::open(&Url::parse(&format!("{url}{options}")).unwrap()).unwrap();
-        let _entered = enter(choose(EngineChoice::Auto, true).unwrap().0);
-        let mut queue = device.clone().open_queue().unwrap();
-        let submitter = Submitter::default();
-        for depth in [32, 1, 7] {
-            let mut free: Vec<Buf> = (0..depth).map(|_| Buf::alloc(LEN as usize).unwrap()).collect();
-            spin(&mut *queue, &submitter, &mut free, device.size(), 300);
-            spin(&mut *queue, &submitter, &mut free, device.size(), 3000);
-        }
+fn a_small_command_allocates_nothing() {
+    let mut host = Host::new();
+    let connection = host.connect();
+    for depth in [32, 1, 7] {
+        (0..100).for_each(|_| host.turn(connection, depth));
+        let before = allocations();
+        (0..2000).for_each(|_| host.turn(connection, depth));
+        assert_eq!(allocations() - before, 0, "at depth {depth}");
     }
-    server.stop();
 }

@@ -3,7 +3,7 @@
 //! The checks come in a fixed order, and the first that fails decides:
 //!
 //! 1. the destination may be written (0h/20h)
-//! 2. the format is known, claimed and enabled by the host (0h/02h)
+//! 2. the format is claimed and enabled by the host (0h/02h); a reserved one is refused before all others, with the entry
 //! 3. the number of ranges (1h/83h)
 //! 4. the length of the list (0h/0Fh)
 //! 5. every SNSID, in the order of the list: a number that cannot be (0h/0Bh), not attached to this host (0h/02h)

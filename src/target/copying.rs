@@ -56,11 +56,11 @@ struct End {
     error: Option<(Error, Status)>,
 }
 
+/// Called with each Copy that has ended.
+type Hook = Box<dyn Fn(&CopyLine)>;
+
 /// A task's way of telling its end.
 type Ended = Rc<RefCell<Vec<(From, WholeEnded, bool)>>>;
-
-/// Is told of each Copy that ended.
-type Hook = Box<dyn Fn(&CopyLine)>;
 
 /// Copies that wait for their turn, and tasks that run.
 #[derive(Default)]

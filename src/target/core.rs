@@ -346,7 +346,13 @@ impl Core {
         *slot =
             Slot { state: State::Waits, cid: sqe.cid(), opcode: sqe.opcode(), nsid: sqe.nsid(), served: 0 };
         if sqe.transfer() != Transfer::ToHost || sqe.sgl().len == 0 {
-            return self.dispatch(from, sqe, data);
+            // What the SGL promises is what the command works on: nothing shorter may get past here.
+            let is_short = sqe.transfer() == Transfer::ToController && data.len() != buffer_len(sqe);
+            return if is_short {
+                self.fail(from, Status::SGL_LENGTH_INVALID)
+            } else {
+                self.dispatch(from, sqe, data)
+            };
         }
         if sqe.sgl().len > self.target.settings().transfer_bytes {
             return self.fail(from, Status::INVALID_FIELD);

@@ -5,10 +5,16 @@
 //! `docs/conformance.md` what is claimed.
 
 mod admin;
+#[cfg(test)]
+mod admin_tests;
 mod bell;
 mod connect;
+#[cfg(test)]
+mod connect_tests;
 mod controller;
 mod copy;
+#[cfg(test)]
+mod copy_tests;
 mod copying;
 mod core;
 mod discovery;
@@ -16,8 +22,14 @@ mod events;
 mod features;
 mod identify;
 mod io;
+#[cfg(test)]
+mod io_tests;
+#[cfg(test)]
+mod model_tests;
 mod namespace;
 mod subsystem;
+#[cfg(test)]
+mod testing;
 
 pub use self::core::{Answer, CONNECTIONS_MAX, ConnectionId, Core, From, QueuePair};
 pub use controller::Controller;

@@ -1,6 +1,8 @@
-//! Development tasks: `cargo xtask test | planted | soak | bench copy`.
+//! Development tasks: `cargo xtask test | planted | soak | lab | bench copy | bench target`.
 
 mod bench;
+mod bench_target;
+mod lab;
 mod planted;
 mod suite;
 mod tool;
@@ -11,7 +13,9 @@ const HELP: &str = "\
 cargo xtask test              all that CI runs
 cargo xtask planted [NAME..]  applies each bug in tests/planted and checks that its test fails
 cargo xtask soak              the long set: many more property-test cases, stress tests again and again
-cargo xtask bench copy        against cp, dd, qemu-img and nbdcopy [--size 2GiB] [--runs 5] [--rows PART,PART] [--out FILE]";
+cargo xtask lab [NAME..]      a stock Linux under QEMU against the target, and our host driver against its target: lab/README.md
+cargo xtask bench copy        against cp, dd, qemu-img and nbdcopy [--size 2GiB] [--runs 5] [--rows PART,PART] [--out FILE]
+cargo xtask bench target      NVMe/TCP over loopback, one core each side [--seconds 2] [--runs 5] [--rows PART,PART] [--out FILE]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -20,7 +24,9 @@ fn main() -> ExitCode {
         ["test"] => suite::test(),
         ["planted", names @ ..] => planted::planted(names),
         ["soak"] => suite::soak(),
+        ["lab", names @ ..] => lab::lab(names),
         ["bench", "copy", flags @ ..] => bench::copy(flags),
+        ["bench", "target", flags @ ..] => bench_target::target(flags),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             Ok(true)

@@ -165,7 +165,7 @@ impl Worker {
         busy |= self.take_dealt();
         let now = self.reactor.now();
         self.core.tick(now, &mut self.lost);
-        for id in std::mem::take(&mut self.lost) {
+        for id in self.lost.drain(..) {
             if let Some(link) = self.links.get_mut(id.index()).and_then(Option::as_mut).filter(|l| l.id == id)
             {
                 link.over = true;
@@ -184,9 +184,10 @@ impl Worker {
     }
 
     fn look_at_reactor(&mut self) -> bool {
-        self.reactor.complete(self.port, &mut self.ready);
-        let busy = !self.ready.is_empty();
-        for done in std::mem::take(&mut self.ready).drain(..) {
+        let mut ready = std::mem::take(&mut self.ready);
+        self.reactor.complete(self.port, &mut ready);
+        let busy = !ready.is_empty();
+        for done in ready.drain(..) {
             if done.token >= LISTENER {
                 self.accept(usize::try_from(done.token - LISTENER).unwrap_or(usize::MAX));
                 continue;
@@ -203,6 +204,7 @@ impl Worker {
                 }
             }
         }
+        self.ready = ready;
         for (n, listening) in self.listeners.iter_mut().enumerate().filter(|_| !self.stopping) {
             if !std::mem::replace(&mut listening.watched, true) {
                 let op = IoOp::Ready { file: listening.file.clone(), write: false };

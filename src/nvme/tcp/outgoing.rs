@@ -166,3 +166,73 @@ impl<P> Outgoing<P> {
         self.referred
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Copy(usize),
+        Small(usize),
+        Refer(usize),
+        Send(usize),
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            4 => (1..=STAGE_MAX).prop_map(Act::Copy),
+            4 => (1..300usize).prop_map(Act::Small),
+            1 => (1..40_000usize).prop_map(Act::Refer),
+            2 => (1..200_000usize).prop_map(Act::Send),
+            1 => Just(Act::Send(usize::MAX)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_comes_out_is_what_was_put_in(acts in proptest::collection::vec(act(), 1..600)) {
+            let mut outgoing = Outgoing::new(4000, 4);
+            let mut want = VecDeque::new();
+            let (mut next, mut back, mut referred) = (0u8, 0, 0);
+            let mut fresh = |n: usize| -> Vec<u8> {
+                next = next.wrapping_add(101);
+                (0..n).map(|i| next.wrapping_add(i.to_le_bytes()[0])).collect()
+            };
+            for act in acts {
+                match act {
+                    Act::Copy(n) | Act::Small(n) => {
+                        let small = matches!(act, Act::Small(_));
+                        // One more small thing after the last look is what the reserve is for.
+                        if if small { !outgoing.is_full() } else { outgoing.copies(1) } {
+                            let bytes = fresh(n);
+                            outgoing.stage(n + 3).copy_from_slice(&[&bytes[..], &[1, 2, 3]].concat());
+                            outgoing.unstage(3);
+                            want.extend(bytes);
+                        }
+                    }
+                    Act::Refer(n) => {
+                        let bytes = fresh(n);
+                        want.extend(&bytes[1..]);
+                        outgoing.refer(bytes, 1, n - 1);
+                        referred += 1;
+                    }
+                    Act::Send(most) => {
+                        let mut sent = 0;
+                        for slice in outgoing.output(|bytes: &Vec<u8>| bytes).iter() {
+                            let n = slice.len().min(most - sent);
+                            prop_assert!(slice[..n].iter().copied().eq(want.drain(..n)));
+                            sent += n;
+                        }
+                        outgoing.sent(sent, |_| back += 1);
+                        prop_assert_eq!(outgoing.put() - outgoing.gone(), want.len() as u64);
+                    }
+                }
+                prop_assert_eq!(outgoing.referred(), referred - back);
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+# The guest is reset under load, then its plug is pulled: each block is old or new, and what it flushed is there.
+. ./lib.sh
+load() { # NSID SEED: in the background, for a while
+  need_ns D "$1"
+  blkcopy-lab load "$D" 512 "$2" 4 $T.stop copy &
+  sleep 5
+}
+look() { # NSID SEED: as the guest reads it
+  need_ns D "$1"
+  host run tail -n 200 flushed >$T.flushed
+  check "as the guest reads it" blkcopy-lab check "$D" 512 "$2" 4 $T.flushed copy
+}
+case $BOOT in
+1)
+  serve disk:disk1:64 disk:disk2:64
+  must_attach -i 2
+  load 1 21
+  host reset
+  # No sync, no shutdown: the processor is reset. The connections stay open on the host until keep-alive ends them.
+  echo b >/proc/sysrq-trigger
+  sleep 100 ;;
+2)
+  ok "the guest came back from its reset"
+  PORT=$(host port)
+  must_attach -i 2
+  look 1 21
+  check "in the file" host run blkcopy-lab check disk1 512 21 4 flushed copy
+  note "$(tail -n 1 $T.said)"
+  load 2 22
+  host cut ;;
+3)
+  ok "the guest came back after its plug was pulled"
+  PORT=$(host port)
+  must_attach -i 2
+  look 2 22
+  detach >/dev/null
+  check "the target ends" host term
+  check "in the file" host run blkcopy-lab check disk2 512 22 4 flushed copy
+  check "and the first file is as it was" host run blkcopy-lab check disk1 512 21 4 flushed copy ;;
+esac

@@ -1,0 +1,561 @@
+//! How a Copy ends: what failed and how far it got, durability, aborts, closed connections, and that nobody sees half of one.
+//! Numbers in comments are the edge cases of `docs/conformance.md`.
+
+use super::testing::*;
+use super::*;
+
+const OK: Status = Status::SUCCESS;
+const BOTH: u16 = 0b1100;
+
+/// Ranges of one block each, apart from each other, so that none can be joined.
+fn scattered(snsid: u32, count: u64) -> Vec<(u32, u64, u32)> {
+    (0..count).map(|i| (snsid, i * 2, 1)).collect()
+}
+
+#[test]
+fn dword_0_is_the_lowest_range_that_failed() {
+    // 20, 21, 22: (devices, kind of the error, which operations fail, status)
+    let cases: [(bool, Kind, Ops, Status); 6] = [
+        (true, Kind::Io, Ops::COPY, Status::WRITE_FAULT),
+        (true, Kind::NoSpace, Ops::COPY, Status::CAPACITY_EXCEEDED),
+        (true, Kind::Io, Ops::READ, Status::UNRECOVERED_READ_ERROR),
+        (false, Kind::Io, Ops::WRITE, Status::WRITE_FAULT),
+        (false, Kind::NoSpace, Ops::WRITE, Status::CAPACITY_EXCEEDED),
+        (false, Kind::Io, Ops::READ, Status::UNRECOVERED_READ_ERROR),
+    ];
+    for (native, kind, ops, status) in cases {
+        for nth in 1..40 {
+            let (source_plan, dest_plan) = (FaultPlan::none(), FaultPlan::none());
+            let (source, dest) = (mem(66), mem(64));
+            let far: Dev = if native { source.clone() } else { disk(66) };
+            let far = Arc::new(ErrorDevice::new(far, source_plan.clone()));
+            let near = Arc::new(ErrorDevice::new(dest.clone(), dest_plan.clone()));
+            let world = World::new([near.clone() as Dev, far.clone()]);
+            let (admin, io) = world.host("nqn.h").both();
+            admin.enable_formats(BOTH);
+            let bytes = pattern(20, 64);
+            io.write(2, 0, &bytes);
+            let fault = Fault { ops, nth: if native { 1 } else { nth }, forever: false, kind, good_bytes: 0 };
+            // A native request fails once, behind so many good blocks.
+            let fault = if native { Fault { good_bytes: (nth - 1) * BLOCK, ..fault } } else { fault };
+            let plan = if ops == Ops::READ { &source_plan } else { &dest_plan };
+            plan.arm(fault);
+            let ranges = scattered(2, 24);
+            let told = io.copy(&Copy::from_namespaces(1, 8, &ranges));
+            let after = contents(&(dest as Dev));
+            let good = if plan.fired() == 0 { 24 } else { told.result };
+            for (i, &(_, lba, _)) in ranges.iter().enumerate() {
+                let now = blocks(&after, 8 + i as u64, 1);
+                let is_new = now == blocks(&bytes, lba, 1);
+                assert!(is_new || (i as u64 >= good && now.iter().all(|&b| b == 0)), "range {i}: old or new");
+            }
+            assert!(
+                after[..8 * 512].iter().chain(&after[32 * 512..]).all(|&b| b == 0),
+                "nothing else changed"
+            );
+            if plan.fired() == 0 {
+                assert_eq!(end(told), (OK, 0));
+                assert!(nth > 24);
+                break;
+            }
+            assert_eq!(told.status, status, "native {native}, {ops:?} {nth}");
+            assert!(good < 24, "a range that failed");
+            if native {
+                assert_eq!(good, (nth - 1).min(23));
+            }
+            let line = world.lines.borrow().last().unwrap().clone();
+            assert_eq!(line.good_bytes / BLOCK, good, "the log says the same");
+        }
+    }
+}
+
+#[test]
+fn the_lowest_counts_when_later_ranges_are_done_first() {
+    // 21: range 3 fails, those behind it are written
+    let gate = Gate::writes(mem(64));
+    let plan = FaultPlan::none();
+    let source = Arc::new(ErrorDevice::new(disk(64), plan.clone()));
+    let world = World::new([gate.clone() as Dev, source.clone()]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(21, 16));
+    plan.arm(Fault { ops: Ops::READ, nth: 4, forever: false, kind: Kind::Io, good_bytes: 0 });
+    let copy = io.send_copy(&Copy::from_namespaces(1, 0, &scattered(2, 8)));
+    gate.permit(100);
+    assert_eq!(end(io.wait(copy)), (Status::UNRECOVERED_READ_ERROR, 3));
+}
+
+#[test]
+fn a_method_the_device_refuses_is_replaced_and_the_log_says_so() {
+    // 27: "not supported" from the device is no error of the command
+    let plan = FaultPlan::none();
+    let device = Arc::new(ErrorDevice::new(mem(64), plan.clone()));
+    let world = World::new([device as Dev]);
+    let (_admin, io) = world.host("nqn.h").both();
+    io.write(1, 0, &pattern(22, 16));
+    let fault =
+        Fault { ops: Ops::COPY, nth: 1, forever: true, kind: Kind::Unsupported, good_bytes: 3 * BLOCK };
+    plan.arm(fault);
+    assert_eq!(end(io.copy(&Copy::local(1, 32, &[(0, 8), (10, 4)]))), (OK, 0));
+    assert_eq!(
+        io.read(1, 32, 12).data,
+        [blocks(&pattern(22, 16), 0, 8), blocks(&pattern(22, 16), 10, 4)].concat()
+    );
+    let line = world.lines.borrow()[0].clone();
+    assert_eq!(line.methods.keys().copied().collect::<Vec<_>>(), [Method::Emulated]);
+    assert_eq!((line.host_bytes.read, line.host_bytes.written), (12 * BLOCK, 12 * BLOCK));
+}
+
+#[test]
+fn durable_when_asked_and_after_a_flush() {
+    // 23, 24: natively on one disk, read and written between two
+    let (one, two) = (disk(64), disk(128));
+    let hidden = Gate::new(two.clone(), |_| false);
+    let world = World::new([one.clone() as Dev, hidden]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    let bytes = pattern(23, 16);
+    io.write(1, 0, &bytes);
+    io.flush(1);
+    let copies =
+        [Copy::local(1, 32, &[(0, 8), (12, 2)]), Copy::from_namespaces(2, 32, &[(1, 0, 8), (1, 12, 2)])];
+    for (copy, disk) in copies.iter().zip([&one, &two]) {
+        assert_eq!(io.copy(copy).status, OK);
+        assert!(disk.unflushed_blocks() > 0, "a plain copy is cached");
+        assert_eq!(io.flush(copy.nsid).status, OK);
+        assert_eq!(disk.unflushed_blocks(), 0);
+        io.write(copy.nsid, 32, &pattern(0, 10));
+        io.flush(copy.nsid);
+        assert_eq!(io.copy(&copy.clone().durable()).status, OK);
+        assert_eq!(disk.unflushed_blocks(), 0, "FUA");
+        disk.power_cut(1);
+        let expected = [blocks(&bytes, 0, 8), blocks(&bytes, 12, 2)].concat();
+        assert_eq!(blocks(&disk.contents(), 32, 10), expected);
+        // Queues of before the power cut are dead: nothing more is done with this disk.
+    }
+    assert!(world.lines.borrow().iter().map(|l| l.flushed).eq([false, true, false, true]));
+}
+
+#[test]
+fn a_flush_that_fails_leaves_nothing_called_good() {
+    let plan = FaultPlan::none();
+    let dest = Arc::new(ErrorDevice::new(disk(64), plan.clone()));
+    let world = World::new([dest as Dev, mem(64)]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    plan.arm(Fault { ops: Ops::FLUSH, nth: 1, forever: false, kind: Kind::Io, good_bytes: 0 });
+    let told = io.copy(&Copy::from_namespaces(1, 0, &[(2, 0, 8), (2, 20, 8)]).durable());
+    assert_eq!(end(told), (Status::WRITE_FAULT, 0));
+}
+
+#[test]
+fn holes_are_copied_as_what_they_read_as() {
+    // 26
+    let (image, _dir) = file(4096);
+    let world = World::new([mem(4096) as Dev, image]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    let bytes = pattern(26, 8);
+    io.write(2, 1000, &bytes);
+    let (sqe, list) = dsm(2, &[(1002, 2)]);
+    io.tell(sqe, &list);
+    for lba in [0, 1024, 2048] {
+        io.write(1, lba, &pattern(1, 1024));
+    }
+    assert_eq!(end(io.copy(&Copy::from_namespaces(1, 0, &[(2, 0, 2048)]))), (OK, 0));
+    let mut expected = vec![0; 2048 * 512];
+    expected[1000 * 512..1008 * 512].copy_from_slice(&bytes);
+    expected[1002 * 512..1004 * 512].fill(0);
+    assert!(io.read(1, 0, 2048).data == expected);
+    assert_eq!(end(io.copy(&Copy::from_namespaces(2, 2048, &[(1, 0, 2048)]))), (OK, 0));
+    assert!(io.read(2, 2048, 2048).data == expected);
+}
+
+#[test]
+fn a_file_that_shrinks_under_the_target_is_an_error_and_no_zeroes() {
+    // 27
+    let (image, dir) = file(256);
+    let world = World::new([mem(256) as Dev, image]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(27, 256));
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(dir.path().join("image"))
+        .unwrap()
+        .set_len(100 * BLOCK)
+        .unwrap();
+    let told = io.copy(&Copy::from_namespaces(1, 0, &[(2, 0, 50), (2, 60, 80)]));
+    assert!(!told.status.is_success());
+    assert!(told.result <= 1, "the second range failed");
+    assert_eq!(io.copy(&Copy::from_namespaces(1, 0, &[(2, 0, 50)])).status, OK);
+}
+
+#[test]
+fn nobody_sees_half_a_copy() {
+    // 25: one atomic whole across its ranges, natively and read and written, on two threads' cores
+    for native in [true, false] {
+        let (a, b) = (mem(64), mem(64));
+        let slow = Arc::new(DelayDevice::new(a.clone(), 5, 6));
+        let far: Dev = if native { b.clone() } else { disk(64) };
+        let mut make = Make::new([slow as Dev, far]);
+        make.cores = 2;
+        let world = make.world();
+        let (admin, io) = world.host("nqn.h").both();
+        admin.enable_formats(BOTH);
+        let reader = world.host("nqn.h").on_core(1).io(&admin, 2);
+        let mut seen = [0, 0];
+        for round in 0..60u64 {
+            let bytes = pattern(100 + round, 16);
+            io.write(2, 0, &bytes);
+            let before = reader.read(1, 8, 16).data;
+            let read =
+                || reader.send(read_sqe(1, 8, 16).with_sgl(crate::nvme::Sgl::transport(16 * 512)), &[]);
+            let early = read();
+            world.turns((round % 3) as usize);
+            let copy =
+                io.send_copy(&Copy::from_namespaces(1, 8, &[(2, 0, 4), (2, 4, 4), (2, 12, 4), (2, 8, 4)]));
+            let after = [blocks(&bytes, 0, 8), blocks(&bytes, 12, 4), blocks(&bytes, 8, 4)].concat();
+            world.turns((round % 9) as usize);
+            let mut reads = vec![early];
+            for _ in 0..4 {
+                world.turn();
+                reads.push(read());
+            }
+            for read in reads {
+                let now = reader.wait(read).data;
+                assert!(now == before || now == after, "half a copy was seen");
+                seen[usize::from(now == after)] += 1;
+            }
+            assert_eq!(end(io.wait(copy)), (OK, 0));
+            assert!(reader.read(1, 8, 16).data == after);
+        }
+        assert!(seen[0] > 0 && seen[1] > 0, "reads came before and after: {seen:?}");
+    }
+}
+
+#[test]
+fn other_commands_on_the_same_blocks_come_before_or_after() {
+    // 50
+    let (a, b) = (mem(64), disk(64));
+    let slow = Arc::new(DelayDevice::new(a, 11, 5));
+    let world = World::new([slow as Dev, b]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    let mut rng = Rng::new(50);
+    for round in 0..80 {
+        let (copied, written) = (pattern(round * 2 + 1, 8), pattern(round * 2 + 2, 8));
+        io.write(2, 0, &copied);
+        let copy = io.send_copy(&Copy::from_namespaces(1, 0, &[(2, 0, 4), (2, 4, 4)]));
+        world.turns(rng.index(6));
+        // Block by block one of both, and where a compare says equal, it was.
+        let lba = rng.below(8);
+        let count = 1 + rng.below(8 - lba);
+        let bytes = blocks(&written, lba, count);
+        let kind = rng.below(4);
+        let other = match kind {
+            0 => io.send_data(write_sqe(1, lba, bytes.len()), bytes),
+            1 => {
+                let extent = extent(1, lba, count as u32);
+                let zeroes = crate::nvme::IoCommand::WriteZeroes { extent, deallocate: true };
+                io.send(zeroes.to_sqe(), &[])
+            }
+            2 => {
+                let (sqe, list) = dsm(1, &[(lba, count as u32)]);
+                io.send_data(sqe, &list)
+            }
+            _ => {
+                let compare = crate::nvme::IoCommand::Compare(extent(1, lba, count as u32));
+                io.send_data(compare.to_sqe(), blocks(&copied, lba, count))
+            }
+        };
+        let (told, other) = (io.wait(copy), io.wait(other));
+        assert_eq!(end(told), (OK, 0));
+        let now = io.read(1, 0, 8).data;
+        let mut after = copied.clone();
+        let range = (lba * BLOCK) as usize..((lba + count) * BLOCK) as usize;
+        match kind {
+            0 => after[range].copy_from_slice(bytes),
+            1 | 2 => after[range].fill(0),
+            _ => assert!(other.status.is_success() || other.status == Status::COMPARE_FAILURE),
+        }
+        assert!(now == copied || now == after, "round {round}: a mixture");
+    }
+}
+
+#[test]
+fn a_copy_holds_up_no_other_command() {
+    // 36
+    let gate = Gate::writes(disk(64));
+    let world = World::new([gate.clone() as Dev, mem(64)]);
+    let host = world.host("nqn.h");
+    let admin = host.connect(2000);
+    admin.enable();
+    admin.enable_formats(BOTH);
+    let queues = [host.io(&admin, 1), host.io(&admin, 2)];
+    queues[0].write(2, 0, &pattern(36, 20));
+    let copies: Vec<From> = queues
+        .iter()
+        .flat_map(|queue| (0..20).map(move |i| queue.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))))
+        .collect();
+    world.until("copies run", || gate.held() >= 8);
+    assert_eq!(gate.held(), 8, "and no more than so many at a time");
+    for _ in 0..10 {
+        world.pass(Duration::from_millis(900));
+        assert_eq!(admin.admin(AdminCommand::KeepAlive).status, OK);
+        for queue in &queues {
+            assert!(queue.read(2, 0, 8).status.is_success());
+            assert!(queue.read(1, 40, 8).status.is_success());
+        }
+    }
+    assert!(world.lost.borrow().is_empty());
+    gate.permit(1000);
+    for (i, copy) in copies.into_iter().enumerate() {
+        assert_eq!(end(queues[i / 20].wait(copy)), (OK, 0));
+    }
+}
+
+#[test]
+fn copies_in_memory_take_turns_with_other_commands() {
+    let device = mem(1 << 18);
+    let world = World::new([device as Dev]);
+    let (_admin, io) = world.host("nqn.h").both();
+    // 32 MiB each, twice what one turn may copy.
+    let copies: Vec<From> = (0..3).map(|i| io.send_copy(&Copy::local(1, 1 << 17, &[(i, 65535)]))).collect();
+    let read = io.send(read_sqe(1, 0, 1).with_sgl(crate::nvme::Sgl::transport(512)), &[]);
+    world.poll();
+    assert!(io.taken(read).is_some(), "the read is done in the first turn");
+    assert!(io.taken(copies[0]).is_some() && io.taken(copies[2]).is_none(), "and not every copy");
+    let more = world.cores[0].borrow_mut().poll(&mut Vec::new());
+    assert!(more || world.is_idle());
+}
+
+#[test]
+fn an_aborted_copy_ends_once_and_the_abort_says_truly_what_became_of_it() {
+    // 33, 34
+    let gate = Gate::writes(disk(64));
+    let mut make = Make::new([gate.clone() as Dev, mem(64)]);
+    make.cores = 2;
+    let world = make.world();
+    let admin = world.host("nqn.h").admin();
+    admin.enable_formats(BOTH);
+    // The I/O queue lives on another thread than the admin queue.
+    let io = world.host("nqn.h").on_core(1).io(&admin, 1);
+    let abort = |sqid, cid| admin.send(AdminCommand::Abort { sqid, cid }.to_sqe(), &[]);
+    io.write(2, 0, &pattern(33, 64));
+
+    let copy = io.send_copy(&Copy::from_namespaces(1, 0, &scattered(2, 30)));
+    world.until("it runs", || gate.held() > 0);
+    let aborted = abort(1, cid(copy));
+    world.turns(3);
+    assert!(admin.taken(aborted).is_none(), "not answered before it is known");
+    gate.permit(1000);
+    let told = io.wait(copy);
+    assert!(told.status.is(Status::ABORT_REQUESTED), "{}", told.status);
+    assert!(told.result < 30, "DW0 names a range that was not copied");
+    assert_eq!(end(admin.wait(aborted)), (OK, 0), "aborted");
+    world.turns(10);
+    assert!(io.taken(copy).is_none(), "once");
+}
+
+#[test]
+fn a_copy_that_waits_for_its_turn_is_aborted_at_once_and_one_that_is_over_is_not() {
+    // 33, 34
+    let gate = Gate::writes(disk(64));
+    let world = World::new([gate.clone() as Dev, mem(64)]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(33, 16));
+    let abort = |sqid, cid| end(admin.admin(AdminCommand::Abort { sqid, cid }));
+    let copies: Vec<From> =
+        (0..10).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
+    world.until("the first run", || gate.held() == 8);
+    assert_eq!(abort(1, cid(copies[9])), (OK, 0), "the last one waits");
+    let told = io.taken(copies[9]).unwrap();
+    assert!(told.status.is(Status::ABORT_REQUESTED) && told.result == 0);
+    assert_eq!(abort(1, cid(copies[9])), (OK, 1), "a second time there is nothing to abort");
+    gate.permit(1000);
+    for &copy in &copies[..9] {
+        assert_eq!(end(io.wait(copy)), (OK, 0));
+        assert_eq!(abort(1, cid(copy)), (OK, 1), "it is over");
+    }
+    for (sqid, cid) in [(1, 1), (7, cid(copies[0])), (0, 1), (0xffff, 0)] {
+        assert_eq!(abort(sqid, cid), (OK, 1), "unknown");
+    }
+    // A native copy that is told to stop while it waits for its range locks ends by itself, truly reported.
+    let held = io.send_copy(&Copy::from_namespaces(1, 0, &[(2, 0, 1)]));
+    let native = io.send_copy(&Copy::from_namespaces(2, 8, &[(2, 0, 1)]));
+    let aborted = admin.send(AdminCommand::Abort { sqid: 1, cid: cid(native) }.to_sqe(), &[]);
+    let (native, aborted) = (io.wait(native), admin.wait(aborted));
+    assert_eq!(native.status.is(Status::ABORT_REQUESTED), aborted.result == 0);
+    assert_eq!(end(io.wait(held)), (OK, 0));
+}
+
+#[test]
+fn aborts_are_limited() {
+    let gate = Gate::writes(disk(64));
+    let world = World::new([gate.clone() as Dev, mem(64)]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(33, 16));
+    let copies: Vec<From> =
+        (0..6).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
+    world.until("they run", || gate.held() == 6);
+    let abort = |copy: From| AdminCommand::Abort { sqid: 1, cid: cid(copy) }.to_sqe();
+    let aborts: Vec<From> = copies[..4].iter().map(|&copy| admin.send(abort(copy), &[])).collect();
+    assert_eq!(admin.go(abort(copies[4])).status, Status::ABORT_LIMIT_EXCEEDED);
+    gate.permit(1000);
+    aborts.into_iter().for_each(|a| assert_eq!(admin.wait(a).status, OK));
+    copies.into_iter().for_each(|c| drop(io.wait(c)));
+    assert_eq!(end(admin.go(abort(From { slot: 3, connection: io.id }))), (OK, 1));
+}
+
+#[test]
+fn a_closed_connections_copy_is_drained_before_its_host_connects_again() {
+    // 35
+    let gate = Gate::writes(disk(64));
+    let world = World::new([gate.clone() as Dev, mem(64)]);
+    let host = world.host("nqn.h");
+    let (admin, io) = host.both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(35, 64));
+    let copy = io.send_copy(&Copy::from_namespaces(1, 0, &scattered(2, 30)));
+    world.until("it runs", || gate.held() > 0);
+    admin.close();
+    world.until("told to close", || !world.lost.borrow().is_empty());
+    assert_eq!(*world.lost.borrow(), [(0, io.id)], "the I/O queue goes with its admin queue");
+    io.close();
+    // The same host connects again: it must not see late writes of before.
+    let again = host.open();
+    let data = host.data(crate::nvme::fabrics::CNTLID_DYNAMIC).to_bytes();
+    let connecting = again.send_data(connect_sqe(connect(0)), &data);
+    let (_, stranger) = world.host("nqn.i").both();
+    assert!(stranger.read(2, 0, 1).status.is_success(), "another host is not held up");
+    world.turns(20);
+    assert!(again.taken(connecting).is_none());
+    gate.permit(1000);
+    assert!(again.wait(connecting).status.is_success());
+    assert_eq!(gate.held(), 0, "nothing of before is on its way");
+    let settled = contents(&(gate.clone() as Dev));
+    world.turns(50);
+    assert!(contents(&(gate as Dev)) == settled, "and nothing lands any more");
+    assert!(io.taken(copy).is_none(), "no answer to a closed connection");
+    assert_eq!(world.free_buffers(), world.pool.count());
+    assert!(world.lines.borrow().is_empty());
+}
+
+#[test]
+fn a_copy_of_a_namespace_that_is_removed_ends_cleanly() {
+    // 30
+    let gate = Gate::writes(disk(64));
+    let world = World::new([gate.clone() as Dev, mem(64)]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(33, 16));
+    let copies: Vec<From> =
+        (0..10).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
+    let inside = io.send_copy(&Copy::local(2, 0, &[(8, 8)]));
+    world.until("they run", || gate.held() == 8);
+    world.subsystem.remove(1).unwrap();
+    world.subsystem.remove(2).unwrap();
+    gate.permit(1000);
+    for copy in copies.into_iter().chain([inside]) {
+        let told = io.wait(copy);
+        assert!(told.status == OK || told.status == Status::INVALID_FIELD, "{}", told.status);
+    }
+    let told = io.copy(&Copy::local(2, 0, &[(8, 8)]));
+    assert_eq!(end(told), (Status::INVALID_FIELD, 0));
+    assert!(world.is_idle());
+}
+
+#[test]
+fn a_copy_that_takes_too_long_says_how_far_it_got() {
+    // 49: well before a host's 30 seconds
+    let gate = Gate::writes(disk(256));
+    let world = World::new([gate.clone() as Dev, mem(256)]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(49, 256));
+    let began = world.now();
+    let copy = io.send_copy(&Copy::from_namespaces(1, 0, &scattered(2, 100)));
+    let mut told = None;
+    for _ in 0..29 {
+        world.pass(Duration::from_secs(1));
+        gate.permit(1);
+        told = told.or_else(|| io.taken(copy));
+        if told.is_some() {
+            break;
+        }
+        if world.now() - began > Duration::from_secs(22) {
+            gate.permit(1000);
+        }
+    }
+    let told = told.expect("an answer in time");
+    assert_eq!((told.status.code_type(), told.status.code()), (1, 0x83), "too large for this backend");
+    assert!(!told.status.do_not_retry());
+    assert!((10..60).contains(&told.result), "{} ranges were done", told.result);
+    let after = contents(&(gate as Dev));
+    for i in 0..told.result {
+        assert_eq!(blocks(&after, i, 1), blocks(&pattern(49, 256), i * 2, 1), "range {i} is good");
+    }
+}
+
+#[test]
+fn the_log_has_a_line_for_each_copy() {
+    let world = World::new([mem(64) as Dev, disk(64)]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    io.copy(&Copy::local(1, 32, &[(0, 4), (8, 4)]));
+    io.copy(&Copy::from_namespaces(2, 0, &[(1, 32, 8)]).durable());
+    let lines = world.lines.borrow();
+    let [native, moved] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!((native.host.as_str(), native.queue, native.dest, native.ranges), ("nqn.h", 1, 1, 2));
+    assert_eq!(
+        native.methods.iter().map(|(m, b)| (*m, *b)).collect::<Vec<_>>(),
+        [(Method::Memory, 8 * BLOCK)]
+    );
+    assert_eq!((native.host_bytes.read, native.flushed), (0, false));
+    assert_eq!((moved.sources.as_slice(), moved.dest, moved.flushed), (&[1][..], 2, true));
+    assert_eq!(moved.methods.values().sum::<u64>(), 8 * BLOCK);
+    let text = native.to_string();
+    for part in
+        ["copy by nqn.h", "2 ranges", "4096 of 4096 bytes", "namespace 1 to 1", "memory 4096", "Successful"]
+    {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(moved.to_string().contains("durable"), "{moved}");
+    let json = serde_json::to_value(native).unwrap();
+    assert_eq!(json["methods"]["memory"], 4096);
+}
+
+#[test]
+fn neighbours_are_joined_into_one_request() {
+    // 1 GiB in 32 ranges is one native request where the device takes that.
+    let seen = FaultPlan::none();
+    let device = Arc::new(ErrorDevice::new(null(1 << 22), seen.clone()));
+    let world = World::new([device as Dev]);
+    let (_admin, io) = world.host("nqn.h").both();
+    let fault = Fault { ops: Ops::ALL, nth: u64::MAX, forever: false, kind: Kind::Io, good_bytes: 0 };
+    seen.arm(fault);
+    let ranges: Vec<(u64, u32)> = (0..32).map(|i| (i * 65535, 65535)).collect();
+    assert_eq!(end(io.copy(&Copy::local(1, 1 << 21, &ranges))), (OK, 0));
+    // The copy itself, and the look at its source.
+    assert_eq!(seen.seen(), 2);
+    let line = world.lines.borrow()[0].clone();
+    assert_eq!(line.methods.into_iter().collect::<Vec<_>>(), [(Method::Null, 32 * 65535 * BLOCK)]);
+}
+
+#[test]
+fn ranges_that_have_nothing_to_do_with_each_other_are_not_joined() {
+    let range =
+        |slba, blocks| SourceRange { snsid: None, slba, blocks: Blocks::new(blocks).unwrap(), fco: false };
+    let world = World::new([mem(64) as Dev]);
+    let (_admin, io) = world.host("nqn.h").both();
+    io.write(1, 0, &pattern(9, 16));
+    let copy =
+        Copy { ranges: vec![range(4, 2), range(6, 2), range(0, 1), range(8, 1)], ..Copy::local(1, 32, &[]) };
+    assert_eq!(end(io.copy(&copy)), (OK, 0));
+    let source = pattern(9, 16);
+    let expected = [blocks(&source, 4, 4), blocks(&source, 0, 1), blocks(&source, 8, 1)].concat();
+    assert_eq!(io.read(1, 32, 6).data, expected);
+}
