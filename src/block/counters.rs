@@ -24,13 +24,15 @@ pub enum Call {
     RingRead,
     RingWrite,
     RingFsync,
+    Recvfrom,
     Recvmsg,
+    Sendto,
     Sendmsg,
 }
 
 impl Call {
     /// How many kinds there are.
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 17;
 
     /// Every kind, in order.
     pub const ALL: [Self; Self::COUNT] = [
@@ -47,7 +49,9 @@ impl Call {
         Self::RingRead,
         Self::RingWrite,
         Self::RingFsync,
+        Self::Recvfrom,
         Self::Recvmsg,
+        Self::Sendto,
         Self::Sendmsg,
     ];
 
@@ -67,7 +71,9 @@ impl Call {
             Self::RingRead => "io_uring_read",
             Self::RingWrite => "io_uring_write",
             Self::RingFsync => "io_uring_fsync",
+            Self::Recvfrom => "recvfrom",
             Self::Recvmsg => "recvmsg",
+            Self::Sendto => "sendto",
             Self::Sendmsg => "sendmsg",
         }
     }

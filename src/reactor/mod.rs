@@ -64,7 +64,8 @@ pub enum IoOp {
     /// the engine may block it (`inline_writes`), which spares starting and waking a helper.
     Brief(Box<dyn FnOnce() -> CallDone + Send>),
     /// Completes once `file` (a socket) can be read, or with `write` be written, has ended or failed; maybe early, so try
-    /// and ask again. Shut a socket down to be rid of one in flight.
+    /// and ask again. It is there to end a sleep: a thread that turns without waiting looks at its sockets itself, and may
+    /// see this some turns late. Shut a socket down to be rid of one in flight.
     Ready {
         /// Kept open until completion.
         file: Arc<OwnedFd>,

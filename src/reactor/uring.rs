@@ -27,6 +27,11 @@ struct Inner {
     ops: Slab<InRing>,
     /// Used only when there is no ring after all.
     watches: Watches,
+    /// Watches for readiness that the kernel has not been told of: only a sleep needs them, and one that is not wanted any
+    /// more by then costs nothing.
+    later: Vec<(u64, Entry)>,
+    /// Turns since they were last started.
+    turns: u32,
     /// The ring watches the event of `home`.
     armed: bool,
     reaped: Vec<ring::Done>,
@@ -48,6 +53,9 @@ struct InRing {
     shell: Buf,
     counters: Counters,
 }
+
+/// A thread that never sleeps has its watches started after so many turns.
+const TURNS_MAX: u32 = 32;
 
 /// Ring token of the watch on the event.
 const WATCH: u64 = u64::MAX;
@@ -113,10 +121,20 @@ impl Inner {
         }
         self.ports.begin(port);
         let key = self.ops.insert(InRing { port, token, shell, counters }) as u64;
-        if let Lazy::Made(ring) = &mut self.ring {
-            ring.push(key, entry);
+        match (&mut self.ring, &entry) {
+            (Lazy::Made(_), Entry::Ready { .. }) => self.later.push((key, entry)),
+            (Lazy::Made(ring), _) => ring.push(key, entry),
+            _ => {}
         }
         None
+    }
+
+    /// Hands the watches to the kernel with the next `enter`.
+    fn start_watches(&mut self) {
+        self.turns = 0;
+        if let Lazy::Made(ring) = &mut self.ring {
+            self.later.drain(..).for_each(|(key, entry)| ring.push(key, entry));
+        }
     }
 
     /// Starts what was pushed, waits if asked, and hands out what has completed. True when the event rang.
@@ -166,6 +184,9 @@ impl Inner {
 impl Drop for Inner {
     /// Lets the ring finish, so that every buffer goes back to its pool.
     fn drop(&mut self) {
+        for (key, _) in self.later.drain(..) {
+            self.ops.remove(usize::try_from(key).expect("a key of `ops`"));
+        }
         if let Lazy::Made(ring) = &mut self.ring {
             ring.cancel_polls();
         }
@@ -238,6 +259,7 @@ impl Reactor for Uring {
                 }
                 inner.armed = true;
             }
+            inner.start_watches();
             if inner.enter(true, left) {
                 self.home.silence();
             }
@@ -246,6 +268,10 @@ impl Reactor for Uring {
 
     fn turn(&self) {
         let mut inner = self.inner.borrow_mut();
+        inner.turns += 1;
+        if inner.turns >= TURNS_MAX {
+            inner.start_watches();
+        }
         if inner.enter(false, None) {
             self.home.silence();
         }

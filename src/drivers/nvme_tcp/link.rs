@@ -10,7 +10,7 @@ use crate::nvme::{Cqe, Sqe, Status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
-use rustix::net::{recvmsg, sendmsg, shutdown};
+use rustix::net::{recv, recvmsg, send, sendmsg, shutdown};
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
@@ -168,8 +168,15 @@ impl Link {
             if output.is_empty() {
                 return Ok(true);
             }
-            self.counters.count(Call::Sendmsg);
-            match sendmsg(&self.socket, &output, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+            // One piece, as the capsules of reads are, goes cheaper.
+            let sent = if let [only] = &output[..] {
+                self.counters.count(Call::Sendto);
+                send(&self.socket, only, SendFlags::NOSIGNAL)
+            } else {
+                self.counters.count(Call::Sendmsg);
+                sendmsg(&self.socket, &output, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
+            };
+            match sent {
                 Ok(n) => {
                     self.counters.wire_sent_bytes += n as u64;
                     self.machine.sent(n);
@@ -191,15 +198,24 @@ impl Link {
             if room == 0 {
                 return Ok(Received::Nothing);
             }
-            self.counters.count(Call::Recvmsg);
-            match recvmsg(&self.socket, &mut space, &mut RecvAncillaryBuffer::default(), RecvFlags::empty()) {
-                Ok(got) if got.bytes == 0 => {
-                    return Err(Error::new(Kind::Io, "the target closed the connection"));
+            let got = match &mut space {
+                [first, second] if first.is_empty() || second.is_empty() => {
+                    self.counters.count(Call::Recvfrom);
+                    let only = if first.is_empty() { second } else { first };
+                    recv(&self.socket, &mut **only, RecvFlags::empty()).map(|(n, _)| n)
                 }
-                Ok(got) => {
-                    self.counters.wire_received_bytes += got.bytes as u64;
-                    self.machine.filled(got.bytes);
-                    return Ok(if got.bytes < room { Received::Last } else { Received::More });
+                both => {
+                    self.counters.count(Call::Recvmsg);
+                    let mut none = RecvAncillaryBuffer::default();
+                    recvmsg(&self.socket, both, &mut none, RecvFlags::empty()).map(|got| got.bytes)
+                }
+            };
+            match got {
+                Ok(0) => return Err(Error::new(Kind::Io, "the target closed the connection")),
+                Ok(n) => {
+                    self.counters.wire_received_bytes += n as u64;
+                    self.machine.filled(n);
+                    return Ok(if n < room { Received::Last } else { Received::More });
                 }
                 Err(Errno::AGAIN) => return Ok(Received::Nothing),
                 Err(Errno::INTR) => {}
