@@ -277,11 +277,13 @@ impl Connection {
         }
     }
 
-    /// Commands in hand and answers whose data is still being sent are as many as the queue holds. A host that sends more has not
-    /// read what it was sent (or the owner has not told yet): it waits, and never has more buffers than entries.
+    /// Commands in hand and answers whose data is still being sent are as many as the queue holds. A host that sends one more has
+    /// not read what it was sent (or the owner has not told yet): that command waits, and no host has more buffers than entries.
     fn is_crowded(&self) -> bool {
         let referred = self.outgoing.referred();
-        referred > 0 && referred + self.in_hand() >= usize::from(self.entries)
+        referred > 0
+            && referred + self.in_hand() >= usize::from(self.entries)
+            && self.incoming.brings_command()
     }
 
     fn in_hand(&self) -> usize {

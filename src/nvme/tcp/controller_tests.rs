@@ -514,6 +514,25 @@ fn what_is_staged_is_bounded_whatever_the_host_does() {
 }
 
 #[test]
+fn data_that_was_asked_for_is_taken_while_a_full_queue_of_answers_is_being_sent() {
+    let mut end = opened(&controller_config(), NONE, 4);
+    let (slot, len) = asks(&mut end, &capsule(write(9, 4096), NONE, &[]));
+    end.give(slot, buf(len));
+    let r2t = place_of(&send_all(&mut end));
+    for cid in 0..3 {
+        let (slot, ..) = command(&mut end, &capsule(read(cid, 20_000), NONE, &[]));
+        end.complete(slot, Cqe::default(), Some(buf(20_000)));
+    }
+    let (slot, ..) = command(&mut end, &h2c_last(r2t, NONE, &[1; 4096]));
+    end.complete(slot, Cqe::default(), None);
+    command(&mut end, &capsule(flush(7), NONE, &[]));
+    // A fifth: the host cannot have read an answer yet.
+    assert!(feed(&mut end, &capsule(flush(8), NONE, &[]), 72).is_empty() && !end.is_closing());
+    end.sent(20_024, &mut Vec::new());
+    assert!(matches!(end.next(), Some(Event::Command { .. })));
+}
+
+#[test]
 fn buffers_the_owner_keeps_make_the_stream_wait_and_not_fail() {
     let mut end = opened(&controller_config(), NONE, 2);
     let bytes = |cid| capsule(write(cid, 0).with_sgl(Sgl::in_capsule(512)), NONE, &pattern(cid.into(), 512));

@@ -1,6 +1,6 @@
 //! The receiving half of a machine: bytes into PDUs, payloads into their buffers, digests checked.
 
-use super::pdu::{self, COMMON_LEN, DIGEST_LEN, Pdu, Shape, Side};
+use super::pdu::{self, COMMON_LEN, DIGEST_LEN, Kind, Pdu, Shape, Side};
 use super::{Digests, Fatal};
 use std::io::IoSliceMut;
 use std::ops::Range;
@@ -119,6 +119,11 @@ impl Incoming {
         }
         self.tail += n - direct;
         assert!(self.tail <= self.staging.len(), "more bytes were filled in than there was space for");
+    }
+
+    /// The PDU that comes next is a command, as far as is known.
+    pub(super) fn brings_command(&self) -> bool {
+        self.head < self.tail && self.staging[self.head] == Kind::CapsuleCmd as u8
     }
 
     /// The next header, when it is wholly there; what [`Incoming::arriving`] says has to be pulled first.
