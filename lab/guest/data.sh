@@ -94,6 +94,6 @@ serve --read-only disk:disk1:64
 must_attach -i 2
 need_ns A 1
 equal "the same bytes, read-only" "$(host run md5sum disk1 | cut -d' ' -f1)" "$(sum "$A" 1048576 0 64)"
-refuse "a write is refused" "." nvme write "$A" -s 0 -c 0 -z 512 -d $T.r
+refuse "a write is refused" "Write Protected|Read Only" nvme write "$A" -s 0 -c 0 -z 512 -d $T.r
 refuse "a copy is refused" "0h/20h|1h/82h" blkcopy-lab copy "$A" 100 0+8
 detach >/dev/null

@@ -93,11 +93,22 @@ is_live() { [ "$(state)" = live ]; }
 
 # must_attach ARGS..: attaches, or the script ends
 must_attach() { attach "$@" >$T.said 2>&1 || { said; give_up "attach $*"; }; }
-# cdfe BITS: Copy Descriptor Formats Enable of $C, the rest of Host Behavior Support as it was
+# relay LISTEN TO [FEATURE]: in the background, until the machine ends
+relay() {
+  blkcopy-lab relay "$@" >$T.relay 2>&1 &
+  wait_for 20 grep -q listening $T.relay || give_up "no relay: $(cat $T.relay)"
+}
+# cdfe BITS: Copy Descriptor Formats Enable of $C, the rest of Host Behavior Support as it was; by feature $HBS
+HBS=0x16
 cdfe() {
   nvme get-feature "/dev/$C" -f 0x16 -l 512 -b >$T.hbs || return 1
   printf "\\$(printf %03o "$1")\\000" | dd of=$T.hbs bs=1 seek=4 conv=notrunc 2>/dev/null
-  nvme set-feature "/dev/$C" -f 0x16 -l 512 -d $T.hbs
+  nvme set-feature "/dev/$C" -f $HBS -l 512 -d $T.hbs
+}
+# through_relay: from here on the target is reached through a relay that makes feature 16h of a vendor's one
+through_relay() {
+  relay 127.0.0.1:4421 $HOST:"$PORT" 214
+  HBS=214 HOST=127.0.0.1 PORT=4421
 }
 
 # Reads and writes past the page cache, in blocks of BYTES.
@@ -111,6 +122,14 @@ sum() {
 random() { dd if=/dev/urandom of="$1" bs=1024 count="$2" 2>/dev/null; }
 # digest [FILE]: of a file, or of what comes in
 digest() { md5sum "$@" | cut -d' ' -f1; }
+
+# more_flushes SEED COUNT: waits until the load of this seed has announced so many more flushes
+flushes() { host run grep -c "^@flushed.$1." flushed; }
+more_flushes() {
+  local want=$(($(flushes "$1") + $2))
+  enough() { [ "$(flushes "$1")" -ge $want ]; }
+  wait_for 120 enough "$1" || give_up "the load makes no progress"
+}
 
 # The kernel found nothing to complain about since the script began.
 kernel_is_content() {

@@ -17,6 +17,8 @@ use vm::{Parts, Said, Vm};
 
 /// How long a guest may be silent: an administrative command may take 60 s before Linux gives it up.
 const SILENCE: Duration = Duration::from_secs(240);
+/// How long until its init speaks.
+const BOOT_PATIENCE: Duration = Duration::from_secs(150);
 /// Seconds the downloads may take.
 const PREPARE_SECONDS: &str = "400";
 /// What `cargo xtask test` runs, in one boot.
@@ -178,7 +180,8 @@ impl<'a> Session<'a> {
     fn run(mut self, counts: &mut Counts) -> Result<(), String> {
         let (failed_before, mut vm) = (counts.failed, self.boot()?);
         loop {
-            let line = match vm.listen(SILENCE) {
+            let patience = if self.boot_meant { BOOT_PATIENCE } else { SILENCE };
+            let line = match vm.listen(patience) {
                 Said::Line(line) => line,
                 Said::Nothing => return self.died(counts, "it said nothing for too long"),
                 Said::Gone => return self.died(counts, "QEMU ended"),

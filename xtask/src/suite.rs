@@ -1,5 +1,6 @@
 //! `cargo xtask test` and `cargo xtask soak`.
 
+use crate::lab;
 use crate::tool::{Done, cannot, cargo, have, is_root, root, run, watch, words};
 use std::process::Command;
 
@@ -45,6 +46,22 @@ impl Tally {
         Ok(())
     }
 
+    /// The lab's short pass: its checks count as tests.
+    fn lab(&mut self) {
+        println!("==> lab, short pass");
+        match lab::short() {
+            Ok(counts) => {
+                self.passed += counts.passed;
+                self.failed += counts.failed;
+                self.skipped.extend(counts.skipped);
+            }
+            Err(why) => {
+                println!("{why}");
+                self.steps_failed.push("lab".to_owned());
+            }
+        }
+    }
+
     fn end(mut self) -> Done {
         // A step that failed before it could count (a compile error) is a failure too.
         if self.failed == 0 {
@@ -77,6 +94,7 @@ pub(crate) fn test() -> Done {
     tally.step("tests", tests)?;
     tally.step("interleavings (loom)", loom(log.path()))?;
     tally.step("demo, release build", cargo(&["run", "--quiet", "--release", "--", "demo"]))?;
+    tally.lab();
     let skipped = std::fs::read_to_string(log.path()).map_err(|e| cannot(log.path(), &e))?;
     tally.skipped.extend(skipped.lines().map(str::to_owned));
     tally.end()

@@ -93,7 +93,8 @@ impl Load {
 
     fn copy(&self, file: &File, thread: u64, [from, at, len]: [usize; 3]) -> io::Result<()> {
         let lba = |block| self.offset(thread, block) / self.unit as u64;
-        let range = Range { slba: lba(from), blocks: len as u64, ..Range::default() };
+        let range =
+            Range { slba: lba(from), nlb: u16::try_from(len - 1).expect("a short copy"), ..Range::default() };
         let copy = Copy { dest: lba(at), ranges: vec![range], ..Copy::default() };
         for _ in 1..COPY_TRIES {
             match copy.send(file) {

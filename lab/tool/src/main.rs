@@ -1,8 +1,9 @@
-//! What the lab's guest runs besides stock programs: a checked load, and Copy by pass-through.
+//! What the lab's guest runs besides stock programs: a checked load, Copy by pass-through, a relay.
 
 mod load;
 mod model;
 mod passthrough;
+mod relay;
 
 use load::Load;
 use std::process::ExitCode;
@@ -13,7 +14,9 @@ blkcopy-lab load DEVICE UNIT SEED THREADS STOP [copy]
 blkcopy-lab check FILE UNIT SEED THREADS FLUSHED [copy]
     every block of FILE is old or new, and nothing is lost that the lines \"@flushed SEED THREAD OPERATION\" in FLUSHED name
 blkcopy-lab copy DEVICE DEST RANGE.. [format=N] [count=N] [bytes=N] [uid=N] [read-only] [fua]
-    one Copy command, its status and result; RANGE is SLBA+BLOCKS[:SNSID[:OPTIONS]]; count and bytes lie about the list";
+    one Copy command, its status and result; RANGE is SLBA+BLOCKS[:SNSID[:OPTIONS]]; count and bytes lie about the list
+blkcopy-lab relay LISTEN TO [FEATURE]
+    carries connections on; Set Features of FEATURE becomes one of Host Behavior Support";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -26,6 +29,11 @@ fn main() -> ExitCode {
             Load::new([unit, seed, threads], rest).and_then(|load| load.check(file, flushed))
         }
         ["copy", device, dest, rest @ ..] => passthrough::command(device, dest, rest, &args),
+        ["relay", listen, to] => relay::run(listen, to, None),
+        ["relay", listen, to, feature] => match feature.parse() {
+            Ok(feature) => relay::run(listen, to, Some(feature)),
+            Err(e) => Err(format!("{feature}: {e}")),
+        },
         _ => Err(HELP.to_owned()),
     };
     match done {

@@ -47,8 +47,8 @@ const _: () = assert!(size_of::<PassthruCmd64>() == 80);
 #[derive(Default, Clone)]
 pub(crate) struct Range {
     pub(crate) slba: u64,
-    /// As a count; the field is 0's based.
-    pub(crate) blocks: u64,
+    /// Number of logical blocks, 0's based as in the entry.
+    pub(crate) nlb: u16,
     pub(crate) snsid: u32,
     pub(crate) options: u16,
 }
@@ -90,7 +90,7 @@ impl Copy {
             let mut entry = [0; 40];
             entry[0..4].copy_from_slice(&range.snsid.to_le_bytes());
             entry[8..16].copy_from_slice(&range.slba.to_le_bytes());
-            entry[16..18].copy_from_slice(&(range.blocks.wrapping_sub(1) as u16).to_le_bytes());
+            entry[16..18].copy_from_slice(&range.nlb.to_le_bytes());
             entry[22..24].copy_from_slice(&range.options.to_le_bytes());
             list.extend_from_slice(&entry[..entry_len]);
         }
@@ -108,14 +108,16 @@ impl Copy {
         let data_len = self.bytes.unwrap_or(u32::try_from(list.len()).unwrap_or(u32::MAX));
         // What is sent is what is there, whatever the command line says.
         list.resize(list.len().max(data_len as usize), 0);
+        let dest = [self.dest, self.dest >> 32]
+            .map(|half| u32::try_from(half & u64::from(u32::MAX)).expect("masked to 32 bits"));
         let fua = if self.fua { FUA } else { 0 };
         let mut command = PassthruCmd64 {
             opcode: COPY,
             nsid,
             addr: list.as_mut_ptr() as u64,
             data_len,
-            cdw10: self.dest as u32,
-            cdw11: (self.dest >> 32) as u32,
+            cdw10: dest[0],
+            cdw11: dest[1],
             cdw12: count.wrapping_sub(1) & 0xff | self.format << 8 | fua,
             ..PassthruCmd64::default()
         };
@@ -161,9 +163,10 @@ fn range(text: &str) -> Result<Range, String> {
     let (slba, blocks) = place.ok_or_else(|| format!("{text}: a range is SLBA+BLOCKS"))?;
     let (snsid, options) = (parts.next().unwrap_or("0"), parts.next().unwrap_or("0"));
     let too_large = |_| format!("{text}: too large");
+    let blocks = number(blocks)?.checked_sub(1).ok_or_else(|| format!("{text}: no blocks"))?;
     Ok(Range {
         slba: number(slba)?,
-        blocks: number(blocks)?,
+        nlb: blocks.try_into().map_err(too_large)?,
         snsid: number(snsid)?.try_into().map_err(too_large)?,
         options: number(options)?.try_into().map_err(too_large)?,
     })

@@ -65,6 +65,7 @@ impl Host {
     pub(super) fn new(folder: PathBuf, programs: &Path) -> Result<Self, String> {
         let _ = fs::remove_dir_all(&folder); // what an earlier run left, if anything
         fs::create_dir_all(&folder).map_err(|e| cannot(&folder, &e))?;
+        File::create(folder.join("flushed")).map_err(|e| cannot(&folder, &e))?;
         let usual = std::env::var_os("PATH").unwrap_or_default();
         let all = std::iter::once(programs.to_owned()).chain(std::env::split_paths(&usual));
         let search = std::env::join_paths(all).map_err(|e| cannot(programs, &e))?;
@@ -113,7 +114,7 @@ impl Host {
     /// What a guest says of its flushes is kept here, for `blkcopy-lab check`.
     pub(super) fn note_flushed(&self, line: &str) -> Result<(), String> {
         let path = self.folder.join("flushed");
-        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let file = OpenOptions::new().append(true).open(&path);
         file.and_then(|mut f| writeln!(f, "{line}")).map_err(|e| cannot(&path, &e))
     }
 

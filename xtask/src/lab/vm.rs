@@ -15,7 +15,7 @@ pub(super) struct Parts<'a> {
     pub(super) root: &'a Path,
     /// Where the kernel's console goes.
     pub(super) console: PathBuf,
-    /// The port of this host that leads to the guest's 4420.
+    /// The port of this host that leads to the guest's of the same number.
     pub(super) forward_port: u16,
 }
 
@@ -48,7 +48,7 @@ impl Vm {
         qemu.args(["-smp", "2", "-m", "1024", "-append", kernel]);
         qemu.arg("-kernel").arg(parts.prepared.join("vmlinuz")).arg("-initrd").arg(parts.root);
         qemu.arg("-serial").arg(format!("file:{}", parts.console.display())).args(["-serial", "stdio"]);
-        let net = format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:4420", parts.forward_port);
+        let net = format!("user,id=net,hostfwd=tcp:127.0.0.1:{0}-:{0}", parts.forward_port);
         qemu.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net,romfile="]);
         qemu.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut qemu = qemu.spawn().map_err(|e| cannot("QEMU", &e))?;
