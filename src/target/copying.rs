@@ -56,6 +56,9 @@ struct End {
     error: Option<(Error, Status)>,
 }
 
+/// Called with each Copy that ends.
+type Hook = Box<dyn Fn(&CopyLine)>;
+
 /// A task's way of telling its end.
 type Ended = Rc<RefCell<Vec<(From, WholeEnded, bool)>>>;
 
