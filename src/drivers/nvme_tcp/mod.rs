@@ -96,6 +96,10 @@ impl fmt::Display for Why {
 }
 
 #[cfg(test)]
+mod attach_tests;
+#[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
-//! The host driver against a controller in a thread: what it does, and what becomes of it when things go wrong.
+//! The host driver against a controller in a thread: what it does, copies, and what the other tests stand on.
 
-use super::testing::{Act, Disk, Fake, NQN, Seen, Setup, copy_limits, disk, log_of};
-use super::{Namespace, Options, Url, discover};
+use super::testing::{Act, Fake, Setup, copy_limits, disk};
+use super::{Namespace, Options};
 use crate::block::request::Cancel;
 use crate::block::{
     Buf, ByteRange, Completion, CopyRequest, Device, Identity, Kind, LimitsChange, Method, Op,
@@ -10,21 +10,17 @@ use crate::copy::run::{Options as CopyOptions, copy};
 use crate::copy::{Job, Policy, Segment};
 use crate::drivers::testing::pattern;
 use crate::nvme::copy::Format;
-use crate::nvme::fabrics::{ConnectData, Refusal};
-use crate::nvme::feature::AsyncEvent;
-use crate::nvme::{AdminCommand, IoCommand, Status};
+use crate::nvme::{IoCommand, Status};
 use crate::reactor::local::{Client, Local};
 use crate::reactor::{EngineChoice, choose};
 use smallvec::SmallVec;
-use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Time-outs short enough for tests, long enough for a busy machine.
-fn quick() -> Options {
+pub(super) fn quick() -> Options {
     Options {
         connect_timeout: Duration::from_secs(5),
         command_timeout: Duration::from_secs(20),
@@ -35,21 +31,21 @@ fn quick() -> Options {
 }
 
 /// The same, where a test waits for a keep-alive to be missed.
-fn keen() -> Options {
+pub(super) fn keen() -> Options {
     Options { keep_alive: Duration::from_millis(200), ..quick() }
 }
 
-fn open(fake: &Fake, nsid: u32, options: Options) -> Arc<Namespace> {
+pub(super) fn open(fake: &Fake, nsid: u32, options: Options) -> Arc<Namespace> {
     Namespace::open_with(&fake.url(nsid), options).unwrap()
 }
 
 /// The message and its causes.
-fn words(error: &crate::block::Error) -> String {
+pub(super) fn words(error: &crate::block::Error) -> String {
     super::Why::of(error).to_string()
 }
 
 /// Runs `f` on a fresh thread's worth of executor, with a queue of the device.
-fn with<T>(device: &Arc<Namespace>, f: impl AsyncFnOnce(&Client) -> T) -> T {
+pub(super) fn with<T>(device: &Arc<Namespace>, f: impl AsyncFnOnce(&Client) -> T) -> T {
     let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
     let device = device.clone();
     local.block_on(async move {
@@ -58,20 +54,20 @@ fn with<T>(device: &Arc<Namespace>, f: impl AsyncFnOnce(&Client) -> T) -> T {
     })
 }
 
-fn range(offset: u64, len: u64) -> ByteRange {
+pub(super) fn range(offset: u64, len: u64) -> ByteRange {
     ByteRange::new(offset, len).unwrap()
 }
 
-fn write(offset: u64, bytes: &[u8]) -> Op {
+pub(super) fn write(offset: u64, bytes: &[u8]) -> Op {
     let buf = Buf::copy_of(bytes).unwrap();
     Op::Write { range: range(offset, bytes.len() as u64), buf, fua: false }
 }
 
-fn read(offset: u64, len: u64) -> Op {
+pub(super) fn read(offset: u64, len: u64) -> Op {
     Op::Read { range: range(offset, len), buf: Buf::alloc(usize::try_from(len).unwrap()).unwrap() }
 }
 
-fn copy_op(source: &Arc<Namespace>, sources: &[(u64, u64)], dest: u64) -> Op {
+pub(super) fn copy_op(source: &Arc<Namespace>, sources: &[(u64, u64)], dest: u64) -> Op {
     let sources: SmallVec<[ByteRange; 1]> = sources.iter().map(|&(o, l)| range(o, l)).collect();
     let len = sources.iter().map(|r| r.len()).sum();
     Op::Copy(Box::new(CopyRequest {
@@ -84,13 +80,13 @@ fn copy_op(source: &Arc<Namespace>, sources: &[(u64, u64)], dest: u64) -> Op {
     }))
 }
 
-fn error_of(done: Completion) -> (Kind, String, u64) {
+pub(super) fn error_of(done: Completion) -> (Kind, String, u64) {
     let error = done.result.unwrap_err();
     (error.kind(), words(&error), done.good_bytes)
 }
 
 /// Waits for what another thread does; the limit is only there so that a failure ends.
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(super) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(20), "{what} does not come");
@@ -99,7 +95,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// Small pseudo-random numbers.
-struct Dice(u64);
+pub(super) struct Dice(u64);
 
 impl Dice {
     fn below(&mut self, n: u64) -> u64 {
@@ -109,8 +105,6 @@ impl Dice {
         self.0 % n
     }
 }
-
-// --- what it does ----------------------------------------------------------------------------------------------------
 
 /// Any mix of operations on two namespaces of one controller equals the same on two arrays.
 async fn mix(fake: &Fake, devices: &[Arc<Namespace>; 2], seed: u64) {
@@ -419,8 +413,6 @@ fn there_are_as_many_queues_as_the_controller_allows() {
     });
 }
 
-// --- copies ----------------------------------------------------------------------------------------------------------
-
 fn copies(fake: &Fake) -> Vec<(u8, u32)> {
     let formats = fake.io_seen().into_iter().filter_map(|c| match c {
         IoCommand::Copy(copy) => Some((copy.format.number(), copy.ranges.get())),
@@ -559,488 +551,4 @@ fn a_copy_beyond_the_limits_says_how_long_it_may_be() {
         let done = client.submit(copy_op(&two, &[(4096 * 512, 512)], 512)).await;
         assert_eq!(error_of(done).0, Kind::OutOfRange);
     });
-}
-
-// --- attaching -------------------------------------------------------------------------------------------------------
-
-/// What opening namespace 1 of a fake says.
-fn refusal(edit: impl FnOnce(&mut Setup)) -> (Kind, String) {
-    let fake = Fake::new(edit);
-    let error = Namespace::open_with(&fake.url(1), quick()).err().unwrap();
-    (error.kind(), words(&error))
-}
-
-#[test]
-fn what_stands_in_the_way_is_said_in_words() {
-    let zoned = |s: &mut Setup| s.disks.get_mut(&1).unwrap().ids.csi = Some(2);
-    let metadata = |s: &mut Setup| s.disks.get_mut(&1).unwrap().page.formats[0].metadata_bytes = 8;
-    let pi = |s: &mut Setup| s.disks.get_mut(&1).unwrap().page.dps = 1;
-    let endless = |s: &mut Setup| s.disks.get_mut(&1).unwrap().page.size_blocks = u64::MAX;
-    let missing = |s: &mut Setup| s.disks = [(2, disk(2, 8, 9)), (7, disk(7, 8, 9))].into();
-    let none = |s: &mut Setup| s.disks.clear();
-    let nqn = |s: &mut Setup| s.refuse = Some(Refusal::in_data(ConnectData::SUBSYSTEM_AT));
-    let host = |s: &mut Setup| s.refuse = Some(Refusal::in_data(ConnectData::HOST_AT));
-    let invalid = |s: &mut Setup| s.refuse = Some(Status::CONNECT_INVALID_HOST.into());
-    let auth = |s: &mut Setup| s.refuse = Some(Status::AUTHENTICATION_REQUIRED.into());
-    let busy = |s: &mut Setup| s.refuse = Some(Status::CONNECT_CONTROLLER_BUSY.into());
-    let other = |s: &mut Setup| s.controller.cntlid = 1;
-    let pages = |s: &mut Setup| s.cap.0 |= 1 << 48;
-    let capsules = |s: &mut Setup| s.controller.ioccsz = 3;
-    let no_sgl = |s: &mut Setup| s.controller.sgls = 0;
-    for (name, found, kind, part) in [
-        ("missing", refusal(missing), Kind::NotFound, "there is no namespace 1; there are 2, 7"),
-        ("none", refusal(none), Kind::NotFound, "the subsystem shows this host none"),
-        ("zoned", refusal(zoned), Kind::Unsupported, "namespace 1 is zoned"),
-        ("metadata", refusal(metadata), Kind::Unsupported, "8 bytes of metadata"),
-        ("pi", refusal(pi), Kind::Unsupported, "protection information (type 1)"),
-        ("endless", refusal(endless), Kind::Unsupported, "more than 2^63 - 1 bytes"),
-        ("nqn", refusal(nqn), Kind::NotFound, "no subsystem of that name there; blkcopy info nvme-tcp://127"),
-        ("host", refusal(host), Kind::Permission, "does not admit this host (nqn."),
-        ("invalid", refusal(invalid), Kind::Permission, "does not admit this host (nqn."),
-        ("auth", refusal(auth), Kind::Permission, "wants the host to authenticate"),
-        ("atr", refusal(|s| s.authenticate = true), Kind::Permission, "wants the host to authenticate"),
-        ("busy", refusal(busy), Kind::Io, "no controller or queue to spare"),
-        ("other", refusal(other), Kind::Io, "calls itself 2, but Connect said 1"),
-        ("pages", refusal(pages), Kind::Unsupported, "pages of 8192 bytes at least"),
-        ("capsules", refusal(capsules), Kind::Unsupported, "IOCCSZ 3"),
-        ("sgls", refusal(no_sgl), Kind::Unsupported, "takes no SGLs"),
-    ] {
-        assert_eq!(found.0, kind, "{name}: {}", found.1);
-        assert!(found.1.contains(part), "{name}: {}", found.1);
-        assert!(found.1.contains("nvme-tcp://127.0.0.1:"), "{name}: {}", found.1);
-    }
-    for (text, part) in [
-        ("nvme-tcp://127.0.0.1:1", "names no subsystem; blkcopy info"),
-        ("nvme-tcp://127.0.0.1:1/nqn", "names no namespace; add ?nsid=N"),
-        ("nvme-tcp://127.0.0.1:1/nqn.2014-08.org.nvmexpress.discovery?nsid=1", "has no namespaces"),
-    ] {
-        let error = Namespace::open(&Url::parse(text).unwrap()).err().unwrap();
-        assert_eq!(error.kind(), Kind::InvalidInput);
-        assert!(words(&error).contains(part), "{error}");
-    }
-}
-
-#[test]
-fn an_io_queue_of_another_controller_is_refused() {
-    let fake = Fake::new(|s| s.io_cntlid_off = 3);
-    let device = open(&fake, 1, quick());
-    let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
-    local.block_on(async {
-        let error = Client::open(device.clone()).err().unwrap();
-        assert!(words(&error).contains("was connected to controller 4, not 1"), "{error}");
-    });
-}
-
-/// Listens, and does `f` to whoever connects, until the port is asked no more.
-fn service(f: impl Fn(std::net::TcpStream) + Send + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        if let Ok((stream, _)) = listener.accept() {
-            f(stream);
-        }
-    });
-    format!("nvme-tcp://{address}/{NQN}?nsid=1")
-}
-
-#[test]
-fn no_service_and_a_wrong_one_are_told_apart() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let nobody = format!("nvme-tcp://127.0.0.1:{port}/{NQN}?nsid=1");
-    let closes = service(drop);
-    let talks = service(|mut s| {
-        let _ = s.write_all(b"220 mail.example ESMTP ready, and a few more words to fill a header\r\n");
-        let _ = s.read(&mut [0; 512]);
-        std::thread::sleep(Duration::from_millis(50));
-    });
-    let silent = service(|s| {
-        std::thread::sleep(Duration::from_secs(3));
-        drop(s);
-    });
-    for (url, part) in [
-        (nobody, "nothing listens there"),
-        (closes, "ends the connection at once"),
-        (talks, "does not answer as NVMe/TCP does"),
-        (silent, "does not answer as NVMe/TCP does (the peer did not answer in time)"),
-    ] {
-        let options = Options { connect_timeout: Duration::from_millis(500), ..quick() };
-        let error = Namespace::open_with(&Url::parse(&url).unwrap(), options).err().unwrap();
-        assert_eq!(error.kind(), Kind::Io);
-        assert!(words(&error).contains(part), "{}", words(&error));
-    }
-    let name = Url::parse("nvme-tcp://no-such-host.invalid/nqn?nsid=1").unwrap();
-    assert_eq!(Namespace::open(&name).err().unwrap().kind(), Kind::NotFound);
-}
-
-#[test]
-fn digests_are_as_asked_or_refused() {
-    let fake = Fake::new(|s| s.io.digests.data = false);
-    let options = Options { data_digest: true, ..quick() };
-    let error = Namespace::open_with(&fake.url(1), options).err().unwrap();
-    assert!(words(&error).contains("leave hdgst and ddgst out"), "{error}");
-    let held = open(&fake, 1, quick());
-    let options = Options { header_digest: true, ..quick() };
-    let error = Namespace::open_with(&fake.url(1), options).err().unwrap();
-    assert!(words(&error).contains("attached already with other digests"), "{error}");
-    drop(held);
-}
-
-#[test]
-fn discovery_lists_subsystems_and_their_namespaces() {
-    let fake = Fake::new(|s| {
-        s.disks.get_mut(&2).unwrap().ids.csi = Some(2);
-        s.disks.get_mut(&1).unwrap().ids.nguid = Some([0xab; 16]);
-    });
-    let address = fake.address;
-    fake.change(|s| s.log = log_of(address));
-    let url = Url::parse(&format!("nvme-tcp://{address}")).unwrap();
-    let found = discover(&url).unwrap();
-    assert_eq!(found.len(), 2);
-    let here = &found[0];
-    assert_eq!((here.nqn.as_str(), here.model.as_deref()), (NQN, Some("fake controller")));
-    assert!(here.copies_across && here.error.is_none());
-    let one = &here.namespaces[0];
-    assert_eq!((one.nsid, one.size_bytes, one.block_size), (1, 4096 * 512, 512));
-    assert_eq!(one.uuid.as_deref(), Some("42424242-4242-4242-4242-424200000001"));
-    assert_eq!(one.nguid.as_deref(), Some("abababababababababababababababab"));
-    let copies = one.copy.as_ref().unwrap();
-    assert_eq!((copies.max_bytes, copies.max_range_bytes, copies.max_nr_ranges), (65536, 32768, 8));
-    assert_eq!(copies.formats, [0, 2]);
-    assert!(Namespace::open_with(&Url::parse(&one.url).unwrap(), quick()).is_ok());
-    assert!(here.namespaces[1].error.as_ref().unwrap().contains("is zoned"));
-    assert!(found[1].error.as_ref().unwrap().contains("nothing listens there"));
-    fake.change(|s| s.log.clear());
-    let error = discover(&url).unwrap_err();
-    assert!(words(&error).contains("no discovery service there; name a subsystem"), "{error}");
-}
-
-// --- when things go wrong --------------------------------------------------------------------------------------------
-
-/// What a script of operations, one after the other, is to leave on both namespaces.
-async fn script(devices: &[Arc<Namespace>; 2], clients: &[Client; 2]) -> Vec<Completion> {
-    let long = pattern(1, 300 << 10);
-    let mut done = Vec::new();
-    done.push(clients[0].submit(write(0, &long)).await);
-    done.push(clients[0].submit(write(512, &pattern(2, 512))).await);
-    done.push(clients[0].submit(read(0, 300 << 10)).await);
-    done.push(clients[1].submit(copy_op(&devices[0], &[(0, 512), (1024, 1024)], 4096)).await);
-    done.push(clients[1].submit(Op::WriteZeroes { range: range(4096, 512), may_unmap: false }).await);
-    let three = [
-        clients[1].submit(write(8192, &pattern(3, 4096))),
-        clients[1].submit(write(16384, &pattern(4, 16384))),
-        clients[1].submit(read(4096, 512)),
-    ];
-    for one in three {
-        done.push(one.await);
-    }
-    done.push(clients[1].submit(Op::Flush).await);
-    done
-}
-
-fn check_script(done: &[Completion], fake: &Fake, flush_may_fail: bool, what: &str) {
-    let flush = done.len() - 1;
-    for (i, one) in done.iter().enumerate() {
-        if i == flush && flush_may_fail {
-            let told = one.result.as_ref().err().is_none_or(|e| e.to_string().contains("not yet flushed"));
-            assert!(told, "{what}: {one:?}");
-        } else {
-            assert!(one.result.is_ok(), "{what}: operation {i}: {one:?}");
-        }
-    }
-    let mut model = pattern(1, 300 << 10);
-    model[512..1024].copy_from_slice(&pattern(2, 512));
-    assert!(done[2].buf[..] == model[..], "{what}: read");
-    assert!(done[7].buf.iter().all(|&b| b == 0), "{what}: read of zeroes");
-    let (one, two) = (fake.bytes(1), fake.bytes(2));
-    assert!(one[..300 << 10] == model[..], "{what}");
-    assert!(two[4096..4608].iter().all(|&b| b == 0) && two[4608..5632] == model[1024..2048], "{what}");
-    assert!(two[8192..12288] == pattern(3, 4096) && two[16384..32768] == pattern(4, 16384), "{what}");
-}
-
-#[test]
-fn a_connection_cut_at_any_command_loses_and_doubles_nothing() {
-    for (served, all) in [(false, false), (true, false), (true, true)] {
-        for n in 0.. {
-            let what = format!("cut at {n}, served {served}, all {all}");
-            let fake = Fake::new(|_| {});
-            let devices = [open(&fake, 1, keen()), open(&fake, 2, keen())];
-            let count = Arc::new(AtomicUsize::new(0));
-            let counted = count.clone();
-            fake.rule(move |seen: &Seen| {
-                let hit = seen.qid > 0 && counted.fetch_add(1, Ordering::SeqCst) == n;
-                if hit { Act::Cut { served, all } } else { Act::Serve }
-            });
-            let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
-            let done = local.block_on(async {
-                let clients =
-                    [Client::open(devices[0].clone()).unwrap(), Client::open(devices[1].clone()).unwrap()];
-                script(&devices, &clients).await
-            });
-            drop(local);
-            check_script(&done, &fake, all, &what);
-            // What had an answer was not sent again: each of the sequence was seen once before the cut.
-            let io: Vec<[u8; 62]> = fake.seen().iter().filter(|s| s.qid > 0).map(identity_of).collect();
-            let commands = count.load(Ordering::SeqCst);
-            if commands <= n {
-                assert_eq!(commands, 13, "{what}: the script is that long without a cut");
-                break;
-            }
-            for (i, early) in io[..n.min(9)].iter().enumerate() {
-                let times = io.iter().filter(|c| *c == early).count();
-                assert_eq!(times, 1, "{what}: command {i} had its answer and was sent {times} times");
-            }
-        }
-    }
-}
-
-/// A command without its id.
-fn identity_of(seen: &Seen) -> [u8; 62] {
-    let mut out = [0; 62];
-    out[..2].copy_from_slice(&seen.sqe.0[..2]);
-    out[2..].copy_from_slice(&seen.sqe.0[4..]);
-    out
-}
-
-#[test]
-fn a_write_that_may_still_happen_is_not_sent_again() {
-    // The target notices late that we are gone: the first write would land after what we write later.
-    let fake = Fake::new(|_| {});
-    let device = open(&fake, 1, keen());
-    let mut first = true;
-    fake.rule(move |seen| {
-        let write = matches!(seen.io(), Some(IoCommand::Write(_)));
-        if write && std::mem::take(&mut first) { Act::Ghost(Duration::from_millis(150)) } else { Act::Serve }
-    });
-    with(&device, async |client| {
-        assert!(client.submit(write(0, &pattern(1, 4096))).await.result.is_ok());
-        assert!(client.submit(write(0, &pattern(2, 4096))).await.result.is_ok());
-        until("the end of the first write", || fake.ghosts_left() == 0);
-        assert!(client.submit(read(0, 4096)).await.buf[..] == pattern(2, 4096)[..]);
-    });
-}
-
-#[test]
-fn reads_go_on_while_a_write_is_in_doubt() {
-    let fake = Fake::new(|_| {});
-    // The doubt lasts two keep-alive time-outs; the rest is done long before.
-    let device = open(&fake, 1, Options { keep_alive: Duration::from_secs(3), ..quick() });
-    let mut first = true;
-    fake.rule(move |seen| {
-        let write = matches!(seen.io(), Some(IoCommand::Write(_)));
-        if write && std::mem::take(&mut first) { Act::Cut { served: false, all: true } } else { Act::Serve }
-    });
-    with(&device, async |client| {
-        let doubtful = client.submit(write(0, &pattern(1, 4096)));
-        assert!(client.submit(read(8192, 4096)).await.result.is_ok());
-        assert!(
-            client.submit(write(16384, &pattern(2, 512))).await.result.is_ok(),
-            "it was never sent before"
-        );
-        assert!(doubtful.await.result.is_ok());
-    });
-    let order: Vec<u64> = fake
-        .io_seen()
-        .iter()
-        .filter_map(|c| match c {
-            IoCommand::Read(e) | IoCommand::Write(e) => Some(e.slba),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(order, [0, 16, 32, 0], "the doubtful one went again last");
-}
-
-#[test]
-fn a_flush_after_a_lost_association_does_not_call_durable_what_may_be_gone() {
-    let fake = Fake::new(|_| {});
-    let device = open(&fake, 1, keen());
-    with(&device, async |client| {
-        assert!(client.submit(write(0, &[1; 512])).await.result.is_ok());
-        assert!(client.submit(Op::Flush).await.result.is_ok());
-        // Nothing unflushed: nothing to lose.
-        fake.cut(true);
-        assert!(client.submit(Op::Flush).await.result.is_ok());
-        assert!(client.submit(write(0, &[2; 512])).await.result.is_ok());
-        // Only the I/O queue: the controller is there, and with it what it was given.
-        fake.cut(false);
-        assert!(client.submit(read(0, 512)).await.result.is_ok());
-        assert!(client.submit(Op::Flush).await.result.is_ok());
-        assert!(client.submit(write(0, &[3; 512])).await.result.is_ok());
-        fake.cut(true);
-        assert!(client.submit(read(0, 512)).await.result.is_ok());
-        let (kind, text, _) = error_of(client.submit(Op::Flush).await);
-        assert!(kind == Kind::Io && text.contains("not yet flushed"), "{text}");
-        assert_eq!(error_of(client.submit(Op::Flush).await).0, Kind::Io, "nor later");
-        let fresh = Client::open(device.clone()).unwrap();
-        assert!(fresh.submit(write(0, &[4; 512])).await.result.is_ok());
-        assert!(fresh.submit(Op::Flush).await.result.is_ok());
-    });
-}
-
-#[test]
-fn a_missed_keep_alive_ends_the_association_and_another_takes_its_place() {
-    let fake = Fake::new(|_| {});
-    let device = open(&fake, 1, keen());
-    fake.rule(|seen| match seen.admin() {
-        Some(AdminCommand::KeepAlive) if seen.cntlid == 1 => Act::Swallow,
-        _ => Act::Serve,
-    });
-    with(&device, async |client| {
-        until("another association", || fake.seen().iter().any(|s| s.cntlid == 2));
-        assert!(client.submit(write(0, &[7; 512])).await.result.is_ok());
-        // Formats 2h and 3h were enabled again.
-        let two = open(&fake, 2, keen());
-        assert!(client.submit(copy_op(&two, &[(0, 512)], 4096)).await.result.is_ok());
-    });
-    assert_eq!(fake.bytes(1)[..512], [7; 512]);
-}
-
-#[test]
-fn a_command_without_an_answer_fails_and_the_rest_goes_on() {
-    let options = Options { command_timeout: Duration::from_millis(300), ..quick() };
-    for swallow_write in [false, true] {
-        let fake = Fake::new(|_| {});
-        let device = open(&fake, 1, options);
-        fake.rule(move |seen| match seen.io() {
-            Some(IoCommand::Write(e)) if swallow_write && e.slba == 8 => Act::Swallow,
-            Some(IoCommand::Read(e)) if !swallow_write && e.slba == 8 => Act::Swallow,
-            _ => Act::Serve,
-        });
-        with(&device, async |client| {
-            let op = if swallow_write { write(4096, &[1; 512]) } else { read(4096, 512) };
-            let late = client.submit(op);
-            let beside = client.submit(write(0, &[2; 512]));
-            let (kind, text, good) = error_of(late.await);
-            assert!(kind == Kind::Io && good == 0 && text.contains("did not answer in time"), "{text}");
-            assert!(beside.await.result.is_ok());
-            assert!(client.submit(read(0, 512)).await.buf[..] == [2; 512]);
-        });
-        assert!(fake.seen().iter().any(|s| s.cntlid == 2), "the controller was reset");
-    }
-}
-
-#[test]
-fn a_target_that_stays_away_fails_requests_in_the_end() {
-    let options = Options { reconnect_timeout: Duration::from_millis(300), ..keen() };
-    let fake = Fake::new(|_| {});
-    let device = open(&fake, 1, options);
-    with(&device, async |client| {
-        assert!(client.submit(write(0, &[1; 512])).await.result.is_ok());
-        fake.change(|s| s.deaf = true);
-        fake.cut(true);
-        let both = [client.submit(write(0, &[2; 512])), client.submit(read(0, 512))];
-        for one in both {
-            let (kind, text, good) = error_of(one.await);
-            assert_eq!((kind, good), (Kind::Io, 0));
-            assert!(text.contains("could not be made again within 300ms"), "{text}");
-        }
-        // And at once from now on, also for new queues; opening anew starts afresh.
-        assert_eq!(error_of(client.submit(read(0, 512)).await).0, Kind::Io);
-        assert!(Client::open(device.clone()).is_err());
-        fake.change(|s| s.deaf = false);
-        let again = open(&fake, 1, options);
-        assert!(!Arc::ptr_eq(&again, &device));
-        let client = Client::open(again).unwrap();
-        assert!(client.submit(read(0, 512)).await.buf[..] == [1; 512]);
-    });
-}
-
-#[test]
-fn malformed_answers_end_the_connection_and_the_error_names_them() {
-    // A response to nobody; an unknown type; a length that lies; a header alone.
-    let response = |cid: u16| {
-        let mut pdu = vec![5, 0, 24, 0, 24, 0, 0, 0];
-        pdu.resize(24, 0);
-        pdu[20..22].copy_from_slice(&cid.to_le_bytes());
-        pdu
-    };
-    let mut r2t = vec![9, 0, 24, 0, 24, 0, 0, 0];
-    r2t.resize(24, 0);
-    let mut data = vec![7, 4, 24, 24, 255, 255, 255, 255];
-    data.resize(24, 0);
-    for bytes in [response(77), vec![0x55; 24], r2t, data, vec![5, 0, 24, 0, 1, 0, 0, 0]] {
-        // Once: the command goes again. Always: it is given up.
-        for always in [false, true] {
-            let fake = Fake::new(|_| {});
-            let device = open(&fake, 1, quick());
-            let (bytes, mut sent) = (bytes.clone(), false);
-            let shown = format!("{bytes:02x?} always {always}");
-            fake.rule(move |seen| {
-                let hit = seen.qid > 0 && (always || !sent);
-                sent |= hit;
-                if hit { Act::Raw(bytes.clone()) } else { Act::Serve }
-            });
-            with(&device, async |client| {
-                let done = client.submit(read(0, 4096)).await;
-                if always {
-                    let (kind, text, good) = error_of(done);
-                    assert_eq!((kind, good), (Kind::Io, 0), "{shown}");
-                    assert!(text.contains("broke the protocol"), "{shown}: {text}");
-                } else {
-                    assert!(done.result.is_ok(), "{shown}: {done:?}");
-                }
-            });
-        }
-    }
-}
-
-#[test]
-fn a_short_read_is_no_success() {
-    let fake = Fake::new(|_| {});
-    let device = open(&fake, 1, quick());
-    fake.rule(|_| Act::Short(512));
-    with(&device, async |client| {
-        let (kind, text, good) = error_of(client.submit(read(0, 4096)).await);
-        assert_eq!((kind, good), (Kind::Io, 0));
-        assert!(text.contains("sent 512 bytes of 4096 and called it a success"), "{text}");
-    });
-}
-
-#[test]
-fn what_the_controller_says_may_be_tried_again_is_a_few_times() {
-    for (fails, fine) in [(3, true), (4, false)] {
-        let fake = Fake::new(|_| {});
-        let device = open(&fake, 1, quick());
-        let mut left = fails;
-        fake.rule(move |_| {
-            left -= 1;
-            if left >= 0 { Act::Answer(Status::TRANSIENT_TRANSPORT_ERROR.retryable(), 0) } else { Act::Serve }
-        });
-        with(&device, async |client| {
-            assert_eq!(client.submit(write(0, &[1; 512])).await.result.is_ok(), fine);
-        });
-    }
-    let fake = Fake::new(|_| {});
-    let device = open(&fake, 1, quick());
-    fake.rule(|_| Act::Answer(Status::TRANSIENT_TRANSPORT_ERROR, 0));
-    with(&device, async |client| {
-        assert!(client.submit(write(0, &[1; 512])).await.result.is_err());
-    });
-    assert_eq!(fake.io_seen().len(), 1, "do not retry means it");
-}
-
-#[test]
-fn a_namespace_that_changes_is_followed_and_another_in_its_place_is_not() {
-    let fake = Fake::new(|_| {});
-    let (one, two) = (open(&fake, 1, quick()), open(&fake, 2, quick()));
-    let larger = Disk { ids: disk(1, 8, 9).ids, ..disk(1, 8192, 9) };
-    fake.change(|s| drop(s.disks.insert(1, larger)));
-    fake.event(AsyncEvent::NAMESPACE_ATTRIBUTE);
-    until("the new size", || one.size() == 8192 * 512);
-    // After a new connection the same is asked.
-    fake.change(|s| s.disks.get_mut(&1).unwrap().ids.uuid = Some([9; 16]));
-    fake.cut(true);
-    with(&two, async |client| assert!(client.submit(read(0, 512)).await.result.is_ok()));
-    with(&one, async |client| {
-        let (kind, text, _) = error_of(client.submit(read(0, 512)).await);
-        assert!(kind == Kind::Io && text.contains("another namespace has taken its place"), "{text}");
-    });
-    fake.change(|s| drop(s.disks.remove(&2)));
-    fake.event(AsyncEvent::NAMESPACE_ATTRIBUTE);
-    with(&two, async |client| {
-        until("the end of the namespace", || !two.is_there());
-        let (kind, text, _) = error_of(client.submit(read(0, 512)).await);
-        assert!(kind == Kind::NotFound && text.contains("there is no namespace 2; there are 1"), "{text}");
-    });
-    let again = open(&fake, 1, quick());
-    assert!(!Arc::ptr_eq(&again, &one) && again.identity() != one.identity());
 }
