@@ -189,22 +189,48 @@ fn documents_name_every_room_and_their_links_lead_somewhere() {
     }
 }
 
+/// Names that `text` sets in backticks and that are neither a test function nor a script of the lab nor a path of this folder.
+fn names_of_nothing(text: &str) -> Vec<String> {
+    let all: String =
+        sources(&["src", "tests", "cli/src", "cli/tests"]).into_iter().map(|(_, t)| t).collect();
+    let is_there = |name: &str| {
+        let script = root().join("lab/guest").join(name);
+        let path = root().join(name);
+        let function = name.rsplit("::").next().unwrap();
+        script.is_file() || (name.contains('/') && path.exists()) || all.contains(&format!("fn {function}("))
+    };
+    text.split('`').skip(1).step_by(2).filter(|&name| !is_there(name)).map(str::to_owned).collect()
+}
+
 /// Each promise names tests, and those tests exist.
 #[test]
 fn the_tests_that_promises_name_exist() {
     let text = fs::read_to_string(root().join("docs/semantics.md")).unwrap();
-    let all: String =
-        sources(&["src", "tests", "cli/src", "cli/tests"]).into_iter().map(|(_, t)| t).collect();
-    let mut promises = 0;
-    for line in text.lines() {
-        promises += usize::from(line.starts_with("## "));
-        let Some(tests) = line.strip_prefix("- tests: ") else { continue };
-        for name in tests.split('`').skip(1).step_by(2) {
-            let function = name.rsplit("::").next().unwrap();
-            assert!(all.contains(&format!("fn {function}(")), "docs/semantics.md names {name}: no such test");
-        }
+    assert_eq!(text.lines().filter(|l| l.starts_with("## ")).count(), 10, "ten promises");
+    let tests: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("- tests: ")).collect();
+    let missing = names_of_nothing(&tests.join("\n"));
+    assert!(missing.is_empty(), "docs/semantics.md names what is not there: {missing:?}");
+}
+
+/// So does each claim of a standard; and each of the 55 edge cases has its row, with a test or the reason why there is none.
+#[test]
+fn the_tests_that_hold_claims_exist_and_every_edge_case_has_a_row() {
+    let text = fs::read_to_string(root().join("docs/conformance.md")).unwrap();
+    let missing = names_of_nothing(&text);
+    assert!(missing.is_empty(), "docs/conformance.md names what is not there: {missing:?}");
+    let (_, cases) = text.split_once("\n## The 55 edge cases\n").unwrap();
+    let mut numbers = Vec::new();
+    for row in cases.lines().filter(|l| l.starts_with("| ")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let Ok(number) = cells[0].parse::<usize>() else { continue };
+        assert_eq!(cells.len(), 4, "case {number}: number, case, what we do, held by");
+        assert!(
+            cells[3].contains('`') || cells[2].contains("not claimed"),
+            "case {number} is held by nothing"
+        );
+        numbers.push(number);
     }
-    assert_eq!(promises, 10, "ten promises");
+    assert_eq!(numbers, (1..=55).collect::<Vec<_>>());
 }
 
 #[test]
