@@ -11,11 +11,12 @@ use crate::nvme::tcp::controller::Config;
 use crate::reactor::local::Interrupt;
 use crate::reactor::{EngineChoice, Waker};
 use crate::target::{CopyLine, Target};
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// Most threads of one server.
 pub const CORES_MAX: usize = 32;
@@ -49,6 +50,21 @@ impl Default for Options {
             engine: EngineChoice::Auto,
             payload_bytes: 64 << 20,
             on_copy: None,
+        }
+    }
+}
+
+/// How long an address that is taken is waited for: the kernel lets go of a killed server's port a moment after its end.
+const TAKEN_PATIENCE: Duration = Duration::from_millis(500);
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < TAKEN_PATIENCE => {
+                thread::sleep(TAKEN_PATIENCE / 50);
+            }
+            done => return done,
         }
     }
 }
@@ -103,7 +119,7 @@ impl Server {
         let mut addresses = Vec::new();
         for address in &options.listen {
             let cannot = |e| Error::os("cannot be listened on", e).on(&address.to_string());
-            let listener = TcpListener::bind(address).map_err(cannot)?;
+            let listener = bind(*address).map_err(cannot)?;
             listener.set_nonblocking(true).map_err(cannot)?;
             addresses.push(listener.local_addr().map_err(cannot)?);
             listeners.push(listener);
@@ -135,7 +151,7 @@ impl Server {
                     drop(started.send(Err(error)));
                 }
             };
-            let thread = std::thread::Builder::new().name(format!("blkcopy-core-{index}")).spawn(run);
+            let thread = thread::Builder::new().name(format!("blkcopy-core-{index}")).spawn(run);
             server.threads.push(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
         }
         drop(started);
