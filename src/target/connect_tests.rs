@@ -338,6 +338,11 @@ fn a_silent_host_loses_its_association_on_every_thread() {
     admin.enable();
     admin.set_feature(fid::KEEP_ALIVE, 5000);
     world.pass(Duration::from_millis(4000));
+    // It belongs to the association: a reset changes nothing about it.
+    admin.reset();
+    admin.enable();
+    let told = admin.admin(AdminCommand::GetFeatures(GetFeatures::new(fid::KEEP_ALIVE)));
+    assert_eq!(told.result, 5000);
     admin.set_feature(fid::KEEP_ALIVE, 0);
     world.pass(Duration::from_secs(60));
     assert_eq!(world.lost.borrow().len(), 3);
