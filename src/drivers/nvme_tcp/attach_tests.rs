@@ -40,6 +40,7 @@ fn what_stands_in_the_way_is_said_in_words() {
     let other = |s: &mut Setup| s.controller.cntlid = 1;
     let pages = |s: &mut Setup| s.cap.0 |= 1 << 48;
     let capsules = |s: &mut Setup| s.controller.ioccsz = 3;
+    let no_beats = |s: &mut Setup| s.controller.kas = None;
     let no_sgl = |s: &mut Setup| s.controller.sgls = 0;
     for (name, found, kind, part) in [
         ("missing", refusal(missing), Kind::NotFound, "there is no namespace 1; there are 2, 7"),
@@ -57,6 +58,7 @@ fn what_stands_in_the_way_is_said_in_words() {
         ("other", refusal(other), Kind::Io, "calls itself 2, but Connect said 1"),
         ("pages", refusal(pages), Kind::Unsupported, "pages of 8192 bytes at least"),
         ("capsules", refusal(capsules), Kind::Unsupported, "IOCCSZ 3"),
+        ("beats", refusal(no_beats), Kind::Unsupported, "no keep-alive (KAS 0)"),
         ("sgls", refusal(no_sgl), Kind::Unsupported, "takes no SGLs"),
     ] {
         assert_eq!(found.0, kind, "{name}: {}", found.1);
