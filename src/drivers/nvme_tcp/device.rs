@@ -388,3 +388,37 @@ impl Device for Namespace {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_whose_answer_is_read_after_its_association_was_lost_is_lost_with_it() {
+        let why = Why::new("cut".to_owned());
+        let cache = WriteCache::new(true);
+        cache.association_ended(1, &why);
+        assert!(cache.check(1).is_ok(), "there was nothing to lose");
+        cache.written(1);
+        assert!(cache.check(1).is_err() && cache.check(2).is_ok());
+        // The other way round.
+        let cache = WriteCache::new(true);
+        cache.written(1);
+        cache.association_ended(1, &why);
+        assert!(cache.check(1).is_err());
+        // Flushed in between, or written on the next one.
+        let cache = WriteCache::new(true);
+        cache.written(1);
+        let number = cache.flush_begins();
+        cache.flushed(number);
+        cache.association_ended(1, &why);
+        cache.written(2);
+        assert!(cache.check(1).is_ok());
+        // There is no cache.
+        let cache = WriteCache::new(false);
+        cache.written(1);
+        cache.association_ended(1, &why);
+        cache.written(1);
+        assert!(cache.check(1).is_ok());
+    }
+}

@@ -100,6 +100,8 @@ mod attach_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
+mod return_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
