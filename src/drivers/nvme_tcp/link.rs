@@ -328,7 +328,7 @@ pub(super) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-/// For `poll`; rounded up, so that a wait never ends just before what it waits for.
+/// For `poll`.
 pub(super) fn timespec(time: Duration) -> Timespec {
     let secs = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     Timespec { tv_sec: secs, tv_nsec: time.subsec_nanos().into() }
