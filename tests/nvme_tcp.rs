@@ -5,7 +5,10 @@
 use blkcopy::block::{Buf, ByteRange, Op};
 use blkcopy::drivers::mem::Mem;
 use blkcopy::exports::nvme_tcp::{Options, Server};
-use blkcopy::nvme::Nqn;
+use blkcopy::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsCommand, Width};
+use blkcopy::nvme::io::Extent;
+use blkcopy::nvme::property::{Cc, offset};
+use blkcopy::nvme::{Blocks, Count16, IoCommand, Nqn, Sgl, Sqe};
 use blkcopy::open::{Name, open_dest};
 use blkcopy::reactor::local::{Client, Local};
 use blkcopy::reactor::{EngineChoice, choose};
@@ -92,6 +95,72 @@ fn capsule(hlen: u8, plen: u32) -> Vec<u8> {
     (pdu[0], pdu[2]) = (4, hlen);
     pdu[4..8].copy_from_slice(&plen.to_le_bytes());
     pdu
+}
+
+/// A capsule with `data` in it.
+fn command(cid: u16, sqe: Sqe, data: &[u8]) -> Vec<u8> {
+    let mut sqe = if data.is_empty() { sqe } else { sqe.with_sgl(Sgl::in_capsule(data.len() as u32)) };
+    sqe.set_cid(cid);
+    let plen = (72 + data.len()) as u32;
+    let pdo = if data.is_empty() { 0 } else { 72 };
+    let head = [4, 0, 72, pdo];
+    [&head[..], &plen.to_le_bytes(), &sqe.0, data].concat()
+}
+
+/// A queue of a host that takes nothing any more, and the controller it belongs to.
+fn queue(address: SocketAddr, qid: u16, cntlid: u16) -> (TcpStream, u16) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(&icreq()).unwrap();
+    stream.read_exact(&mut [0; 128]).unwrap();
+    let connect =
+        Connect { qid, entries: Count16::new(128).unwrap(), no_flow_control: true, keep_alive_ms: None };
+    let data = ConnectData {
+        host_id: [7; 16],
+        cntlid,
+        subsystem: Nqn::new(NQN).unwrap(),
+        host: Nqn::new("nqn.2014-08.org.nvmexpress:stalled").unwrap(),
+    };
+    stream.write_all(&command(0, FabricsCommand::Connect(connect).to_sqe(), &data.to_bytes())).unwrap();
+    let mut answer = [0; 24];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[22..24], [0, 0], "Connect succeeds");
+    (stream, u16::from_le_bytes([answer[8], answer[9]]))
+}
+
+#[test]
+fn hosts_that_keep_every_buffer_lose_them_to_those_who_wait() {
+    let server = start(1, EngineChoice::Auto);
+    let (address, stop, rounds) = (server.addresses()[0], AtomicBool::new(false), AtomicU64::new(0));
+    // One asks for more than the target has buffers for and reads nothing, another announces as much and sends nothing.
+    let (mut admin, cntlid) = queue(address, 0, CNTLID_DYNAMIC);
+    let enable = FabricsCommand::PropertySet {
+        width: Width::Four,
+        offset: offset::CC,
+        value: Cc::for_host(Cc::CSS_CSI).with_enabled(true).0.into(),
+    };
+    admin.write_all(&command(1, enable.to_sqe(), &[])).unwrap();
+    admin.read_exact(&mut [0; 24]).unwrap();
+    let mut stalled = Vec::new();
+    for (n, is_read) in [(1, true), (2, false)] {
+        let (mut stream, _) = queue(address, n, cntlid);
+        for cid in 0..100 {
+            let extent = Extent::new(1, 0, Blocks::new(2048).unwrap());
+            let sqe = if is_read { IoCommand::Read(extent) } else { IoCommand::Write(extent) }.to_sqe();
+            stream.write_all(&command(cid, sqe.with_sgl(Sgl::transport(1 << 20)), &[])).unwrap();
+        }
+        stalled.push(stream);
+    }
+    std::thread::scope(|scope| {
+        let guard = scope.spawn(|| host(address, 2, 0, &stop, &rounds));
+        while rounds.load(Ordering::Relaxed) < 10 {
+            assert!(!guard.is_finished(), "the other host failed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop(stalled);
+    server.stop();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Both ends of an NVMe/TCP connection: a peer that sends anything at all, an owner that does its duties in any order.
 
 use blkcopy::block::Buf;
-use blkcopy::nvme::tcp::controller::{self, Aborted, QueueFacts};
+use blkcopy::nvme::tcp::controller::{self, QueueFacts};
 use blkcopy::nvme::tcp::host::{self, Data};
 use blkcopy::nvme::tcp::pdu::{self, Form, IcReq, IcResp, Kind, Pdu, Place, Side};
 use blkcopy::nvme::tcp::{Digests, Output};
@@ -278,10 +278,6 @@ impl ControllerWorld {
                 self.send(most);
             }
             _ => {
-                let cid = u16::from(script.u8());
-                if let Aborted::Executing(slot) = self.end.abort(cid) {
-                    assert!(self.executing.iter().any(|(s, sqe)| *s == slot && sqe.cid() == cid));
-                }
                 self.end.tick(Duration::from_secs(script.u8().into()));
                 self.events();
             }

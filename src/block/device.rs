@@ -275,6 +275,33 @@ pub struct CopyPath {
     pub carries_holes: bool,
 }
 
+impl CopyPath {
+    /// What two devices can do together: none unless both list the method in the same scope. The alignment suits both (it is a
+    /// power of two on most devices, but not on all: real-time extents of XFS, stripes), the length is the smaller.
+    pub fn shared(&self, theirs: &Self) -> Option<Self> {
+        if (self.method, self.scope) != (theirs.method, theirs.scope) {
+            return None;
+        }
+        Some(Self {
+            align: common_multiple(self.align.max(1), theirs.align.max(1))?,
+            max_bytes: self.max_bytes.min(theirs.max_bytes),
+            tail_at_eof: self.tail_at_eof && theirs.tail_at_eof,
+            carries_holes: self.carries_holes && theirs.carries_holes,
+            preferred: self.preferred && theirs.preferred,
+            ..*self
+        })
+    }
+}
+
+/// The least common multiple of two numbers above 0; none below 2^64.
+fn common_multiple(a: u64, b: u64) -> Option<u64> {
+    let (mut divisor, mut rest) = (a, b);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    (a / divisor).checked_mul(b)
+}
+
 /// What a run of bytes is known to hold.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Content {

@@ -664,29 +664,9 @@ fn soft(pair: crate::block::limits::Pair<std::num::NonZeroU64>) -> Option<u64> {
     pair.get().map(std::num::NonZeroU64::get)
 }
 
-/// The least common multiple of two numbers above 0; none below 2^64.
-fn common_multiple(a: u64, b: u64) -> Option<u64> {
-    let (mut divisor, mut rest) = (a, b);
-    while rest > 0 {
-        (divisor, rest) = (rest, divisor % rest);
-    }
-    (a / divisor).checked_mul(b)
-}
-
-/// Paths both leaves list, in the destination's order; alignment that suits both (a power of two on most devices, but not on
-/// all: real-time extents of XFS, stripes), lengths the smaller.
+/// Paths both leaves list, in the destination's order.
 fn shared<'a>(a: &'a LeafFacts, b: &'a LeafFacts) -> impl Iterator<Item = CopyPath> + 'a {
-    b.paths.iter().filter_map(|mine| {
-        let theirs = a.paths.iter().find(|p| p.method == mine.method && p.scope == mine.scope)?;
-        Some(CopyPath {
-            align: common_multiple(mine.align.max(1), theirs.align.max(1))?,
-            max_bytes: mine.max_bytes.min(theirs.max_bytes),
-            tail_at_eof: mine.tail_at_eof && theirs.tail_at_eof,
-            carries_holes: mine.carries_holes && theirs.carries_holes,
-            preferred: mine.preferred && theirs.preferred,
-            ..*mine
-        })
-    })
+    b.paths.iter().filter_map(|mine| a.paths.iter().find_map(|theirs| mine.shared(theirs)))
 }
 
 impl<F: Facts> Iterator for Planner<'_, F> {

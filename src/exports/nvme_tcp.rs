@@ -1,7 +1,7 @@
 //! NVMe/TCP: listeners, sockets and threads around [`crate::nvme::tcp::controller`] and [`crate::target`].
 //!
-//! One thread per core, each with reactor, executor, range locks and a target's [`Core`]. The first accepts and deals the
-//! connections round; a connection stays where it was dealt. `worker` is what each thread does.
+//! One thread per core, each with reactor, executor, range locks and a [`Core`](crate::target::Core). The first accepts and
+//! deals the connections round; a connection stays where it was dealt. `worker` is what each thread does.
 
 mod worker;
 

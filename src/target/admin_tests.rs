@@ -59,6 +59,9 @@ fn identify_controller_says_what_there_is() {
     assert!(Format::ALL[..4].iter().all(|&f| id.copies_in(f)) && !id.copies_in(Format::F4));
     assert!(id.write_cache && id.flush_all == FlushAll::Flushes);
     assert_eq!((id.awun.get(), id.awupf.get(), id.fuses), (1, 1, 0));
+    assert_eq!((id.abort_limit.get(), id.async_event_limit.get(), id.error_log_entries.get()), (4, 4, 64));
+    assert_eq!((id.kas.unwrap().get(), id.sqes, id.cqes), (10, 0x66, 0x44));
+    assert_eq!((id.cmic, id.ctratt), (3, 1), "several ports and controllers, host identifiers of 128 bits");
 }
 
 #[test]

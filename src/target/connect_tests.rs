@@ -338,6 +338,11 @@ fn a_silent_host_loses_its_association_on_every_thread() {
     admin.enable();
     admin.set_feature(fid::KEEP_ALIVE, 5000);
     world.pass(Duration::from_millis(4000));
+    // It belongs to the association: a reset changes nothing about it.
+    admin.reset();
+    admin.enable();
+    let told = admin.admin(AdminCommand::GetFeatures(GetFeatures::new(fid::KEEP_ALIVE)));
+    assert_eq!(told.result, 5000);
     admin.set_feature(fid::KEEP_ALIVE, 0);
     world.pass(Duration::from_secs(60));
     assert_eq!(world.lost.borrow().len(), 3);
@@ -374,7 +379,9 @@ fn controllers_end_with_their_admin_queue_and_numbers_go_round() {
 
 #[test]
 fn controllers_are_bounded() {
-    let world = World::new([mem(64) as Dev]);
+    let mut make = Make::new([mem(64) as Dev]);
+    make.cores = 2;
+    let world = make.world();
     let host = world.host("nqn.h");
     let mut core = world.cores[0].borrow_mut();
     let data = host.data(CNTLID_DYNAMIC).to_bytes();
@@ -389,6 +396,11 @@ fn controllers_are_bounded() {
     assert_eq!(opened.len(), CONNECTIONS_MAX);
     assert!(answers.iter().all(|a| a.cqe.status == OK));
     assert_eq!(world.subsystem.controllers(), CONTROLLERS_MAX);
+    drop(core);
+    // One more, on another thread.
+    let (status, _) = try_connect(&host.clone().on_core(1), connect(0), &host.data(CNTLID_DYNAMIC));
+    assert_eq!(status, Status::CONNECT_CONTROLLER_BUSY.retryable());
+    let mut core = world.cores[0].borrow_mut();
     core.disconnect(opened[0]);
     assert!(core.open("127.0.0.1:1".parse().unwrap()).is_some());
 }

@@ -29,7 +29,7 @@ pub(super) const ERRORS_MAX: usize = 64;
 pub(super) struct Host {
     pub(super) nqn: Nqn,
     pub(super) id: [u8; 16],
-    /// Closed connections of this host that still have operations in the backend.
+    /// Connections of this host that are closed, or whose association has ended, and that may have operations in the backend.
     late: AtomicUsize,
     /// Threads with a Connect of this host that waits for those.
     waiters: Mutex<Vec<Arc<Bell>>>,
@@ -40,13 +40,13 @@ impl Host {
         Self { nqn, id, late: AtomicUsize::new(0), waiters: Mutex::default() }
     }
 
-    /// A connection was closed while operations of it are in the backend.
-    pub(super) fn late_begins(&self) {
+    /// A connection was closed, or is to be, and operations of it may be in the backend.
+    fn late_begins(&self) {
         self.late.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The last of them has ended.
-    pub(super) fn late_ends(&self) {
+    /// Nothing of it is left there.
+    fn late_ends(&self) {
         if self.late.fetch_sub(1, Ordering::AcqRel) == 1 {
             lock(&self.waiters).drain(..).for_each(|bell| bell.ring());
         }
@@ -103,9 +103,13 @@ struct Connected {
 struct Inner {
     cc: Cc,
     csts: Csts,
+    /// It was disabled, and I/O queues of before have operations in the backend: ready goes to 0 when they have ended.
+    resetting: bool,
     features: Features,
     events: Events,
     queues: Vec<Connected>,
+    /// I/O queues that were connected and may have operations in the backend, closed or not.
+    undrained: usize,
     errors: VecDeque<ErrorEntry>,
     errors_seen: u64,
 }
@@ -159,9 +163,11 @@ impl Controller {
             inner: Mutex::new(Inner {
                 cc: Cc::default(),
                 csts: Csts::default(),
+                resetting: false,
                 features,
                 events: Events::default(),
                 queues: Vec::new(),
+                undrained: 0,
                 errors: VecDeque::new(),
                 errors_seen: 0,
             }),
@@ -187,10 +193,6 @@ impl Controller {
     /// The host's identifier.
     pub fn host_id(&self) -> [u8; 16] {
         self.host.id
-    }
-
-    pub(super) fn host(&self) -> &Arc<Host> {
-        &self.host
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -259,16 +261,20 @@ impl Controller {
             return;
         }
         inner.csts = Csts::default().with_ready(true);
+        inner.resetting = false;
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Controller Level Reset: features, events and enabled copy formats are as after Connect.
+    /// Controller Level Reset: features, events and enabled copy formats are as after Connect. The keep-alive time-out stays: it
+    /// belongs to the association. The controller says that it is not ready any more when nothing of its I/O queues is left in
+    /// the backend, so that a host may take that for the end of every write of before.
     fn reset(&self, inner: &mut Inner) {
         if self.is_enabled() {
             self.epoch.fetch_add(1, Ordering::AcqRel);
         }
-        inner.csts = Csts::default();
-        inner.features = Features::new(inner.features.io_queues_max());
+        inner.resetting = inner.undrained > 0;
+        inner.csts = Csts::default().with_ready(inner.resetting);
+        inner.features = inner.features.after_reset();
         inner.events = Events::default();
         self.show(&inner.features);
         self.cancel_copies(|_| true);
@@ -312,23 +318,46 @@ impl Controller {
             return Err(Status::COMMAND_SEQUENCE_ERROR);
         }
         inner.queues.push(Connected { qid, bell: bell.clone() });
+        inner.undrained += usize::from(qid != 0);
         Ok(())
     }
 
-    /// A queue's connection is closed. The admin queue takes the association with it.
+    /// A queue's connection is closed. The admin queue takes the association with it. [`Controller::drained`] follows.
     pub(super) fn disconnect(&self, qid: u16) {
-        self.inner().queues.retain(|q| q.qid != qid);
+        let mut inner = self.inner();
+        inner.queues.retain(|q| q.qid != qid);
+        if !self.is_gone() {
+            self.host.late_begins();
+        }
+        drop(inner);
         self.cancel_copies(|q| q == qid);
         if qid == 0 {
             self.end();
         }
     }
 
-    /// Ends the association: its connections are reported as lost by their threads.
+    /// A queue whose connection was closed has nothing left in the backend.
+    pub(super) fn drained(&self, qid: u16) {
+        let mut inner = self.inner();
+        inner.undrained -= usize::from(qid != 0);
+        if inner.resetting && inner.undrained == 0 {
+            inner.resetting = false;
+            inner.csts = Csts::default();
+        }
+        drop(inner);
+        self.host.late_ends();
+    }
+
+    /// Ends the association: its connections are reported as lost by their threads. From here on its host connects again only
+    /// when they are drained, also those whose threads have not heard of it yet.
     pub(super) fn end(&self) {
-        self.gone.store(true, Ordering::Release);
+        let inner = self.inner();
+        if !self.gone.swap(true, Ordering::AcqRel) {
+            inner.queues.iter().for_each(|_| self.host.late_begins());
+        }
+        inner.queues.iter().for_each(|q| q.bell.ring());
+        drop(inner);
         self.subsystem.forget(self.id);
-        self.inner().queues.iter().for_each(|q| q.bell.ring());
     }
 
     /// True once the association has ended.

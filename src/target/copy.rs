@@ -155,14 +155,6 @@ fn is_leaf(device: &Arc<dyn Device>) -> bool {
 
 /// The best method both ends share, if it is worth using and carries holes by itself.
 fn shared(source: &[CopyPath], dest: &[CopyPath]) -> Option<CopyPath> {
-    let (mine, theirs) = dest.iter().find_map(|mine| {
-        let theirs = source.iter().find(|p| p.method == mine.method && p.scope == mine.scope)?;
-        Some((mine, theirs))
-    })?;
-    let usable = mine.preferred && theirs.preferred && mine.carries_holes && theirs.carries_holes;
-    usable.then(|| CopyPath {
-        align: mine.align.max(theirs.align).max(1),
-        max_bytes: mine.max_bytes.min(theirs.max_bytes),
-        ..*mine
-    })
+    let best = dest.iter().find_map(|mine| source.iter().find_map(|theirs| mine.shared(theirs)))?;
+    (best.preferred && best.carries_holes).then_some(best)
 }

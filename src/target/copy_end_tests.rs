@@ -472,6 +472,57 @@ fn a_closed_connections_copy_is_drained_before_its_host_connects_again() {
 }
 
 #[test]
+fn an_association_that_ended_is_drained_on_threads_that_have_not_heard_of_it() {
+    let gate = Gate::writes(disk(64));
+    let mut make = Make::new([gate.clone() as Dev]);
+    make.cores = 2;
+    let world = make.world();
+    let host = world.host("nqn.h");
+    let admin = host.admin();
+    let io = host.clone().on_core(1).io(&admin, 1);
+    let late = io.send_data(write_sqe(1, 0, 512), &pattern(1, 1));
+    world.until("it is in the backend", || gate.held() == 1);
+    // The admin connection ends; the other thread still has the I/O connection open.
+    admin.close();
+    let again = host.open();
+    let data = host.data(crate::nvme::fabrics::CNTLID_DYNAMIC).to_bytes();
+    let connecting = again.send_data(connect_sqe(connect(0)), &data);
+    world.turns(20);
+    assert!(again.taken(connecting).is_none(), "the I/O connection is open");
+    io.close();
+    world.turns(20);
+    assert!(again.taken(connecting).is_none(), "its write is on the way");
+    gate.permit(1000);
+    assert!(again.wait(connecting).status.is_success());
+    assert_eq!(gate.held(), 0);
+    assert!(io.taken(late).is_none());
+}
+
+#[test]
+fn a_reset_is_over_when_nothing_of_before_is_left_in_the_backend() {
+    let gate = Gate::writes(disk(64));
+    let world = World::new([gate.clone() as Dev]);
+    let host = world.host("nqn.h");
+    let (admin, io) = host.both();
+    io.send_data(write_sqe(1, 0, 512), &pattern(1, 1));
+    world.until("it is in the backend", || gate.held() == 1);
+    admin.reset();
+    let ready = || {
+        let told = admin.get_property(crate::nvme::property::offset::CSTS, crate::nvme::fabrics::Width::Four);
+        told.result & 1
+    };
+    assert_eq!(ready(), 1, "the I/O connection is open");
+    io.close();
+    assert_eq!(ready(), 1, "its write is on the way");
+    gate.permit(1000);
+    world.until("it is over", || gate.held() == 0);
+    world.turns(5);
+    assert_eq!(ready(), 0);
+    admin.enable();
+    assert!(host.io(&admin, 1).read(1, 0, 1).status.is_success());
+}
+
+#[test]
 fn a_copy_of_a_namespace_that_is_removed_ends_cleanly() {
     // 30
     let gate = Gate::writes(disk(64));

@@ -389,6 +389,8 @@ fn the_first_check_that_fails_decides() {
     let worst = [(1, 64, 65536), (3, 0, 1), (9, 0, 1)];
     let wrong = |dest, ranges: &[(u32, u64, u32)]| end(io.copy(&Copy::from_namespaces(dest, 60, ranges)));
     assert_eq!(wrong(2, &worst), (Status::NAMESPACE_WRITE_PROTECTED, 0));
+    let (sqe, list) = Copy::from_namespaces(2, 60, &worst).command();
+    assert_eq!(end(io.tell(sqe, &list[..32])), (Status::NAMESPACE_WRITE_PROTECTED, 0), "a short list too");
     assert_eq!(wrong(1, &worst), (Status::INVALID_FIELD, 0), "the format");
     admin.enable_formats(BOTH);
     let (sqe, list) = Copy::from_namespaces(1, 60, &worst).command();

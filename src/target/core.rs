@@ -131,13 +131,20 @@ pub(super) enum State {
     /// There is none.
     #[default]
     Free,
-    /// A request whose buffer goes to the host.
-    Read,
+    /// A request whose buffer goes to the host; with `flush`, behind a flush.
+    Read {
+        /// What was read is to be durable.
+        flush: bool,
+    },
+    /// The flush behind a read; the buffer goes to the host.
+    Durable(Buf),
     /// A request whose result is all there is to say.
     Plain(Doing),
-    /// Zeroes being written; with `flush`, a flush follows.
-    Change {
-        /// What was changed is to be durable.
+    /// A request that knows no force unit access; with `flush`, a flush follows.
+    Then {
+        /// What it does.
+        doing: Doing,
+        /// What it has changed or compared is to be durable.
         flush: bool,
     },
     /// Flushes of several namespaces.
@@ -458,8 +465,8 @@ impl Core {
         let connection = self.at(from);
         connection.slots[usize::from(from.slot)].state = State::Free;
         if connection.out == 0 {
-            if let Some(controller) = connection.queue.controller.take() {
-                controller.host().late_ends();
+            if let (Some(controller), Some(qid)) = (connection.queue.controller.take(), connection.queue.id) {
+                controller.drained(qid);
             }
             self.free.push(from.connection.index);
         }
@@ -711,15 +718,22 @@ impl Core {
         connection.is_open = false;
         connection.admin = Admin::default();
         let ends = connection.queue.controller.clone().zip(connection.queue.id);
-        if connection.out == 0 {
+        let is_drained = connection.out == 0;
+        if is_drained {
             connection.queue.controller = None;
             self.free.push(id.index);
-        } else if let Some((controller, _)) = &ends {
-            controller.host().late_begins();
         }
         if let Some((controller, qid)) = ends {
             controller.disconnect(qid);
+            if is_drained {
+                controller.drained(qid);
+            }
         }
+    }
+
+    /// True while commands wait for buffers of the pool.
+    pub fn wants_buffers(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// True when nothing is in flight here, of closed connections either.

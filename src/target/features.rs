@@ -67,7 +67,12 @@ pub(super) struct Value {
 }
 
 impl Features {
-    /// As after a reset. `io_queues_max`: most I/O queues granted.
+    /// As after a Controller Level Reset: the keep-alive time-out belongs to the association and stays.
+    pub(super) fn after_reset(&self) -> Self {
+        Self { keep_alive: self.keep_alive, ..Self::new(self.io_queues_max) }
+    }
+
+    /// As after Connect. `io_queues_max`: most I/O queues granted.
     pub(super) fn new(io_queues_max: u16) -> Self {
         Self {
             io_queues_max,
@@ -82,10 +87,6 @@ impl Features {
             keep_alive: KeepAlive::default(),
             behavior: HostBehavior::default(),
         }
-    }
-
-    pub(super) fn io_queues_max(&self) -> u16 {
-        self.io_queues_max
     }
 
     /// I/O queues granted.

@@ -38,7 +38,10 @@ impl Core {
         let at = self.find(from, command.nsid())?;
         let served = self.served(at);
         let namespace = &served.namespace;
-        command.check_data_len(namespace.block_bytes(), sqe.sgl().len)?;
+        // A Copy looks at its list when its turn in the order of checks comes.
+        if !matches!(command, IoCommand::Copy(_)) {
+            command.check_data_len(namespace.block_bytes(), sqe.sgl().len)?;
+        }
         let bytes = |extent: &Extent| namespace.extent(extent.slba, extent.blocks);
         let may_write =
             || if namespace.read_only() { Err(Status::NAMESPACE_WRITE_PROTECTED) } else { Ok(()) };
@@ -47,7 +50,7 @@ impl Core {
                 let range = bytes(&extent)?;
                 bump(&served.counts.reads, 1);
                 bump(&served.counts.read_bytes, range.len());
-                (State::Read, Op::Read { range, buf: data })
+                (State::Read { flush: extent.fua }, Op::Read { range, buf: data })
             }
             IoCommand::Write(extent) => {
                 let range = bytes(&extent)?;
@@ -57,13 +60,17 @@ impl Core {
                 (State::Plain(Doing::Write), Op::Write { range, buf: data, fua: extent.fua || through })
             }
             IoCommand::Compare(extent) => {
-                (State::Plain(Doing::Compare), Op::Compare { range: bytes(&extent)?, buf: data })
+                let state = State::Then { doing: Doing::Compare, flush: extent.fua };
+                (state, Op::Compare { range: bytes(&extent)?, buf: data })
             }
             IoCommand::WriteZeroes { extent, deallocate } => {
                 let range = bytes(&extent)?;
                 may_write()?;
                 let flush = extent.fua || through;
-                (State::Change { flush }, Op::WriteZeroes { range, may_unmap: deallocate })
+                (
+                    State::Then { doing: Doing::WriteZeroes, flush },
+                    Op::WriteZeroes { range, may_unmap: deallocate },
+                )
             }
             IoCommand::Flush { .. } => (State::Plain(Doing::Flush), Op::Flush),
             IoCommand::DatasetManagement { ranges, deallocate, .. } => {
@@ -93,7 +100,13 @@ impl Core {
     #[inline]
     pub(super) fn go_on(&mut self, from: From, done: Completion) {
         match &mut self.slot(from).state {
-            State::Read => match &done.result {
+            State::Read { flush } => match &done.result {
+                Ok(()) if *flush => {
+                    let slot = self.slot(from);
+                    slot.state = State::Durable(done.buf);
+                    let at = slot.served;
+                    self.request(from, at, Op::Flush);
+                }
                 Ok(()) => self.answer(from, Status::SUCCESS, 0, Some(done.buf)),
                 Err(error) => self.fail(from, Status::of(error, Doing::Read)),
             },
@@ -101,9 +114,19 @@ impl Core {
                 let doing = *doing;
                 self.finish(from, done.result.map_err(|e| Status::of(&e, doing)));
             }
-            State::Change { flush } => match done.result {
+            State::Durable(buf) => {
+                let buf = std::mem::take(buf);
+                match done.result {
+                    Ok(()) => self.answer(from, Status::SUCCESS, 0, Some(buf)),
+                    Err(error) => self.fail(from, Status::of(&error, Doing::Flush)),
+                }
+            }
+            State::Then { doing, flush } => match done.result {
                 Ok(()) if *flush => self.then_flush(from),
-                result => self.finish(from, result.map_err(|e| Status::of(&e, Doing::WriteZeroes))),
+                result => {
+                    let doing = *doing;
+                    self.finish(from, result.map_err(|e| Status::of(&e, doing)));
+                }
             },
             State::Flushes { left, status, shutdown } => {
                 *left -= 1;

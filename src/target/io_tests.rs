@@ -222,6 +222,14 @@ fn what_is_to_be_durable_is_when_its_answer_comes() {
     fua.fua = true;
     io.go(IoCommand::WriteZeroes { extent: fua, deallocate: true }.to_sqe());
     assert_eq!(disk.unflushed_blocks(), 0, "zeroes with FUA");
+    io.write(1, 8, &bytes);
+    let mut fua = extent(1, 8, 4);
+    fua.fua = true;
+    assert_eq!(io.ask(IoCommand::Read(fua).to_sqe(), 4 * 512).data, bytes);
+    assert_eq!(disk.unflushed_blocks(), 0, "what is read with FUA is durable");
+    io.write(1, 8, &bytes);
+    assert!(io.tell(IoCommand::Compare(fua).to_sqe(), &bytes).status.is_success());
+    assert_eq!(disk.unflushed_blocks(), 0, "what is compared with FUA is durable");
 
     // With the write cache switched off everything is, until a reset switches it on again.
     assert!(admin.set_feature(fid::VOLATILE_WRITE_CACHE, 0).status.is_success());

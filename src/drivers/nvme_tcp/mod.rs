@@ -1,6 +1,6 @@
 //! NVMe/TCP namespaces as devices: `nvme-tcp://host:port/NQN?nsid=N`. The host's side, with nothing in the kernel.
 //!
-//! One [`Controller`](controller) for each subsystem at an address, shared by its namespaces, so that the controller can copy
+//! One controller for each subsystem at an address, shared by its namespaces, so that the controller can copy
 //! from one to another. What is sent again after a lost connection, and what is not: `docs/notes/005-nvme-tcp.md`.
 
 mod admin;

@@ -21,6 +21,10 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_millis(500);
 /// How long a server that stops waits for what is in flight.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a connection may take until its Connect.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a host may keep buffers, neither taking nor sending a byte, while others wait for some.
+const STALL_PATIENCE: Duration = Duration::from_secs(2);
 /// Reads of one socket in one turn, so that a busy one does not hold up the others.
 const READS_A_TURN: usize = 8;
 /// Connections of one thread; more are closed at once.
@@ -40,6 +44,7 @@ struct Link {
     watched: [bool; 2],
     /// The socket took nothing last time.
     full: bool,
+    opened: Duration,
     /// When it last had something.
     last: Duration,
     /// Commands whose data waits for a buffer.
@@ -48,6 +53,8 @@ struct Link {
     announced: bool,
     /// The core has been told that it is gone.
     left: bool,
+    /// To be closed when what there is to say has been sent.
+    parting: bool,
     /// To be closed at the end of the turn.
     over: bool,
 }
@@ -66,6 +73,9 @@ struct Worker {
     serial: u32,
     next_door: usize,
     stopping: bool,
+    /// When patience is looked at next; since when somebody waits for a buffer.
+    look: Duration,
+    short_since: Option<Duration>,
     ready: Vec<IoDone>,
     answers: Vec<Answer>,
     lost: Vec<ConnectionId>,
@@ -123,6 +133,8 @@ pub(super) fn run(
         serial: 0,
         next_door: 0,
         stopping: false,
+        look: Duration::ZERO,
+        short_since: None,
         ready: Vec::new(),
         answers: Vec::new(),
         lost: Vec::new(),
@@ -171,6 +183,10 @@ impl Worker {
                 link.over = true;
             }
         }
+        if now >= self.look {
+            self.look = now + TICK;
+            self.lose_patience(now);
+        }
         if !self.stopping {
             for link in self.links.iter_mut().flatten() {
                 busy |= link.read(&mut self.core, &self.pool, now);
@@ -181,6 +197,24 @@ impl Worker {
             busy |= self.finish_turn(place, now);
         }
         busy
+    }
+
+    /// Ends connections that never become a queue, and those that keep buffers from others by standing still.
+    fn lose_patience(&mut self, now: Duration) {
+        let is_short = self.core.wants_buffers() || self.links.iter().flatten().any(|l| !l.wants.is_empty());
+        let since = self.short_since.filter(|_| is_short).unwrap_or(now);
+        self.short_since = is_short.then_some(since);
+        let is_stall = now.saturating_sub(since) >= STALL_PATIENCE;
+        for link in self.links.iter_mut().flatten() {
+            let silent = now.saturating_sub(link.last);
+            if !link.announced && now.saturating_sub(link.opened) >= CONNECT_PATIENCE {
+                tracing::warn!(peer = %link.peer, "no Connect in {CONNECT_PATIENCE:?}; the connection is closed");
+                link.over = true;
+            } else if is_stall && silent >= STALL_PATIENCE && link.machine.waits_for_host() {
+                tracing::warn!(peer = %link.peer, "takes and sends nothing for {silent:?} and has buffers others wait for; the connection is closed");
+                link.over = true;
+            }
+        }
     }
 
     fn look_at_reactor(&mut self) -> bool {
@@ -271,10 +305,12 @@ impl Worker {
             readable: true,
             watched: [false; 2],
             full: false,
+            opened: self.reactor.now(),
             last: self.reactor.now(),
             wants: VecDeque::new(),
             announced: false,
             left: false,
+            parting: false,
             over: false,
         };
         let place = id.index();
@@ -304,8 +340,8 @@ impl Worker {
                         flow_control: queue.flow_control(),
                     };
                     if !link.machine.connected(facts) {
-                        cqe.status = Status::CONNECT_CONTROLLER_BUSY;
-                        link.over = true;
+                        cqe.status = Status::CONNECT_CONTROLLER_BUSY.retryable();
+                        link.parting = true;
                     }
                 }
             }
@@ -320,6 +356,7 @@ impl Worker {
         let Some(link) = self.links.get_mut(place).and_then(Option::as_mut) else { return false };
         let busy = link.send(&mut self.back, now);
         self.back.clear();
+        link.over |= link.parting && link.machine.output().is_empty();
         // What was sent or answered may let the machine go on with what it has read.
         link.take_events(&mut self.core, &self.pool);
         link.machine.tick(now);
@@ -392,7 +429,7 @@ impl Link {
             busy = true;
         }
         for _ in 0..READS_A_TURN {
-            if !self.readable || self.over {
+            if !self.readable || self.over || self.parting {
                 break;
             }
             let mut space = self.machine.space();
@@ -427,7 +464,9 @@ impl Link {
     }
 
     fn take_events(&mut self, core: &mut Core, pool: &BufPool) {
-        while let Some(event) = self.machine.next() {
+        while !self.parting
+            && let Some(event) = self.machine.next()
+        {
             match event {
                 Event::Command { slot, sqe, data } => {
                     core.submit(From { connection: self.id, slot }, &sqe, data);

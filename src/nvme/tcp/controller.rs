@@ -68,17 +68,6 @@ pub enum Event {
     Broken(Broken),
 }
 
-/// What [`Connection::abort`] found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Aborted {
-    /// No such command here.
-    NotFound,
-    /// The owner has it, in this slot.
-    Executing(u16),
-    /// It still waits for its data and never reaches the owner: the machine completes it with Command Abort Requested.
-    Here,
-}
-
 /// Commands a connection may have in hand before its Connect.
 const SLOTS_BEFORE_CONNECT: u16 = 4;
 
@@ -630,22 +619,14 @@ impl Connection {
         self.refuse(cid, status);
     }
 
-    /// Looks for the command `cid` for an Abort command.
-    pub fn abort(&mut self, cid: u16) -> Aborted {
-        let slots = self.slots.iter_mut().zip(0..);
-        match slots.into_iter().find(|(slot, _)| slot.state != State::Free && slot.cid == cid) {
-            None => Aborted::NotFound,
-            Some((slot, place)) if slot.state == State::Executing => Aborted::Executing(place),
-            Some((slot, _)) => {
-                slot.failed = Some(Status::ABORT_REQUESTED);
-                Aborted::Here
-            }
-        }
-    }
-
     /// What to send now; empty: nothing. The bytes stay where they are until [`Connection::sent`].
     pub fn output(&self) -> Output<'_> {
         self.outgoing.output(|buf| buf)
+    }
+
+    /// True while it has buffers that only the host can free: by taking the data it was sent, or sending the data it was asked for.
+    pub fn waits_for_host(&self) -> bool {
+        self.outgoing.referred() > 0 || self.slots.iter().any(|slot| slot.state == State::Receiving)
     }
 
     /// The socket took the first `n` bytes of [`Connection::output`]. Buffers wholly sent are appended to `back`.

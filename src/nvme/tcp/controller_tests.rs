@@ -1,6 +1,6 @@
 //! The controller's end rule by rule: negotiation, R2Ts, SUCCESS, queue heads, errors that cost one command only, memory.
 
-use super::controller::{Aborted, Config, Connection, Event, QueueFacts};
+use super::controller::{Config, Connection, Event, QueueFacts};
 use super::pdu::{IcReq, Kind, Place, flag, u32_at};
 use super::testing::{
     BOTH, NONE, capsule, controller_config, cqe_of, cut, feed, h2c_last, opened, pattern, patterned,
@@ -371,40 +371,6 @@ fn damaged_data_fails_its_command_which_never_runs() {
         let cqe = answer(&mut end);
         assert_eq!((cqe.cid, cqe.status), (10, Status::TRANSIENT_TRANSPORT_ERROR.retryable()));
     }
-}
-
-#[test]
-fn an_abort_finds_commands_wherever_they_are() {
-    let mut end = opened(&controller_config(), NONE, 8);
-    assert_eq!(end.abort(1), Aborted::NotFound);
-    let (slot, ..) = command(&mut end, &capsule(flush(1), NONE, &[]));
-    assert_eq!(end.abort(1), Aborted::Executing(slot));
-    // No buffer yet: it ends when the owner keeps its promise.
-    let (waits, len) = asks(&mut end, &capsule(write(2, 5000), NONE, &[]));
-    assert_eq!(end.abort(2), Aborted::Here);
-    assert!(send_all(&mut end).is_empty());
-    end.give(waits, buf(len));
-    let cqe = answer(&mut end);
-    assert_eq!((cqe.cid, cqe.status), (2, Status::ABORT_REQUESTED));
-    assert_eq!(end.abort(2), Aborted::NotFound);
-    // Data asked for: it has to come first.
-    let (waits, len) = asks(&mut end, &capsule(write(3, 40 << 10), NONE, &[]));
-    end.give(waits, buf(len));
-    let r2t = place_of(&send_all(&mut end));
-    assert_eq!(end.abort(3), Aborted::Here);
-    let half = Place { ..r2t };
-    assert!(feed(&mut end, &placed(Kind::H2cData, 0, NONE, half, &[0; 16384]), 9999).is_empty());
-    assert!(send_all(&mut end).is_empty());
-    let rest = Place { offset: 16384, ..r2t };
-    assert!(feed(&mut end, &h2c_last(rest, NONE, &[0; 16384]), 9999).is_empty());
-    let cqe = answer(&mut end);
-    assert_eq!((cqe.cid, cqe.status), (3, Status::ABORT_REQUESTED));
-    // In the middle of its capsule.
-    let bytes = capsule(write(4, 0).with_sgl(Sgl::in_capsule(512)), NONE, &[3; 512]);
-    assert!(feed(&mut end, &bytes[..300], 300).is_empty());
-    assert_eq!(end.abort(4), Aborted::Here);
-    assert!(feed(&mut end, &bytes[300..], 300).is_empty());
-    assert_eq!(answer(&mut end).status, Status::ABORT_REQUESTED);
 }
 
 #[test]

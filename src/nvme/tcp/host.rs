@@ -313,12 +313,7 @@ impl Connection {
         let gone = self.outgoing.gone();
         self.slots
             .get_mut(usize::from(cid % SLOTS_MAX))
-            .filter(|slot| {
-                slot.busy
-                    && slot.cid == cid
-                    && slot.capsule_at.is_some_and(|at| at <= gone)
-                    && slot.done.is_none()
-            })
+            .filter(|slot| slot.busy && slot.cid == cid && slot.capsule_end <= gone && slot.done.is_none())
             .ok_or(Fatal::field(named_at))
     }
 
