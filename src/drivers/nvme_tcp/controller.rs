@@ -8,6 +8,7 @@ use super::admin::{self, Admin, Ask, Asking, Facts, NamespaceFacts, Peer, Purpos
 use super::admin::{SLOT_ASK, SLOT_EVENT, SLOT_KEEP_ALIVE};
 use super::device::Namespace;
 use super::link::{Answer, Link, Received, broken, buf_of, left, timespec};
+use super::wire::{Fresh, Wire};
 use super::{Options, Why};
 use crate::block::{Error, Kind, Result};
 use crate::nvme::feature::AsyncEvent;
@@ -19,7 +20,7 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -40,7 +41,7 @@ static CONTROLLERS: Mutex<Vec<Weak<Controller>>> = Mutex::new(Vec::new());
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 /// Locks what no panic can leave half changed: every change under these locks is one assignment or one push.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -94,68 +95,6 @@ struct Question {
     sqe: Sqe,
     data: Data,
     answer: SyncSender<Result<Answer>>,
-}
-
-/// A queue, as the thread of its controller sees it.
-pub(super) struct Wire {
-    /// Changes with the association, where that grants fewer queues.
-    qid: AtomicU16,
-    waker: Waker,
-    /// There is something in `mail`.
-    news: AtomicBool,
-    mail: Mutex<Mail>,
-    /// Counts quarters of the command time-out.
-    scans: AtomicU32,
-}
-
-/// What a queue has to know, since it last looked.
-#[derive(Default)]
-pub(super) struct Mail {
-    /// Associations up to this one are lost: their connections are no use any more.
-    pub(super) lost: u64,
-    /// Associations up to this one execute nothing any more.
-    pub(super) quiet: u64,
-    /// A new connection.
-    pub(super) fresh: Option<Fresh>,
-    /// There will be no other.
-    pub(super) dead: Option<Why>,
-    /// The connection in use, to be shut down when the association is lost.
-    socket: Option<Arc<OwnedFd>>,
-}
-
-/// A connection for a queue, and the association it belongs to.
-pub(super) struct Fresh {
-    pub(super) link: Link,
-    pub(super) facts: Arc<Facts>,
-    pub(super) association: u64,
-}
-
-impl Wire {
-    /// Mail, when there is some: everything that is not the socket.
-    pub(super) fn take_mail(&self) -> Option<Mail> {
-        if !self.news.load(Ordering::Acquire) {
-            return None;
-        }
-        self.news.store(false, Ordering::Relaxed);
-        let mut mail = lock(&self.mail);
-        let fresh = mail.fresh.take();
-        Some(Mail { lost: mail.lost, quiet: mail.quiet, fresh, dead: mail.dead.clone(), socket: None })
-    }
-
-    fn qid(&self) -> u16 {
-        self.qid.load(Ordering::Relaxed)
-    }
-
-    /// Quarters of the command time-out so far.
-    pub(super) fn scans(&self) -> u32 {
-        self.scans.load(Ordering::Relaxed)
-    }
-
-    fn post(&self, write: impl FnOnce(&mut Mail)) {
-        write(&mut lock(&self.mail));
-        self.news.store(true, Ordering::Release);
-        self.waker.wake();
-    }
 }
 
 impl Controller {
@@ -319,13 +258,7 @@ impl Controller {
         // Not told from an id used by an earlier association, which costs a moment's patience at most.
         let used_before = qid <= after;
         state.last_qid = qid;
-        let wire = Arc::new(Wire {
-            qid: AtomicU16::new(qid),
-            waker: waker.clone(),
-            news: AtomicBool::new(false),
-            mail: Mutex::default(),
-            scans: AtomicU32::new(0),
-        });
+        let wire = Arc::new(Wire::new(qid, waker.clone()));
         // Two threads that open at once get two ids.
         state.opening.push(Arc::downgrade(&wire));
         Ok((wire, used_before))
@@ -540,8 +473,7 @@ impl Thread<'_> {
             if next_scan <= now {
                 next_scan = now + quarter;
                 for wire in self.shared.wires() {
-                    wire.scans.fetch_add(1, Ordering::Relaxed);
-                    wire.waker.wake();
+                    wire.count_scan();
                 }
             }
             if let Some(at) = pending.question.as_ref().map(|(_, at)| *at)
@@ -749,7 +681,7 @@ impl Thread<'_> {
                 beyond.push(wire);
                 continue;
             }
-            wire.qid.store(qid, Ordering::Relaxed);
+            wire.set_qid(qid);
             let link = admin::open_queue(&shared.peer, options, facts, qid, deadline)?;
             links.push((wire, link));
         }

@@ -11,6 +11,7 @@ mod identity;
 mod link;
 mod queue;
 mod url;
+mod wire;
 
 pub use device::Namespace;
 pub use discovery::{NamespaceInfo, Subsystem, discover, subsystem};

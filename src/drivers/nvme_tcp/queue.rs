@@ -5,9 +5,10 @@
 
 use super::Why;
 use super::admin::{DEPTH, Facts};
-use super::controller::{Fresh, SCANS, Wire};
+use super::controller::SCANS;
 use super::device::Namespace;
 use super::link::{Link, Received, broken, buf_of};
+use super::wire::{Fresh, Wire};
 use crate::block::device::check_range;
 use crate::block::{
     Buf, ByteRange, Completion, CopyReport, CopyRequest, Counters, Device, Error, Kind, Method, Op, Queue,
