@@ -7,6 +7,8 @@ use crate::args::EndsArgs;
 use crate::fail::Fail;
 use crate::file_dest::{Begun, FileDest, Made, hold_dest};
 use crate::output::{Finding, Level, size_exact};
+
+use blkcopy::block::device::is_one_device;
 use blkcopy::block::{ByteRange, Device, Error, Identity, Kind, LEN_MAX};
 use blkcopy::copy::{Job, Policy, Segment};
 use blkcopy::drivers::{Hold, backing_shortage, hold, in_use};
@@ -115,7 +117,10 @@ pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
     };
     let mut same = false;
     if let Some(device) = &dest_device {
-        same = source.identity() == device.identity();
+        match is_one_device(&source, device) {
+            Ok(one) => same = one,
+            Err(error) => checks.fail(error, "one URL on both sides, or another destination")?,
+        }
         check_aliases(&source, device, &source_name, &dest_name, &segments, &mut checks)?;
     }
     if same && !in_place && matches!(dest, Dest::File(_)) {

@@ -21,7 +21,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let interrupts = Interrupts::listen()?;
     let served = args.devices.iter().map(|text| open_device(text, args)).collect::<Result<Vec<_>, _>>()?;
     let target = Target::new(Settings::default())?;
-    let nqn = Nqn::new(&args.nqn.clone().unwrap_or_else(machine_nqn)).map_err(|e| e.on("--nqn"))?;
+    let nqn = Nqn::new(&args.nqn.clone().map_or_else(machine_nqn, Ok)?).map_err(|e| e.on("--nqn"))?;
     let subsystem = Subsystem::new(SubsystemOptions { nqn: nqn.clone(), serial: None });
     let hosts = if args.allow.is_empty() { Hosts::Any } else { Hosts::These(args.allow.clone()) };
     for (device, _) in &served {
@@ -110,19 +110,44 @@ fn resolve(texts: &[String]) -> Result<Vec<SocketAddr>, Fail> {
 }
 
 /// A subsystem name that stays the same on this machine: the UUID form, made from the machine's id.
-fn machine_nqn() -> String {
+///
+/// Errors: the machine has none. A name all such machines share would make their namespaces one to every host.
+fn machine_nqn() -> Result<String, Fail> {
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    let hash = blake3::derive_key("blkcopy NVMe subsystem of a machine", id.trim().as_bytes());
+    nqn_of(id.trim()).ok_or_else(|| {
+        Fail::invalid("this machine has no id (/etc/machine-id) to name the subsystem after")
+            .hint("give the subsystem a name of its own: --nqn nqn.2014-08.org.example:NAME")
+    })
+}
+
+/// `None` for a machine id that names no machine: images are shipped with an empty one, or this word.
+fn nqn_of(machine_id: &str) -> Option<String> {
+    if machine_id.is_empty() || machine_id == "uninitialized" {
+        return None;
+    }
+    let hash = blake3::derive_key("blkcopy NVMe subsystem of a machine", machine_id.as_bytes());
     let hex =
         |range: std::ops::Range<usize>| hash[range].iter().map(|b| format!("{b:02x}")).collect::<String>();
     // Version 8 (made by a rule of one's own) and the RFC 9562 variant.
     let (version, variant) = (hash[6] & 0x0f | 0x80, hash[8] & 0x3f | 0x80);
-    format!(
+    Some(format!(
         "nqn.2014-08.org.nvmexpress:uuid:{}-{}-{version:02x}{}-{variant:02x}{}-{}",
         hex(0..4),
         hex(4..6),
         hex(7..8),
         hex(9..10),
         hex(10..16)
-    )
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nqn_of;
+
+    #[test]
+    fn machines_without_an_id_do_not_share_a_name() {
+        assert!(nqn_of("").is_none() && nqn_of("uninitialized").is_none());
+        let (a, b) = (nqn_of("0123456789abcdef0123456789abcdef"), nqn_of("1123456789abcdef0123456789abcdef"));
+        assert!(a.is_some() && a != b);
+    }
 }

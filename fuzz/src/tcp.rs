@@ -6,7 +6,7 @@ use blkcopy::nvme::tcp::host::{self, Data};
 use blkcopy::nvme::tcp::pdu::{self, Form, IcReq, IcResp, Kind, Pdu, Place, Side};
 use blkcopy::nvme::tcp::{Digests, Output};
 use blkcopy::nvme::{Cqe, Sgl, Sqe, Status};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::IoSliceMut;
 use std::time::Duration;
 
@@ -359,6 +359,8 @@ struct HostWorld {
     slots: HashMap<u16, (u16, usize)>,
     /// What the controller may do next for a command: bytes read, bytes asked for.
     progress: HashMap<u16, (u32, u32)>,
+    /// Ids of commands whose capsule was sent whole.
+    asked: HashSet<u16>,
     ready: bool,
     broken: bool,
     peer: Form,
@@ -392,6 +394,7 @@ pub fn pdu_host(input: &[u8]) {
         checker: Checker::new(Side::Controller, cpda.min(31)),
         slots: HashMap::new(),
         progress: HashMap::new(),
+        asked: HashSet::new(),
         ready: false,
         broken: false,
         peer: Form { kind: Kind::R2t, flags: 0, digests: granted, align: pdu::alignment_bytes(hpda) },
@@ -513,6 +516,7 @@ impl HostWorld {
                     let (cid, len) = self.slots.remove(&slot).expect("one that was there");
                     assert_eq!((cqe.cid, shown(&data)), (cid, len));
                     assert!(received as usize <= len);
+                    assert!(self.asked.remove(&cid) || !self.known, "an answer to what was never sent");
                     match data {
                         Data::Out(buf) => assert!(buf.iter().all(|b| *b == byte_of(slot))),
                         Data::In(buf) => assert!(
@@ -541,7 +545,10 @@ impl HostWorld {
         }
         for (pdu, _, data) in self.checker.take(&bytes) {
             match pdu {
-                Pdu::CapsuleCmd(sqe) => assert!(data.iter().all(|b| *b == byte_of(sqe.cid() % 4096))),
+                Pdu::CapsuleCmd(sqe) => {
+                    assert!(data.iter().all(|b| *b == byte_of(sqe.cid() % 4096)));
+                    self.asked.insert(sqe.cid());
+                }
                 Pdu::Data(place) => assert!(data.iter().all(|b| *b == byte_of(place.cid % 4096))),
                 _ => {}
             }

@@ -135,7 +135,8 @@ pub enum LeafSpace {
     Disk,
     /// (process-wide serial, 0): memory and test devices.
     Memory,
-    /// NVMe namespaces: a digest of what the namespace calls itself, the same through every address and controller.
+    /// NVMe namespaces: a digest of what the namespace calls itself, the same through every address and controller. Equal
+    /// numbers prove nothing by themselves: a cloned box says what the first one does. See [`is_one_device`].
     Namespace,
 }
 
@@ -151,6 +152,29 @@ pub enum Identity {
     },
     /// A map over others: resolve it to find the leaves.
     Map(u64),
+}
+
+/// Whether both ends of a copy are one device, so that one handle stands for both.
+///
+/// Errors: `Overlap` for two namespaces of equal names behind different controllers. They may be one namespace by two ways or
+/// two clones, and nobody here can tell: taken for one, a clone would be copied onto itself; for two, a range onto its source.
+pub fn is_one_device(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<bool> {
+    let identity = a.identity();
+    if identity != b.identity() {
+        return Ok(false);
+    }
+    // The same controller's is one object in this process.
+    let by_name = matches!(identity, Identity::Leaf { leaf, .. } if leaf.space == LeafSpace::Namespace);
+    if by_name && !std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)) {
+        let text = format!(
+            "{} and {} call themselves the same namespace, and two targets that are clones of each other do so too; give one \
+             URL on both sides if they are one, else give one of the targets names of its own (NQN, serial number, UUID)",
+            a.name(),
+            b.name()
+        );
+        return Err(Error::new(Kind::Overlap, text));
+    }
+    Ok(true)
 }
 
 impl LeafId {

@@ -603,11 +603,20 @@ async fn native_leg(
 ) -> (u64, Result<()>) {
     let place = step.legs[leg].place;
     let mut good = 0;
+    // How far bytes may have been changed by a request that failed; tried again, they are defined again.
+    let mut touched = 0;
     let mut most = u64::MAX;
+    let leave_at = |good: u64, touched: u64| {
+        if good < touched {
+            let rest = ByteRange::between(step.dest + good, step.dest + touched);
+            shared.tally.borrow_mut().undefined.push(rest.into());
+        }
+    };
     let paths = shared.leaf(place.leaf).copy_paths();
     let align = paths.iter().find(|p| p.method == method).map_or(1, |p| p.align).max(1);
     while good < step.len {
         if shared.stopped() {
+            leave_at(good, touched);
             return (good, Err(shared.stop_reason()));
         }
         let len = (step.len - good).min(most).min(shared.paced_len(method));
@@ -626,8 +635,7 @@ async fn native_leg(
             && report.rest_undefined
             && done.result.is_err()
         {
-            let rest = ByteRange::between(step.dest + good + moved, step.dest + good + len);
-            shared.tally.borrow_mut().undefined.push(rest.into());
+            touched = touched.max(good + len);
         }
         shared.moved(leg, method, moved);
         good += moved;
@@ -647,15 +655,24 @@ async fn native_leg(
                 shared.deviation(step, method, method, Reason::TooLarge, &error);
                 if most == 0 {
                     let policy = Policy { excluded: policy.excluded.with(method), ..policy };
-                    return step_down(shared, step, leg, good, policy, Reason::TooLarge, &error).await;
+                    let reason = Reason::TooLarge;
+                    let (good, result) = step_down(shared, step, leg, good, policy, reason, &error).await;
+                    leave_at(good, touched);
+                    return (good, result);
                 }
             }
             // Where offload is required the next method is tried too; the planner refuses only the last, this host.
             Kind::Unsupported => {
                 let policy = Policy { excluded: policy.excluded.with(method), ..policy };
-                return step_down(shared, step, leg, good, policy, Reason::Refused, &error).await;
+                let reason = Reason::Refused;
+                let (good, result) = step_down(shared, step, leg, good, policy, reason, &error).await;
+                leave_at(good, touched);
+                return (good, result);
             }
-            _ => return (good, Err(error)),
+            _ => {
+                leave_at(good, touched);
+                return (good, Err(error));
+            }
         }
     }
     (good, Ok(()))

@@ -37,9 +37,9 @@ pub(super) struct Shared {
     pub(super) tally: RefCell<Tally>,
     /// The first error of any step.
     pub(super) failure: RefCell<Option<Error>>,
+    /// One for each device, opened when first used.
+    clients: RefCell<Vec<Client>>,
     leaves: RefCell<Vec<Leaf>>,
-    /// The two devices as a whole, opened when first used.
-    ends: RefCell<[Option<Client>; 2]>,
     pool: BufPool,
     buffer_freed: Notify,
     /// True while a block that holds the edges of two pieces may be half done; who waits for that.
@@ -121,8 +121,8 @@ impl Shared {
             progress,
             tally: RefCell::default(),
             failure: RefCell::default(),
+            clients: RefCell::default(),
             leaves: RefCell::default(),
-            ends: RefCell::default(),
             pool,
             buffer_freed: Notify::default(),
             ragged: Cell::new(false),
@@ -147,11 +147,22 @@ impl Shared {
         if let Some(at) = known {
             return Ok(LeafNo::new(at));
         }
-        let client = Client::open(device.clone())?;
+        let client = self.open(device)?;
         let block_size = u64::from(device.limits().block_size.get());
         let mut leaves = self.leaves.borrow_mut();
         leaves.push(Leaf { device: device.clone(), client, block_size });
         Ok(LeafNo::new(leaves.len() - 1))
+    }
+
+    /// The queue this copy has of a device, or a new one: targets grant few.
+    fn open(&self, device: &Arc<dyn Device>) -> Result<Client> {
+        let known = self.clients.borrow().iter().find(|c| Arc::ptr_eq(c.device(), device)).cloned();
+        if let Some(client) = known {
+            return Ok(client);
+        }
+        let client = Client::open(device.clone())?;
+        self.clients.borrow_mut().push(client.clone());
+        Ok(client)
     }
 
     /// The leaf's queue on this thread.
@@ -171,21 +182,12 @@ impl Shared {
 
     /// A queue of the whole source.
     pub(super) fn source_client(&self) -> Result<Client> {
-        self.end_client(0, &self.source)
+        self.open(&self.source)
     }
 
     /// A queue of the whole destination.
     pub(super) fn dest_client(&self) -> Result<Client> {
-        self.end_client(1, &self.dest)
-    }
-
-    fn end_client(&self, end: usize, device: &Arc<dyn Device>) -> Result<Client> {
-        if let Some(client) = &self.ends.borrow()[end] {
-            return Ok(client.clone());
-        }
-        let client = Client::open(device.clone())?;
-        self.ends.borrow_mut()[end] = Some(client.clone());
-        Ok(client)
+        self.open(&self.dest)
     }
 
     /// Makes what was copied durable. Once the copy is cancelled it is given up soon: a device may take long.
@@ -225,10 +227,7 @@ impl Shared {
         if !Arc::ptr_eq(&self.source, &self.dest) {
             all += self.dest.counters();
         }
-        for leaf in self.leaves.borrow().iter() {
-            all += leaf.client.counters();
-        }
-        for client in self.ends.borrow().iter().flatten() {
+        for client in self.clients.borrow().iter() {
             all += client.counters();
         }
         all

@@ -6,6 +6,7 @@ use super::plan::{Offload, Planner, Policy};
 use super::run::{Options, Progress, copy};
 use super::shared::hold;
 use super::{Job, Segment};
+use crate::block::device::is_one_device;
 use crate::block::lock::{Claim, Claims};
 use crate::block::receipt::HostBytes;
 use crate::block::{Access, ByteRange, Device, Error, Kind, Method, Op, Result};
@@ -130,7 +131,7 @@ fn pieces(parts: &[Part], dest: &Arc<dyn Device>, at: u64) -> Result<Vec<Piece>>
     let mut to = at;
     let mut skipped = 0;
     for part in parts {
-        let same = part.source.identity() == dest.identity();
+        let same = is_one_device(&part.source, dest)?;
         let mut segments = Vec::with_capacity(part.ranges.len());
         for range in &part.ranges {
             segments.push(Segment { source: range.offset(), dest: to, len: range.len() });

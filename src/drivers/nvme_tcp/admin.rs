@@ -20,6 +20,7 @@ use crate::nvme::property::{Cap, Cc, Csts, Shutdown, ShutdownStatus, Version, of
 use crate::nvme::tcp::Digests;
 use crate::nvme::tcp::host::Data;
 use crate::nvme::{AdminCommand, Count16, Cqe, FabricsCommand, Nqn, Sqe, Status};
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,6 +59,8 @@ pub(super) enum Purpose {
 
 /// What a controller said of itself, for one association.
 pub(super) struct Facts {
+    /// Where the admin queue leads, and I/O queues have to.
+    pub(super) at: SocketAddr,
     pub(super) cntlid: u16,
     pub(super) cap: Cap,
     pub(super) version: Version,
@@ -112,7 +115,7 @@ pub(super) struct Admin {
     /// Ends of commands nobody was waiting for.
     pub(super) strays: Vec<(u16, Cqe)>,
     /// The association was made with this keep-alive timeout.
-    pub(super) keep_alive: Option<Duration>,
+    pub(super) keep_alive: Duration,
     cc: Cc,
 }
 
@@ -173,8 +176,7 @@ impl Admin {
         let mut strays = Vec::new();
         let enabled = Self::enable(&mut link, &mut strays, peer, options, purpose, deadline);
         let (facts, cc) = enabled.map_err(|e| e.on(&name))?;
-        let keep_alive = facts.identify.kas.map(|_| options.keep_alive);
-        Ok(Self { link, facts: Arc::new(facts), strays, keep_alive, cc })
+        Ok(Self { link, facts: Arc::new(facts), strays, keep_alive: options.keep_alive, cc })
     }
 
     fn enable(
@@ -186,6 +188,7 @@ impl Admin {
         deadline: Instant,
     ) -> Result<(Facts, Cc)> {
         let discovery = peer.subsystem.is_discovery();
+        let at = link.at();
         let millis = u32::try_from(options.keep_alive.as_millis()).unwrap_or(u32::MAX);
         let queue = Connect {
             qid: 0,
@@ -204,6 +207,7 @@ impl Admin {
         let identify = IdentifyController::parse(&page)?;
         check(&identify, cntlid, discovery)?;
         let mut facts = Facts {
+            at,
             cntlid,
             cap,
             version,
@@ -240,7 +244,8 @@ impl Admin {
         Asking { slot: SLOT_END, ..self.asking(deadline) }
     }
 
-    /// Resets the controller: once this succeeds, no command of the association is executed any more.
+    /// Resets the controller. Success shows that it is there, and with it what it was given. It does not show that nothing of the
+    /// association is executed any more: Linux's target answers while its disk is still busy with writes of before.
     pub(super) fn disable(&mut self, deadline: Instant) -> Result<()> {
         self.cc = self.cc.with_enabled(false);
         let value = self.cc.0.into();
@@ -257,12 +262,22 @@ impl Admin {
         wait_status(&mut ask, "a shutdown", |csts| csts.shutdown() == Some(ShutdownStatus::Complete))
     }
 
-    /// How long after the loss of its connections the association may live on at the controller: it notices by the keep-alive
-    /// timeout at the latest (Base Specification 2.1, 3.9: with traffic-based keep-alive it may look one timeout later).
+    /// How long after the loss of its connections commands of the association may still be executed; see [`grace`].
     pub(super) fn grace(&self) -> Duration {
-        let factor = if self.facts.identify.ctratt & ctratt::TRAFFIC_KEEPS_ALIVE != 0 { 3 } else { 2 };
-        self.keep_alive.map_or(Duration::ZERO, |time| time * factor)
+        grace(&self.facts.identify, self.keep_alive)
     }
+}
+
+/// How long after the loss of its connections commands of an association may still be executed. The controller notices by the
+/// keep-alive timeout at the latest (Base Specification 2.1, 3.9: with traffic-based keep-alive it may look one timeout
+/// later), which it rounds up to its timer's steps (KAS), and then takes its time to end what runs (CQT).
+fn grace(identify: &IdentifyController, keep_alive: Duration) -> Duration {
+    let factor = if identify.ctratt & ctratt::TRAFFIC_KEEPS_ALIVE != 0 { 3 } else { 2 };
+    let step = identify.kas.map_or(1, |kas| u128::from(kas.get()) * 100);
+    let millis = keep_alive.as_millis().max(1).next_multiple_of(step);
+    let rounded = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
+    let quiesce = identify.quiesce_ms.map_or(0, |ms| ms.get().into());
+    rounded.saturating_mul(factor).saturating_add(Duration::from_millis(quiesce))
 }
 
 /// Opens an I/O queue of the association that `facts` is about.
@@ -273,7 +288,7 @@ pub(super) fn open_queue(
     qid: u16,
     deadline: Instant,
 ) -> Result<Link> {
-    let mut link = Link::open(&peer.address, facts.depth, options.digests(), deadline)?;
+    let mut link = Link::open_at(facts.at, facts.depth, options.digests(), deadline)?;
     let queue = Connect {
         qid,
         entries: Count16::new(u32::from(facts.depth) + 1).expect("1 to 129"),
@@ -454,6 +469,10 @@ fn check(identify: &IdentifyController, cntlid: u16, discovery: bool) -> Result<
     if discovery {
         return Ok(());
     }
+    if identify.kas.is_none() {
+        let text = "the controller has no keep-alive (KAS 0), without which nobody can tell when a lost connection's commands end";
+        return refuse(text.to_owned());
+    }
     match identify.controller_type {
         ControllerType::Io | ControllerType::NotReported => {}
         other => {
@@ -480,11 +499,13 @@ fn depth(cap: Cap) -> u16 {
 
 fn nvm_controller(ask: &mut dyn Ask) -> Result<Option<NvmController>> {
     let which = Identify { csi: csi::NVM, ..Identify::new(cns::CSI_CONTROLLER, 0) };
+    let answer = identify(ask, which)?;
     // Controllers before 2.0 do not know it.
-    match identify(ask, which)?.good("Identify") {
-        Ok((page, _)) => NvmController::parse(&page).map(Some),
-        Err(_) => Ok(None),
+    if answer.cqe.status.is(Status::INVALID_FIELD) {
+        return Ok(None);
     }
+    let (page, _) = answer.good("Identify (limits of commands)")?;
+    NvmController::parse(&page).map(Some)
 }
 
 /// Asks for I/O queues; how many there are.
@@ -586,9 +607,11 @@ pub(super) fn describe(ask: &mut dyn Ask, facts: &Facts, nsid: u32) -> Result<Na
     // Descriptors came with 1.3; before, the identifiers stand in the other structure.
     let ids = if facts.version >= Version::V1_3 {
         let answer = identify(ask, Identify::new(cns::NAMESPACE_DESCRIPTORS, nsid))?;
-        match answer.good("Identify namespace descriptors") {
-            Ok((page, _)) => NamespaceIds::parse(&page)?,
-            Err(_) => NamespaceIds::default(),
+        // Some do not know it all the same.
+        if answer.cqe.status.is(Status::INVALID_FIELD) {
+            NamespaceIds::default()
+        } else {
+            NamespaceIds::parse(&answer.good("Identify namespace descriptors")?.0)?
         }
     } else {
         NamespaceIds::default()
@@ -636,6 +659,11 @@ impl NamespaceFacts {
         }
     }
 
+    /// True when it has a name of its own, which no other namespace has.
+    pub(super) fn has_id(&self) -> bool {
+        self.ids.uuid.is_some() || self.ids.nguid.is_some() || self.ids.eui64.is_some()
+    }
+
     /// True when both are one namespace, as far as its identifiers tell.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         let ids = |f: &Self| (f.ids.uuid, f.ids.nguid, f.ids.eui64);
@@ -653,4 +681,28 @@ impl Options {
 /// True when the controller copies at all.
 pub(super) fn copies(facts: &Facts) -> bool {
     facts.has(oncs::COPY) && (facts.identify.copies_in(Format::F0) || facts.copies_across)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroU16;
+
+    #[test]
+    fn the_grace_covers_the_controllers_timer_its_looking_away_and_its_tidying_up() {
+        let grace = |kas: u16, attributes: u32, quiesce: u16, keep_alive: u64| {
+            let mut identify = IdentifyController::new(Nqn::new("nqn.x:y").expect("a name"), 1);
+            (identify.kas, identify.ctratt) = (NonZeroU16::new(kas), attributes);
+            identify.quiesce_ms = NonZeroU16::new(quiesce);
+            super::grace(&identify, Duration::from_millis(keep_alive)).as_millis()
+        };
+        assert_eq!(grace(1, 0, 0, 5000), 10_000);
+        assert_eq!(grace(1, ctratt::TRAFFIC_KEEPS_ALIVE, 0, 5000), 15_000);
+        // Steps of ten seconds.
+        assert_eq!(grace(100, 0, 0, 5000), 20_000);
+        assert_eq!(grace(100, 0, 0, 10_000), 20_000);
+        assert_eq!(grace(100, ctratt::TRAFFIC_KEEPS_ALIVE, 700, 10_001), 60_700);
+        assert_eq!(grace(1, 0, u16::MAX, 200), 400 + 65_535);
+        assert!(grace(0, 0, 0, 0) > 0);
+    }
 }

@@ -3,13 +3,18 @@
 use super::testing::{Fake, NQN, Setup, disk, log_of};
 use super::tests::*;
 use super::{Namespace, Options, Url, discover};
-use crate::block::Kind;
+use crate::block::device::is_one_device;
+use crate::block::{Device, Kind};
+use crate::copy::run::{Options as CopyOptions, copy};
+use crate::copy::{Job, Segment};
 use crate::nvme::Status;
 use crate::nvme::fabrics::{ConnectData, Refusal};
 use crate::reactor::local::{Client, Local};
 use crate::reactor::{EngineChoice, choose};
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What opening namespace 1 of a fake says.
@@ -35,6 +40,7 @@ fn what_stands_in_the_way_is_said_in_words() {
     let other = |s: &mut Setup| s.controller.cntlid = 1;
     let pages = |s: &mut Setup| s.cap.0 |= 1 << 48;
     let capsules = |s: &mut Setup| s.controller.ioccsz = 3;
+    let no_beats = |s: &mut Setup| s.controller.kas = None;
     let no_sgl = |s: &mut Setup| s.controller.sgls = 0;
     for (name, found, kind, part) in [
         ("missing", refusal(missing), Kind::NotFound, "there is no namespace 1; there are 2, 7"),
@@ -52,6 +58,7 @@ fn what_stands_in_the_way_is_said_in_words() {
         ("other", refusal(other), Kind::Io, "calls itself 2, but Connect said 1"),
         ("pages", refusal(pages), Kind::Unsupported, "pages of 8192 bytes at least"),
         ("capsules", refusal(capsules), Kind::Unsupported, "IOCCSZ 3"),
+        ("beats", refusal(no_beats), Kind::Unsupported, "no keep-alive (KAS 0)"),
         ("sgls", refusal(no_sgl), Kind::Unsupported, "takes no SGLs"),
     ] {
         assert_eq!(found.0, kind, "{name}: {}", found.1);
@@ -161,4 +168,31 @@ fn discovery_lists_subsystems_and_their_namespaces() {
     fake.change(|s| s.log.clear());
     let error = discover(&url).unwrap_err();
     assert!(words(&error).contains("no discovery service there; name a subsystem"), "{error}");
+}
+
+#[test]
+fn two_controllers_that_show_one_namespace_are_not_taken_for_one_device() {
+    let filled = |byte: u8| Fake::new(move |s| s.disks.get_mut(&1).unwrap().bytes.fill(byte));
+    // Clones: another disk behind every name alike. The way to the copy must not be found by those names.
+    let (a, b) = (filled(1), filled(2));
+    let (one, clone) = (open(&a, 1, quick()), open(&b, 1, quick()));
+    // And one namespace by two ways.
+    let mut url = a.url(1);
+    url.host = Some(crate::nvme::Nqn::new("nqn.x:another-host").unwrap());
+    let again = Namespace::open_with(&url, quick()).unwrap();
+    let dyned = |n: &Arc<Namespace>| n.clone() as Arc<dyn Device>;
+    let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
+    for other in [&clone, &again] {
+        assert_eq!(one.identity(), other.identity());
+        assert_eq!(is_one_device(&dyned(&one), &dyned(other)).unwrap_err().kind(), Kind::Overlap);
+        // Also where nothing overlaps.
+        let job = Job::new(&[Segment { source: 0, dest: 65536, len: 4096 }], one.size(), one.size(), false);
+        let (from, to, options) = (dyned(&one), dyned(other), CopyOptions::default());
+        let ended = local.block_on(async { copy(from, to, &job.unwrap(), &options, &Rc::default()).await });
+        let error = ended.error.unwrap();
+        assert!(error.kind() == Kind::Overlap && words(&error).contains("clones of each other"), "{error}");
+    }
+    assert!(b.bytes(1).iter().all(|&byte| byte == 2) && a.bytes(1).iter().all(|&byte| byte == 1));
+    assert!(is_one_device(&dyned(&one), &dyned(&open(&a, 1, quick()))).unwrap());
+    assert!(!is_one_device(&dyned(&one), &dyned(&open(&a, 2, quick()))).unwrap());
 }

@@ -8,6 +8,7 @@ use super::admin::{self, Admin, Ask, Asking, Facts, NamespaceFacts, Peer, Purpos
 use super::admin::{SLOT_ASK, SLOT_EVENT, SLOT_KEEP_ALIVE};
 use super::device::Namespace;
 use super::link::{Answer, Link, Received, broken, buf_of, left, timespec};
+use super::wire::{Fresh, Wire};
 use super::{Options, Why};
 use crate::block::{Error, Kind, Result};
 use crate::nvme::feature::AsyncEvent;
@@ -19,7 +20,7 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -40,7 +41,7 @@ static CONTROLLERS: Mutex<Vec<Weak<Controller>>> = Mutex::new(Vec::new());
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
 /// Locks what no panic can leave half changed: every change under these locks is one assignment or one push.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -66,8 +67,12 @@ struct State {
     association: u64,
     facts: Option<Arc<Facts>>,
     wires: Vec<Weak<Wire>>,
+    /// Wires whose first connection is being made.
+    opening: Vec<Weak<Wire>>,
     namespaces: Vec<Weak<Namespace>>,
     questions: VecDeque<Question>,
+    /// How often the thread began to ask again what the open namespaces are.
+    looks: u64,
     /// A queue says that this association is lost.
     lost: Option<(u64, Why)>,
     closing: bool,
@@ -90,63 +95,6 @@ struct Question {
     sqe: Sqe,
     data: Data,
     answer: SyncSender<Result<Answer>>,
-}
-
-/// A queue, as the thread of its controller sees it.
-pub(super) struct Wire {
-    qid: u16,
-    waker: Waker,
-    /// There is something in `mail`.
-    news: AtomicBool,
-    mail: Mutex<Mail>,
-    /// Counts quarters of the command time-out.
-    scans: AtomicU32,
-}
-
-/// What a queue has to know, since it last looked.
-#[derive(Default)]
-pub(super) struct Mail {
-    /// Associations up to this one are lost: their connections are no use any more.
-    pub(super) lost: u64,
-    /// Associations up to this one execute nothing any more.
-    pub(super) quiet: u64,
-    /// A new connection.
-    pub(super) fresh: Option<Fresh>,
-    /// There will be no other.
-    pub(super) dead: Option<Why>,
-    /// The connection in use, to be shut down when the association is lost.
-    socket: Option<Arc<OwnedFd>>,
-}
-
-/// A connection for a queue, and the association it belongs to.
-pub(super) struct Fresh {
-    pub(super) link: Link,
-    pub(super) facts: Arc<Facts>,
-    pub(super) association: u64,
-}
-
-impl Wire {
-    /// Mail, when there is some: everything that is not the socket.
-    pub(super) fn take_mail(&self) -> Option<Mail> {
-        if !self.news.load(Ordering::Acquire) {
-            return None;
-        }
-        self.news.store(false, Ordering::Relaxed);
-        let mut mail = lock(&self.mail);
-        let fresh = mail.fresh.take();
-        Some(Mail { lost: mail.lost, quiet: mail.quiet, fresh, dead: mail.dead.clone(), socket: None })
-    }
-
-    /// Quarters of the command time-out so far.
-    pub(super) fn scans(&self) -> u32 {
-        self.scans.load(Ordering::Relaxed)
-    }
-
-    fn post(&self, write: impl FnOnce(&mut Mail)) {
-        write(&mut lock(&self.mail));
-        self.news.store(true, Ordering::Release);
-        self.waker.wake();
-    }
 }
 
 impl Controller {
@@ -182,8 +130,10 @@ impl Controller {
                 association: 0,
                 facts: None,
                 wires: Vec::new(),
+                opening: Vec::new(),
                 namespaces: Vec::new(),
                 questions: VecDeque::new(),
+                looks: 0,
                 lost: None,
                 closing: false,
                 last_qid: 0,
@@ -225,25 +175,36 @@ impl Controller {
         }
     }
 
-    /// Asks what a namespace is, and has its changes followed.
-    pub(super) fn namespace(&self, nsid: u32) -> Result<(Arc<Facts>, NamespaceFacts)> {
+    /// Asks what a namespace is, and has its changes followed: the one that is open already, as it is now, or the one that
+    /// `make` makes.
+    pub(super) fn namespace(
+        &self,
+        nsid: u32,
+        make: impl FnOnce(&Facts, NamespaceFacts) -> Arc<Namespace>,
+    ) -> Result<Arc<Namespace>> {
         let (_, facts) = self.wait_up(Instant::now() + self.shared.options.reconnect_timeout)?;
+        let looks = lock(&self.shared.state).looks;
         let mut remote = Remote(&self.shared);
-        let namespace = admin::namespace(&mut remote, &facts, nsid)?;
-        Ok((facts, namespace))
-    }
-
-    /// The namespace of this number that is open already, or the one that `make` makes.
-    pub(super) fn share(&self, nsid: u32, make: impl FnOnce() -> Arc<Namespace>) -> Arc<Namespace> {
+        let now = admin::namespace(&mut remote, &facts, nsid)?;
+        now.check_plain()?;
+        // Outside the lock: the last user of a controller may end here.
+        let open = self.shared.namespaces();
         let mut state = lock(&self.shared.state);
+        let known = open.iter().find(|n| n.nsid() == nsid && n.is_there());
+        if let Some(known) = known {
+            // Unless the thread has asked since, and knows better.
+            if state.looks == looks {
+                known.is_now(&facts, &now);
+            }
+            if known.is_there() {
+                return Ok(known.clone());
+            }
+        }
+        let made = make(&facts, now);
         state.namespaces.retain(|n| n.strong_count() > 0);
-        let known =
-            state.namespaces.iter().filter_map(Weak::upgrade).find(|n| n.nsid() == nsid && n.is_there());
-        known.unwrap_or_else(|| {
-            let made = make();
-            state.namespaces.push(Arc::downgrade(&made));
-            made
-        })
+        state.namespaces.push(Arc::downgrade(&made));
+        drop(state);
+        Ok(made)
     }
 
     /// Opens an I/O queue for a thread whose reactor `waker` wakes.
@@ -257,7 +218,7 @@ impl Controller {
             let deadline = Instant::now() + options.connect_timeout;
             let patience = Instant::now() + if used_before { QUEUE_LINGERS } else { Duration::ZERO };
             let opened = loop {
-                match admin::open_queue(&shared.peer, options, &facts, wire.qid, deadline) {
+                match admin::open_queue(&shared.peer, options, &facts, wire.qid(), deadline) {
                     Err(_) if !left(patience).is_zero() => std::thread::sleep(PAUSE_FIRST),
                     other => break other,
                 }
@@ -266,6 +227,7 @@ impl Controller {
             let current = state.association == association && matches!(state.phase, Phase::Up);
             match opened {
                 Ok(link) if current => {
+                    state.opening.retain(|w| !std::ptr::eq(w.as_ptr(), &raw const *wire));
                     lock(&wire.mail).socket = Some(link.socket().clone());
                     state.wires.push(Arc::downgrade(&wire));
                     return Ok((wire, Fresh { link, facts, association }));
@@ -284,7 +246,9 @@ impl Controller {
     fn add_wire(&self, facts: &Facts, waker: &Waker) -> Result<(Arc<Wire>, bool)> {
         let mut state = lock(&self.shared.state);
         state.wires.retain(|w| w.strong_count() > 0);
-        let taken: Vec<u16> = state.wires.iter().filter_map(Weak::upgrade).map(|w| w.qid).collect();
+        state.opening.retain(|w| w.strong_count() > 0);
+        let all = state.wires.iter().chain(&state.opening);
+        let taken: Vec<u16> = all.filter_map(Weak::upgrade).map(|w| w.qid()).collect();
         let after = state.last_qid;
         let free = (after + 1..=facts.queues).chain(1..=after.min(facts.queues)).find(|q| !taken.contains(q));
         let Some(qid) = free else {
@@ -294,14 +258,10 @@ impl Controller {
         // Not told from an id used by an earlier association, which costs a moment's patience at most.
         let used_before = qid <= after;
         state.last_qid = qid;
-        let wire = Wire {
-            qid,
-            waker: waker.clone(),
-            news: AtomicBool::new(false),
-            mail: Mutex::default(),
-            scans: AtomicU32::new(0),
-        };
-        Ok((Arc::new(wire), used_before))
+        let wire = Arc::new(Wire::new(qid, waker.clone()));
+        // Two threads that open at once get two ids.
+        state.opening.push(Arc::downgrade(&wire));
+        Ok((wire, used_before))
     }
 
     /// A queue has lost its connection, or gives the association up.
@@ -333,7 +293,14 @@ struct Remote<'a>(&'a Shared);
 impl Ask for Remote<'_> {
     fn ask(&mut self, doing: &'static str, sqe: Sqe, data: Data) -> Result<Answer> {
         let (answer, wait): (_, Receiver<Result<Answer>>) = sync_channel(1);
-        lock(&self.0.state).questions.push_back(Question { sqe, data, answer });
+        {
+            let mut state = lock(&self.0.state);
+            // Under the lock: nobody looks at questions any more.
+            if let Phase::Dead(why) = &state.phase {
+                return Err(why.error());
+            }
+            state.questions.push_back(Question { sqe, data, answer });
+        }
         self.0.ring();
         // The thread drops the question or answers it within the command time-out.
         let answer = wait.recv().unwrap_or_else(|_| Err(Error::new(Kind::Io, "the connection was lost")));
@@ -374,8 +341,12 @@ impl Shared {
     /// Gives up for good.
     fn die(&self, why: &Why) {
         tracing::warn!(address = %self.peer.address, "given up: {why}");
-        self.set_phase(Phase::Dead(why.clone()));
-        lock(&self.state).questions.clear();
+        {
+            let mut state = lock(&self.state);
+            state.phase = Phase::Dead(why.clone());
+            state.questions.clear();
+        }
+        self.changed.notify_all();
         for wire in self.wires() {
             wire.post(|mail| mail.dead = Some(why.clone()));
         }
@@ -431,10 +402,10 @@ struct Thread<'a> {
 }
 
 /// What waits for an answer while an association is served.
-#[derive(Default)]
 struct Pending {
     question: Option<(SyncSender<Result<Answer>>, Instant)>,
     keep_alive_sent: Option<Instant>,
+    next_beat: Instant,
     event_asked: bool,
     events: Vec<AsyncEvent>,
     lost: Option<Why>,
@@ -471,10 +442,10 @@ impl Thread<'_> {
         let options = &self.shared.options;
         let association = self.association();
         let quarter = options.command_timeout / SCANS;
-        let beat = self.admin.keep_alive.map(|time| time / 2);
         let start = Instant::now();
-        let (mut next_scan, mut next_beat) = (start + quarter, beat.map(|b| start + b));
-        let mut pending = Pending::default();
+        let mut next_scan = start + quarter;
+        // The first keep-alive at once: attaching took its part of the time-out.
+        let mut pending = Pending::new(start);
         loop {
             {
                 let mut state = lock(&self.shared.state);
@@ -491,6 +462,9 @@ impl Thread<'_> {
                     pending.question = Some((question.answer, Instant::now() + options.command_timeout));
                 }
             }
+            for (slot, cqe) in std::mem::take(&mut self.admin.strays) {
+                pending.done(slot, cqe, Data::None, 0);
+            }
             let now = Instant::now();
             if self.unquiet.is_some_and(|at| at <= now) {
                 self.unquiet = None;
@@ -499,8 +473,7 @@ impl Thread<'_> {
             if next_scan <= now {
                 next_scan = now + quarter;
                 for wire in self.shared.wires() {
-                    wire.scans.fetch_add(1, Ordering::Relaxed);
-                    wire.waker.wake();
+                    wire.count_scan();
                 }
             }
             if let Some(at) = pending.question.as_ref().map(|(_, at)| *at)
@@ -511,22 +484,11 @@ impl Thread<'_> {
                     options.command_timeout
                 )));
             }
-            if let (Some(beat), Some(at), Some(timeout)) = (beat, next_beat, self.admin.keep_alive) {
-                match pending.keep_alive_sent {
-                    Some(sent) if now >= sent + timeout => {
-                        return End::Lost(Why::new(format!(
-                            "a keep-alive was not answered within {timeout:?}"
-                        )));
-                    }
-                    None if now >= at => {
-                        let sqe = AdminCommand::KeepAlive.to_sqe();
-                        self.admin.link.machine().submit(SLOT_KEEP_ALIVE, sqe, Data::None);
-                        pending.keep_alive_sent = Some(now);
-                        next_beat = Some(now + beat);
-                    }
-                    _ => {}
-                }
+            let timeout = self.admin.keep_alive;
+            if pending.keep_alive_sent.is_some_and(|sent| now >= sent + timeout) {
+                return End::Lost(Why::new(format!("a keep-alive was not answered within {timeout:?}")));
             }
+            pending.beat(&mut self.admin, now);
             if !pending.event_asked && self.admin.facts.identify.oaes != 0 && pending.events.is_empty() {
                 let sqe = AdminCommand::AsyncEventRequest.to_sqe();
                 self.admin.link.machine().submit(SLOT_EVENT, sqe, Data::None);
@@ -546,8 +508,8 @@ impl Thread<'_> {
             }
             let ends = [
                 Some(next_scan),
-                next_beat,
-                pending.keep_alive_sent.zip(self.admin.keep_alive).map(|(sent, timeout)| sent + timeout),
+                Some(pending.next_beat),
+                pending.keep_alive_sent.map(|sent| sent + timeout),
                 pending.question.as_ref().map(|(_, at)| *at),
                 self.unquiet,
             ];
@@ -558,9 +520,6 @@ impl Thread<'_> {
 
     /// Sends, receives, and takes what has ended.
     fn pump(&mut self, pending: &mut Pending) -> Result<()> {
-        for (slot, cqe) in std::mem::take(&mut self.admin.strays) {
-            pending.done(slot, cqe, Data::None, 0);
-        }
         let link = &mut self.admin.link;
         loop {
             link.send()?;
@@ -581,33 +540,46 @@ impl Thread<'_> {
     /// Looks at what an event is about. Only one event request is out at a time, and it goes out again after this: events
     /// come no faster than they are heeded.
     fn heed(&mut self, pending: &mut Pending) -> Result<()> {
-        let deadline = Instant::now() + self.shared.options.connect_timeout;
         for event in std::mem::take(&mut pending.events) {
+            let deadline = self.before_questions(pending);
             let mut ask = self.admin.asking(deadline);
             if let Err(error) = admin::clear_event(&mut ask, event) {
+                self.admin.link.check()?;
                 tracing::info!(%error, "the log page of an event cannot be read");
             }
             if event == AsyncEvent::NAMESPACE_ATTRIBUTE {
-                self.look_again(deadline)?;
+                lock(&self.shared.state).looks += 1;
+                for namespace in self.shared.namespaces() {
+                    let deadline = self.before_questions(pending);
+                    self.look_at(&namespace, deadline)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// Asks again what the open namespaces are.
-    fn look_again(&mut self, deadline: Instant) -> Result<()> {
-        let namespaces = self.shared.namespaces();
+    /// Sends a keep-alive, and says until when the questions up to the next call may take: long before it runs out.
+    fn before_questions(&mut self, pending: &mut Pending) -> Instant {
+        for (slot, cqe) in std::mem::take(&mut self.admin.strays) {
+            pending.done(slot, cqe, Data::None, 0);
+        }
+        let now = Instant::now();
+        pending.next_beat = now;
+        pending.beat(&mut self.admin, now);
+        now + self.admin.keep_alive / 2
+    }
+
+    /// Asks again what an open namespace is.
+    fn look_at(&mut self, namespace: &Namespace, deadline: Instant) -> Result<()> {
         let Admin { link, facts, strays, .. } = &mut self.admin;
         let mut ask = Asking { link, strays, slot: SLOT_ASK, deadline };
-        for namespace in namespaces {
-            match admin::namespace(&mut ask, facts, namespace.nsid()) {
-                Ok(now) => namespace.is_now(&now),
-                // Gone from the controller, or something else there now.
-                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Unsupported) => {
-                    namespace.is_gone(&Why::of(&error));
-                }
-                Err(error) => return Err(error),
+        match admin::namespace(&mut ask, facts, namespace.nsid()) {
+            Ok(now) => namespace.is_now(facts, &now),
+            // Gone from the controller, or something else there now.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Unsupported) => {
+                namespace.is_gone(&Why::of(&error));
             }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -645,19 +617,17 @@ impl Thread<'_> {
                 }
             });
         }
-        // While the admin queue lives, a reset makes sure that nothing of the association is executed any more, and shows
-        // that the controller has kept what it was given.
+        // While the admin queue lives, a reset shows that the controller has kept what it was given. That nothing is executed
+        // any more only time can tell.
         let reset = self.admin.disable(Instant::now() + options.connect_timeout.min(options.keep_alive));
         if let Err(error) = &reset {
             tracing::info!(%error, "the old association cannot be ended in order");
             for namespace in shared.namespaces() {
                 namespace.lost_association(lost, why);
             }
-            let at = Instant::now() + self.admin.grace();
-            self.unquiet = Some(self.unquiet.map_or(at, |before| before.max(at)));
-        } else if self.unquiet.is_none() {
-            self.quiet = lost;
         }
+        let at = Instant::now() + self.admin.grace();
+        self.unquiet = Some(self.unquiet.map_or(at, |before| before.max(at)));
         // What was in doubt is only given up once it is sure not to happen any more.
         let end = (Instant::now() + options.reconnect_timeout).max(self.unquiet.unwrap_or_else(Instant::now));
         let mut pause = PAUSE_FIRST;
@@ -665,6 +635,8 @@ impl Thread<'_> {
             if shared.is_closing() {
                 return Err(Why::new("nobody uses it any more".to_owned()));
             }
+            // Copies that wait may have been cancelled.
+            shared.wires().iter().for_each(|wire| wire.waker.wake());
             let next = Instant::now() + pause;
             let error = match self.attach_again() {
                 Ok(links) => {
@@ -696,17 +668,54 @@ impl Thread<'_> {
         let most = options.connect_timeout.min(options.keep_alive);
         let deadline = Instant::now() + most;
         self.admin = Admin::attach(&shared.peer, options, Purpose::Io, deadline)?;
-        self.look_again(deadline)?;
+        lock(&shared.state).looks += 1;
+        for namespace in shared.namespaces() {
+            self.look_at(&namespace, deadline)?;
+        }
+        let facts = &self.admin.facts;
         let mut links = Vec::new();
-        for wire in shared.wires() {
-            let link = admin::open_queue(&shared.peer, options, &self.admin.facts, wire.qid, deadline)?;
+        let mut beyond = Vec::new();
+        let wires = shared.wires().into_iter().filter(|wire| lock(&wire.mail).dead.is_none());
+        for (wire, qid) in wires.zip(1..) {
+            if qid > facts.queues {
+                beyond.push(wire);
+                continue;
+            }
+            wire.set_qid(qid);
+            let link = admin::open_queue(&shared.peer, options, facts, qid, deadline)?;
             links.push((wire, link));
         }
+        for wire in beyond {
+            // The others go on.
+            let text = format!("the controller came back with no more than {} I/O queues", facts.queues);
+            wire.post(|mail| mail.dead = Some(Why::new(text)));
+        }
+        lock(&shared.state).last_qid = u16::try_from(links.len()).unwrap_or(u16::MAX);
         Ok(links)
     }
 }
 
 impl Pending {
+    fn new(now: Instant) -> Self {
+        Self {
+            question: None,
+            keep_alive_sent: None,
+            next_beat: now,
+            event_asked: false,
+            events: Vec::new(),
+            lost: None,
+        }
+    }
+
+    /// Puts a keep-alive into the output when one is due.
+    fn beat(&mut self, admin: &mut Admin, now: Instant) {
+        if self.keep_alive_sent.is_none() && now >= self.next_beat {
+            admin.link.machine().submit(SLOT_KEEP_ALIVE, AdminCommand::KeepAlive.to_sqe(), Data::None);
+            self.keep_alive_sent = Some(now);
+            self.next_beat = now + admin.keep_alive / 2;
+        }
+    }
+
     fn done(&mut self, slot: u16, cqe: Cqe, data: Data, received: u32) {
         match slot {
             SLOT_ASK => {

@@ -20,6 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The size of one read or write that serves best, in bytes, where the controller takes as much.
 const OPTIMAL_IO_BYTES: u64 = 256 << 10;
 
+/// Longest Copy asked for, in bytes, whatever the controller takes: a slow disk has to be done with it well within the command
+/// time-out, at whose end the controller is reset.
+const COPY_BYTES_MAX: u64 = 64 << 20;
+
 /// A namespace. Its size follows the controller's; everything else is as it was when it was opened.
 pub struct Namespace {
     name: String,
@@ -65,11 +69,13 @@ pub(super) struct CopyMost {
 ///
 /// Writes dirty the present generation; a flush ends it, and cleans all up to it once it has succeeded.
 pub(super) struct WriteCache {
-    /// There is such a cache.
-    pub(super) volatile: bool,
+    /// There is such a cache, or was once: a controller may come back with one.
+    volatile: AtomicBool,
     generation: AtomicU64,
     dirty: AtomicU64,
     clean: AtomicU64,
+    /// The last association that was lost without its end being seen.
+    ended: AtomicU64,
     /// The last association that was lost while there was something to lose.
     lost: AtomicU64,
     why: Mutex<Option<Why>>,
@@ -78,21 +84,44 @@ pub(super) struct WriteCache {
 impl WriteCache {
     fn new(volatile: bool) -> Self {
         Self {
-            volatile,
+            volatile: AtomicBool::new(volatile),
             generation: AtomicU64::new(1),
             dirty: AtomicU64::new(0),
             clean: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             why: Mutex::new(None),
         }
     }
 
-    /// A write has completed.
-    pub(super) fn written(&self) {
+    /// True when only a flush makes writes durable.
+    pub(super) fn is_volatile(&self) -> bool {
+        self.volatile.load(Ordering::Acquire)
+    }
+
+    /// A write has completed on this association, well or in part.
+    pub(super) fn written(&self, association: u64) {
+        if !self.is_volatile() {
+            return;
+        }
         let now = self.generation.load(Ordering::Acquire);
         // Read first: the line stays shared among threads that write.
-        if self.dirty.load(Ordering::Relaxed) < now {
-            self.dirty.fetch_max(now, Ordering::AcqRel);
+        if self.dirty.load(Ordering::SeqCst) < now {
+            self.dirty.fetch_max(now, Ordering::SeqCst);
+        }
+        // Either this sees that the association is lost, or who loses it sees that there is something to lose: the answer
+        // may have been read from the socket long after.
+        if self.ended.load(Ordering::SeqCst) >= association {
+            self.lost.fetch_max(association, Ordering::AcqRel);
+        }
+    }
+
+    /// This association is lost, and with it maybe what was written and not flushed.
+    fn association_ended(&self, association: u64, why: &Why) {
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+        self.ended.fetch_max(association, Ordering::SeqCst);
+        if self.is_volatile() && self.dirty.load(Ordering::SeqCst) > self.clean.load(Ordering::Acquire) {
+            self.lost.fetch_max(association, Ordering::AcqRel);
         }
     }
 
@@ -115,7 +144,7 @@ impl WriteCache {
         let why = why.as_ref().map_or(String::new(), |w| format!(" ({w})"));
         let text = format!(
             "the connection was lost{why} when bytes were written and not yet flushed, and nobody can say whether the target has \
-             kept them; write them again"
+             kept them; open a new queue and write them again"
         );
         Err(Error::new(Kind::Io, text))
     }
@@ -153,10 +182,8 @@ impl Namespace {
         let host = Host::new(url.host.clone())?;
         let peer = Peer { address: url.address.clone(), subsystem, host };
         let controller = Controller::attach(peer, options)?;
-        let (facts, namespace) = controller.namespace(nsid)?;
-        namespace.check_plain()?;
         let held = controller.clone();
-        Ok(controller.share(nsid, || Arc::new(Self::new(name.to_owned(), held, &facts, namespace))))
+        controller.namespace(nsid, |facts, now| Arc::new(Self::new(name.to_owned(), held, facts, now)))
     }
 
     fn new(name: String, controller: Arc<Controller>, facts: &Facts, namespace: NamespaceFacts) -> Self {
@@ -165,7 +192,7 @@ impl Namespace {
         let size = page.size_bytes().expect("checked by `check_plain`");
         let copy = page.copy.filter(|_| admin::copies(facts)).map(|most| CopyMost {
             range_blocks: most.range_blocks_max.get().into(),
-            blocks: most.blocks_max.get().into(),
+            blocks: u64::from(most.blocks_max.get()).min((COPY_BYTES_MAX / u64::from(block.get())).max(1)),
             // What a list has room for; one range more than a u8 holds.
             ranges: most.ranges_max.get() as usize,
         });
@@ -230,9 +257,12 @@ impl Namespace {
     }
 
     /// The controller says it is this now.
-    pub(super) fn is_now(&self, now: &NamespaceFacts) {
+    pub(super) fn is_now(&self, facts: &Facts, now: &NamespaceFacts) {
         let plain = now.check_plain().map_err(|e| Why::of(&e));
-        let same = self.first.is_same(now);
+        // Without any identifier the names of the subsystem have to do.
+        let same = self.first.is_same(now) && (now.has_id() || leaf(facts, now) == self.leaf);
+        // What was written while there was no cache is durable; from now on a flush is needed.
+        self.cache.volatile.fetch_or(facts.identify.write_cache, Ordering::AcqRel);
         match (plain, now.identify.size_bytes()) {
             (Err(why), _) => self.is_gone(&why),
             (Ok(()), Some(size)) if same && now.identify.block_bytes() == self.block() => {
@@ -253,11 +283,7 @@ impl Namespace {
 
     /// An association is lost, and with it maybe what was written and not flushed.
     pub(super) fn lost_association(&self, association: u64, why: &Why) {
-        let cache = &self.cache;
-        if cache.volatile && cache.dirty.load(Ordering::Acquire) > cache.clean.load(Ordering::Acquire) {
-            *cache.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
-            cache.lost.fetch_max(association, Ordering::AcqRel);
-        }
+        self.cache.association_ended(association, why);
     }
 }
 
@@ -360,5 +386,39 @@ impl Device for Namespace {
     }
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_whose_answer_is_read_after_its_association_was_lost_is_lost_with_it() {
+        let why = Why::new("cut".to_owned());
+        let cache = WriteCache::new(true);
+        cache.association_ended(1, &why);
+        assert!(cache.check(1).is_ok(), "there was nothing to lose");
+        cache.written(1);
+        assert!(cache.check(1).is_err() && cache.check(2).is_ok());
+        // The other way round.
+        let cache = WriteCache::new(true);
+        cache.written(1);
+        cache.association_ended(1, &why);
+        assert!(cache.check(1).is_err());
+        // Flushed in between, or written on the next one.
+        let cache = WriteCache::new(true);
+        cache.written(1);
+        let number = cache.flush_begins();
+        cache.flushed(number);
+        cache.association_ended(1, &why);
+        cache.written(2);
+        assert!(cache.check(1).is_ok());
+        // There is no cache.
+        let cache = WriteCache::new(false);
+        cache.written(1);
+        cache.association_ended(1, &why);
+        cache.written(1);
+        assert!(cache.check(1).is_ok());
     }
 }

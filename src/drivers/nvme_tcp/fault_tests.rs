@@ -117,6 +117,24 @@ fn a_write_that_may_still_happen_is_not_sent_again() {
 }
 
 #[test]
+fn a_reset_controller_may_still_write_what_it_had_begun() {
+    let fake = Fake::new(|_| {});
+    let device = open(&fake, 1, keen());
+    let mut first = true;
+    fake.rule(move |seen| {
+        let write = matches!(seen.io(), Some(IoCommand::Write(_)));
+        if write && std::mem::take(&mut first) { Act::Late(Duration::from_millis(150)) } else { Act::Serve }
+    });
+    with(&device, async |client| {
+        assert!(client.submit(write(0, &pattern(1, 4096))).await.result.is_ok());
+        assert!(client.submit(write(0, &pattern(2, 4096))).await.result.is_ok());
+        until("the end of the first write", || fake.ghosts_left() == 0);
+        assert!(client.submit(read(0, 4096)).await.buf[..] == pattern(2, 4096)[..]);
+        assert!(client.submit(Op::Flush).await.result.is_ok(), "the controller was there all the time");
+    });
+}
+
+#[test]
 fn reads_go_on_while_a_write_is_in_doubt() {
     let fake = Fake::new(|_| {});
     // The doubt lasts two keep-alive time-outs; the rest is done long before.
@@ -193,7 +211,7 @@ fn a_missed_keep_alive_ends_the_association_and_another_takes_its_place() {
 
 #[test]
 fn a_command_without_an_answer_fails_and_the_rest_goes_on() {
-    let options = Options { command_timeout: Duration::from_millis(300), ..quick() };
+    let options = Options { command_timeout: Duration::from_millis(300), ..keen() };
     for swallow_write in [false, true] {
         let fake = Fake::new(|_| {});
         let device = open(&fake, 1, options);

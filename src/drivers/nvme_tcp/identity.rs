@@ -1,6 +1,6 @@
 //! Who this host says it is: its NQN and its identifier.
 
-use crate::block::Result;
+use crate::block::{Error, Kind, Result};
 use crate::nvme::Nqn;
 use std::fmt::Write as _;
 use std::fs;
@@ -13,7 +13,10 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// The host named by the user, or this machine: as `/etc/nvme/hostnqn` and `hostid` say, else after its machine id.
+    /// The host named by the user, or this machine: as `/etc/nvme/hostnqn` and `hostid` say, else after its machine id or its
+    /// boot.
+    ///
+    /// Errors: `InvalidInput` for a machine that has none of these. Two hosts of one name would end each other's associations.
     pub(super) fn new(named: Option<Nqn>) -> Result<Self> {
         if let Some(nqn) = named {
             return Ok(Self::of(nqn));
@@ -26,9 +29,15 @@ impl Host {
             });
         }
         // The machine id itself is not for others to see: what goes out is a digest of it, in the form of a UUID.
-        let machine = line("/etc/machine-id").unwrap_or_else(|| {
-            line("/proc/sys/kernel/random/boot_id").unwrap_or_else(|| "no machine id".to_owned())
-        });
+        Self::of_machine(line("/etc/machine-id"), line("/proc/sys/kernel/random/boot_id"))
+    }
+
+    fn of_machine(machine: Option<String>, boot: Option<String>) -> Result<Self> {
+        // Images are shipped with that word instead of an id.
+        let Some(machine) = machine.filter(|id| id != "uninitialized").or(boot) else {
+            let text = "this machine has no name (/etc/nvme/hostnqn, /etc/machine-id); give the URL one: &hostnqn=NQN";
+            return Err(Error::new(Kind::InvalidInput, text));
+        };
         let mut id = [0; 16];
         id.copy_from_slice(&blake3::derive_key("blkcopy nvme host id", machine.as_bytes())[..16]);
         id[6] = id[6] & 0x0f | 0x80;
@@ -91,6 +100,11 @@ mod tests {
     fn a_host_is_the_same_each_time_and_its_id_is_the_uuid_in_its_name() {
         let me = Host::new(None).unwrap();
         assert_eq!(me, Host::new(None).unwrap());
+        let id = |text: &str| Some(text.to_owned());
+        assert_ne!(Host::of_machine(id("a"), None).unwrap(), Host::of_machine(id("b"), None).unwrap());
+        let booted = Host::of_machine(None, id("b")).unwrap();
+        assert_eq!(Host::of_machine(id("uninitialized"), id("b")).unwrap(), booted);
+        assert_eq!(Host::of_machine(None, None).unwrap_err().kind(), Kind::InvalidInput);
         let text = "01234567-89ab-cdef-0123-456789abcdef";
         let named = Nqn::new(&format!("nqn.2014-08.org.nvmexpress:uuid:{text}")).unwrap();
         let host = Host::new(Some(named)).unwrap();

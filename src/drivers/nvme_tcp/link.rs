@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use rustix::net::{recv, recvmsg, send, sendmsg, shutdown};
 use std::io;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ const ADMIN_IN_CAPSULE: u32 = 8192;
 /// A connection to a controller.
 pub(super) struct Link {
     socket: Arc<OwnedFd>,
+    at: SocketAddr,
     machine: Connection,
     /// Bytes and calls on the socket since the connection was opened.
     counters: Counters,
@@ -57,11 +58,16 @@ impl Link {
     ///
     /// Tries every address of the host, all within the deadline. Errors name `address`.
     pub(super) fn open(address: &Address, slots: u16, digests: Digests, deadline: Instant) -> Result<Self> {
-        Self::try_open(address, slots, digests, deadline).map_err(|e| e.on(&address.to_string()))
+        let opened = address.resolve().and_then(|all| Self::try_open(&all, slots, digests, deadline));
+        opened.map_err(|e| e.on(&address.to_string()))
     }
 
-    fn try_open(address: &Address, slots: u16, digests: Digests, deadline: Instant) -> Result<Self> {
-        let addresses = address.resolve()?;
+    /// The same at the one address that another connection leads to: a name may lead to several targets.
+    pub(super) fn open_at(at: SocketAddr, slots: u16, digests: Digests, deadline: Instant) -> Result<Self> {
+        Self::try_open(&[at], slots, digests, deadline).map_err(|e| e.on(&at.to_string()))
+    }
+
+    fn try_open(addresses: &[SocketAddr], slots: u16, digests: Digests, deadline: Instant) -> Result<Self> {
         let mut refused = None;
         for (i, addr) in addresses.iter().enumerate() {
             // Each gets its share of the time that is left.
@@ -76,7 +82,7 @@ impl Link {
                 Ok(stream) if stream.local_addr().ok() == Some(*addr) => {
                     refused = Some(io::ErrorKind::ConnectionRefused.into());
                 }
-                Ok(stream) => return Self::over(stream, slots, digests, deadline),
+                Ok(stream) => return Self::over(stream, *addr, slots, digests, deadline),
                 Err(e) => refused = Some(e),
             }
         }
@@ -95,7 +101,13 @@ impl Link {
         })
     }
 
-    fn over(stream: TcpStream, slots: u16, digests: Digests, deadline: Instant) -> Result<Self> {
+    fn over(
+        stream: TcpStream,
+        at: SocketAddr,
+        slots: u16,
+        digests: Digests,
+        deadline: Instant,
+    ) -> Result<Self> {
         let os = |e: io::Error| Error::new(Kind::Io, "the connection cannot be set up").because(e);
         stream.set_nodelay(true).map_err(os)?;
         stream.set_nonblocking(true).map_err(os)?;
@@ -111,8 +123,8 @@ impl Link {
         let machine = Connection::new(&config)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
         let socket = Arc::new(OwnedFd::from(stream));
-        let mut link =
-            Self { socket, machine, counters: Counters::default(), start: Instant::now(), failed: false };
+        let (counters, start) = (Counters::default(), Instant::now());
+        let mut link = Self { socket, at, machine, counters, start, failed: false };
         loop {
             match link.machine.next() {
                 Some(Event::Ready { digests: agreed, .. }) => {
@@ -142,6 +154,11 @@ impl Link {
     /// The socket, to wait for with [`crate::reactor::IoOp::Ready`].
     pub(super) fn socket(&self) -> &Arc<OwnedFd> {
         &self.socket
+    }
+
+    /// Where it leads.
+    pub(super) fn at(&self) -> SocketAddr {
+        self.at
     }
 
     /// The machine.
@@ -241,6 +258,14 @@ impl Link {
         if self.machine.output().is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT }
     }
 
+    /// Errors: a command got no answer here, so that nothing more can be asked.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.failed || self.machine.is_closing() {
+            return Err(Error::new(Kind::Io, "the connection is lost"));
+        }
+        Ok(())
+    }
+
     /// Sends one command in `slot` and waits for its end. Ends of other commands go to `strays`.
     ///
     /// Errors: the connection is gone or broken, or no answer by the deadline. A status is no error here.
@@ -252,9 +277,7 @@ impl Link {
         deadline: Instant,
         strays: &mut Vec<(u16, Cqe)>,
     ) -> Result<Answer> {
-        if self.failed || self.machine.is_closing() {
-            return Err(Error::new(Kind::Io, "the connection is lost"));
-        }
+        self.check()?;
         self.machine.submit(slot, sqe, data);
         let answer = self.wait_for(slot, deadline, strays);
         self.failed = answer.is_err();
@@ -305,7 +328,7 @@ pub(super) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-/// For `poll`; rounded up, so that a wait never ends just before what it waits for.
+/// For `poll`.
 pub(super) fn timespec(time: Duration) -> Timespec {
     let secs = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     Timespec { tv_sec: secs, tv_nsec: time.subsec_nanos().into() }

@@ -11,6 +11,7 @@ mod identity;
 mod link;
 mod queue;
 mod url;
+mod wire;
 
 pub use device::Namespace;
 pub use discovery::{NamespaceInfo, Subsystem, discover, subsystem};
@@ -99,6 +100,8 @@ impl fmt::Display for Why {
 mod attach_tests;
 #[cfg(test)]
 mod fault_tests;
+#[cfg(test)]
+mod return_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -5,9 +5,10 @@
 
 use super::Why;
 use super::admin::{DEPTH, Facts};
-use super::controller::{Fresh, SCANS, Wire};
+use super::controller::SCANS;
 use super::device::Namespace;
 use super::link::{Link, Received, broken, buf_of};
+use super::wire::{Fresh, Wire};
 use crate::block::device::check_range;
 use crate::block::{
     Buf, ByteRange, Completion, CopyReport, CopyRequest, Counters, Device, Error, Kind, Method, Op, Queue,
@@ -103,8 +104,12 @@ struct Work {
     sent: u32,
     losses: u8,
     retries: u8,
+    /// A command of it was sent and has not ended well: what it was to change may hold anything.
+    begun: bool,
     /// The association on which the command may still be executed, and leave its mark.
     doubt: Option<u64>,
+    /// The quarter of the command time-out in which it is not sent again.
+    not_in: Option<u32>,
     /// Why it is not to be sent again.
     failed: Option<Error>,
 }
@@ -154,7 +159,7 @@ impl NvmeQueue {
             return self.end_at_once(request, Err(error));
         }
         let nothing = match request.op() {
-            Op::Flush => !self.namespace.cache.volatile,
+            Op::Flush => !self.namespace.cache.is_volatile(),
             op => op.range().is_some_and(ByteRange::is_empty),
         };
         if nothing {
@@ -185,7 +190,9 @@ impl NvmeQueue {
             sent: 0,
             losses: 0,
             retries: 0,
+            begun: false,
             doubt: None,
+            not_in: None,
             failed: None,
         };
         match self.free.pop() {
@@ -282,8 +289,10 @@ impl NvmeQueue {
     /// Sends the command for the next part of a request.
     fn start(&mut self, slot: u16, mut work: Work) {
         let (sqe, data) = self.command(&mut work);
-        work.sent = self.scans;
+        // As it is now: this queue may not have looked for long.
+        work.sent = self.wire.scans();
         work.doubt = None;
+        work.not_in = None;
         let link = self.link.as_mut().expect("asked before");
         link.machine().submit(slot, sqe, data);
         self.works[usize::from(slot)] = Some(work);
@@ -304,7 +313,8 @@ impl NvmeQueue {
         let slba = rest.offset() / block;
         let blocks = work.part / block;
         let extent = |fua| {
-            let blocks = u32::try_from(blocks).ok().and_then(Blocks::new).unwrap_or(Blocks::ONE);
+            let blocks = u32::try_from(blocks).ok().and_then(Blocks::new);
+            let blocks = blocks.expect("1 to 65536: not empty, and within `Most`");
             Extent { fua, ..Extent::new(nsid, slba, blocks) }
         };
         let command = match work.request.op() {
@@ -342,7 +352,7 @@ impl NvmeQueue {
                         blocks: u32::try_from(r.len() / block)
                             .ok()
                             .and_then(Blocks::new)
-                            .unwrap_or(Blocks::ONE),
+                            .expect("1 to MSSRL, checked by `check_copy`"),
                         fco: false,
                     })
                     .collect();
@@ -372,8 +382,8 @@ impl NvmeQueue {
             return self.finish(work, Err(Error::new(Kind::Io, text)));
         }
         let op = work.request.op();
-        if op.is_write() && self.namespace.cache.volatile && !is_durable(op) {
-            self.namespace.cache.written();
+        if op.is_write() && !is_durable(op) {
+            self.namespace.cache.written(self.association);
         }
         work.done += work.part;
         if op.range().is_some_and(|r| work.done < r.len()) {
@@ -396,11 +406,23 @@ impl NvmeQueue {
     #[cold]
     fn refused(&mut self, slot: u16, mut work: Work, cqe: &Cqe) {
         let status = cqe.status;
-        // Nothing was executed: the data came to harm on the way, or the namespace is not ready yet.
-        let again = status.is(Status::TRANSIENT_TRANSPORT_ERROR) || status.is(Status::NAMESPACE_NOT_READY);
+        work.begun = true;
+        // Nothing was executed: the data came to harm on the way, or the namespace is not ready yet, for which it gets time.
+        let later = status.is(Status::NAMESPACE_NOT_READY);
+        let again = later || status.is(Status::TRANSIENT_TRANSPORT_ERROR);
         if again && !status.do_not_retry() && work.retries < RETRIES_MAX && self.link.is_some() {
             work.retries += 1;
+            if later {
+                work.not_in = Some(self.wire.scans());
+                self.free.push(slot);
+                self.held.push_back(work);
+                return;
+            }
             return self.start(slot, work);
+        }
+        // A part of it may have been done, and may lie in the cache.
+        if work.request.op().is_write() {
+            self.namespace.cache.written(self.association);
         }
         self.free.push(slot);
         let doing = match work.request.op() {
@@ -427,7 +449,7 @@ impl NvmeQueue {
 
     /// Ends a request.
     fn finish(&mut self, work: Work, result: Result<()>) {
-        let Work { request, mut buf, shown, done, .. } = work;
+        let Work { request, mut buf, shown, done, begun, .. } = work;
         if uses_list(request.op()) {
             self.lists.push(std::mem::take(&mut buf));
         } else {
@@ -445,7 +467,7 @@ impl NvmeQueue {
         } else {
             self.counters.errors += 1;
         }
-        let rest_undefined = result.is_err();
+        let rest_undefined = begun && result.is_err();
         let result = result.map_err(|e| {
             let e = e.on(self.namespace.name());
             if let Some(range) = range { e.at(range) } else { e }
@@ -528,6 +550,7 @@ impl NvmeQueue {
             let Some(mut work) = self.works[usize::from(unfinished.slot)].take() else { continue };
             work.buf = buf_of(unfinished.data);
             if unfinished.maybe_executed {
+                work.begun = true;
                 work.losses += 1;
                 work.doubt = work.request.op().is_write().then_some(self.association);
                 if work.losses > LOSSES_MAX && work.failed.is_none() {
@@ -569,6 +592,7 @@ impl NvmeQueue {
         for _ in 0..self.held.len() {
             let Some(mut work) = self.held.pop_front() else { return };
             let sure = work.doubt.is_none_or(|association| association <= self.quiet);
+            let cancelled = matches!(work.request.op(), Op::Copy(copy) if copy.cancel.is_set());
             if let Some(why) = &self.dead {
                 let error = work.failed.take().unwrap_or_else(|| why.error());
                 self.finish(work, Err(error));
@@ -577,9 +601,12 @@ impl NvmeQueue {
                 self.held.push_back(work);
             } else if let Some(error) = work.failed.take() {
                 self.finish(work, Err(error));
+            } else if cancelled {
+                let text = "stopped on request while there was no connection";
+                self.finish(work, Err(Error::new(Kind::Cancelled, text)));
             } else if let Err(error) = self.check(&work.request) {
                 self.finish(work, Err(error));
-            } else if self.link.is_none() || self.free.is_empty() {
+            } else if self.link.is_none() || self.free.is_empty() || work.not_in == Some(self.wire.scans()) {
                 self.held.push_back(work);
             } else {
                 let slot = self.free.pop().expect("asked before");
@@ -616,9 +643,8 @@ impl Work {
         let mut buf = std::mem::take(&mut self.buf);
         let fits = "within a buffer";
         let (done, part) = (usize::try_from(self.done).expect(fits), usize::try_from(self.part).expect(fits));
-        if part != self.shown.1 {
-            buf.narrow(self.shown.0 + done, part);
-        }
+        // Always: it may have been narrowed to another length before its connection was lost.
+        buf.narrow(self.shown.0 + done, part);
         buf
     }
 }
@@ -660,7 +686,6 @@ impl Queue for NvmeQueue {
 
     fn poll(&mut self, done: &mut Vec<Completion>) {
         self.read_mail();
-        self.scan();
         if self.armed != [false; 2] {
             self.reactor.complete(self.port, &mut self.finished);
             for io in self.finished.drain(..) {
@@ -670,7 +695,9 @@ impl Queue for NvmeQueue {
         if self.out > 0 {
             self.drain_socket();
         }
-        if !self.held.is_empty() && self.link.is_some() {
+        // After what has come: nobody may have looked for long.
+        self.scan();
+        if !self.held.is_empty() {
             self.resume();
             self.turn();
         }

@@ -61,6 +61,8 @@ pub(super) enum Act {
     Cut { served: bool, all: bool },
     /// Connections end; the write happens later, unless the controller was reset or has given the host up by then.
     Ghost(Duration),
+    /// I/O connections end; the write happens later, whatever becomes of the controller: a disk was busy with it.
+    Late(Duration),
     /// These bytes go out instead of an answer.
     Raw(Vec<u8>),
     /// A read: that many bytes, called a success.
@@ -421,13 +423,14 @@ impl<'a> One<'a> {
                 }
                 self.cut_all(all);
             }
-            Act::Ghost(delay) => {
-                self.cut_all(true);
+            Act::Ghost(delay) | Act::Late(delay) => {
+                let late = matches!(act, Act::Late(_));
+                self.cut_all(!late);
                 let inner = self.inner.clone();
                 inner.ghosts.fetch_add(1, Ordering::SeqCst);
                 std::thread::spawn(move || {
                     std::thread::sleep(delay);
-                    if association.lives() {
+                    if late || association.lives() {
                         let one = Ghost(&inner);
                         one.io(&association, &sqe, &data);
                     }

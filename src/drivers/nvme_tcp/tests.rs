@@ -368,6 +368,12 @@ fn limits_identity_and_size_are_the_namespaces() {
     assert_eq!(limits.copy_max_bytes.get().unwrap().get(), 128 * 512);
     assert_eq!(limits.copy_max_nr_ranges.get().unwrap().get(), 8);
     assert_eq!(limits.optimal_io_bytes.get(), 128 << 10);
+    // However long one may be, a slow disk has to end it in time.
+    let endless =
+        Fake::new(|s| s.disks.get_mut(&1).unwrap().page.copy = Some(copy_limits(65535, u32::MAX, 256)));
+    let endless = open(&endless, 1, quick());
+    assert_eq!(endless.limits().copy_max_bytes.get().unwrap().get(), 64 << 20);
+    assert_eq!(endless.copy_paths()[0].max_bytes, 64 << 20);
     let (two, three) = (open(&fake, 2, quick()), open(&fake, 3, quick()));
     // Copies reach namespaces of equal block size.
     assert_eq!(one.copy_paths()[0].scope, two.copy_paths()[0].scope);

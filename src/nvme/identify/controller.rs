@@ -84,6 +84,9 @@ pub struct IdentifyController {
     pub error_log_entries: Count8,
     /// Granularity of the keep-alive timer in 100 ms; `None`: no keep-alive (KAS). Linux refuses I/O controllers without.
     pub kas: Option<NonZeroU16>,
+    /// Longest time in which the controller ends the commands of a host it has lost, in ms; `None`: not reported (CQT, Base
+    /// Specification 2.1).
+    pub quiesce_ms: Option<NonZeroU16>,
     /// Size of submission queue entries as powers of two: smallest 3:0, largest 7:4 (SQES).
     pub sqes: u8,
     /// Size of completion queue entries likewise (CQES).
@@ -155,6 +158,7 @@ impl IdentifyController {
             lpa: 0,
             error_log_entries: Count8::ONE,
             kas: None,
+            quiesce_ms: None,
             sqes: 0x66,
             cqes: 0x44,
             maxcmd: None,
@@ -220,6 +224,7 @@ impl IdentifyController {
         at(258, &[self.abort_limit.to_wire(), self.async_event_limit.to_wire(), self.frmw, self.lpa]);
         at(262, &[self.error_log_entries.to_wire()]);
         at(320, &self.kas.map_or(0, NonZeroU16::get).to_le_bytes());
+        at(386, &self.quiesce_ms.map_or(0, NonZeroU16::get).to_le_bytes());
         at(512, &[self.sqes, self.cqes]);
         at(514, &self.maxcmd.map_or(0, NonZeroU16::get).to_le_bytes());
         at(516, &self.nn.to_le_bytes());
@@ -290,6 +295,7 @@ impl IdentifyController {
             lpa: b[261],
             error_log_entries: Count8::from_wire(b[262]),
             kas: NonZeroU16::new(u16_at(b, 320)),
+            quiesce_ms: NonZeroU16::new(u16_at(b, 386)),
             sqes: b[512],
             cqes: b[513],
             maxcmd: NonZeroU16::new(u16_at(b, 514)),

@@ -94,6 +94,8 @@ struct Slot {
     in_capsule: bool,
     /// Position in the output of its capsule's first byte; `None`: the capsule was never put there.
     capsule_at: Option<u64>,
+    /// Position behind its last byte.
+    capsule_end: u64,
     /// Position in the output behind the last byte that is sent from its buffer.
     refers_to: u64,
     /// Bytes the controller has asked for; R2Ts not wholly answered.
@@ -217,6 +219,7 @@ impl Connection {
         put(&mut self.outgoing, slot, number, &form, 0, len, |out| {
             out[pdu::COMMON_LEN..pdu::COMMON_LEN + Sqe::LEN].copy_from_slice(&sqe.0);
         });
+        slot.capsule_end = self.outgoing.put();
     }
 
     /// The command id that the command in `slot` has on the wire: what an Abort names.
@@ -304,11 +307,13 @@ impl Connection {
         Ok(Event::Ready { h2c_data_bytes_max, digests })
     }
 
-    /// The slot of the command `cid`, which has not ended.
+    /// The slot of the command `cid`, which was sent and has not ended. Nobody can answer what is not wholly sent: ids are
+    /// easily guessed.
     fn running(&mut self, cid: u16, named_at: u32) -> Result<&mut Slot, Fatal> {
+        let gone = self.outgoing.gone();
         self.slots
             .get_mut(usize::from(cid % SLOTS_MAX))
-            .filter(|slot| slot.busy && slot.cid == cid && slot.done.is_none())
+            .filter(|slot| slot.busy && slot.cid == cid && slot.capsule_end <= gone && slot.done.is_none())
             .ok_or(Fatal::field(named_at))
     }
 
@@ -348,8 +353,14 @@ impl Connection {
     }
 
     fn response(&mut self, cqe: Cqe) -> Result<Option<Event>, Fatal> {
+        let gone = self.outgoing.gone();
         let slot = self.running(cqe.cid, field::RESPONSE_CID)?;
-        if slot.received > 0 && !slot.last && cqe.status.is_success() {
+        let half_received = slot.received > 0 && !slot.last;
+        // A success without the data: not all of it asked for, or not all that was asked for sent.
+        let half_sent = !slot.in_capsule && (slot.asked as usize) < slot.out().len()
+            || slot.r2ts > 0
+            || slot.refers_to > gone;
+        if (half_received || half_sent) && cqe.status.is_success() {
             return Err(Fatal { status: fes::SEQUENCE_ERROR, information: 0 });
         }
         Ok(self.done(cqe.cid % SLOTS_MAX, cqe))

@@ -295,6 +295,22 @@ fn rows() -> Vec<(String, Digests, Make, Fatal)> {
             }),
             sequence,
         );
+        row(
+            "success for a write whose data nobody asked for",
+            Box::new(move |e| ok(e.cid(2), digests)),
+            sequence,
+        );
+        for (name, len) in [("in part", 19_999), ("but it is not sent yet", 20_000)] {
+            row(
+                &format!("success for a write whose data was asked for {name}"),
+                Box::new(move |end| {
+                    let mut bytes = r2t(digests, end.cid(2), 1, 0, len);
+                    bytes.extend(ok(end.cid(2), digests));
+                    bytes
+                }),
+                sequence,
+            );
+        }
 
         // Types.
         row("unknown type", Box::new(move |_| vec![8, 0, 24, 0, 24, 0, 0, 0]), Fatal::field(0));
@@ -338,9 +354,47 @@ fn a_controller_that_breaks_the_rules_is_told_which_and_left() {
 }
 
 #[test]
+fn a_command_that_is_not_wholly_sent_has_no_answer() {
+    // Its id is no secret: a slot and a small number.
+    for digests in [NONE, BOTH] {
+        let answers: [fn(Digests, u16) -> Vec<u8>; 4] = [
+            |digests, cid| ok(cid, digests),
+            |digests, cid| response(Cqe { cid, status: Status::WRITE_FAULT, ..Cqe::default() }, digests),
+            |digests, cid| r2t(digests, cid, 1, 0, 512),
+            |digests, cid| c2h(flag::LAST | flag::SUCCESS, digests, cid, 0, &[0; 512]),
+        ];
+        for (i, answer) in answers.into_iter().enumerate() {
+            let data = |len: usize| if i == 3 { Data::In(buf(512)) } else { Data::Out(patterned(1, len)) };
+            // In the capsule, beside it, and by R2T; not begun, and all sent but the last byte.
+            for len in [512, 8192, 9000] {
+                for all_but_one in [false, true] {
+                    let mut end = ready(&Config { digests, ..host_config() }, granted(digests));
+                    end.submit(3, Sqe::new(0x01, 1), data(len));
+                    let whole: usize = end.output().iter().map(|slice| slice.len()).sum();
+                    if all_but_one {
+                        send_from(&mut end, whole - 1);
+                    }
+                    let bytes = answer(digests, end.cid(3));
+                    let events = feed_host(&mut end, &bytes, usize::MAX);
+                    let [Event::Broken(Broken::Protocol(fatal))] = events[..] else {
+                        panic!("{i} {len}: {events:?}")
+                    };
+                    assert_eq!(fatal.status, fes::INVALID_HEADER_FIELD, "{i} {len}");
+                    let Some(Unfinished { slot: 3, maybe_executed, .. }) = end.drain() else {
+                        panic!("lost")
+                    };
+                    assert_eq!(maybe_executed, all_but_one, "{i} {len}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn success_where_flow_control_is_on_is_an_error() {
     let mut end = ready(&Config { flow_control: true, ..host_config() }, granted(NONE));
     end.submit(1, Sqe::new(0x02, 1), Data::In(buf(512)));
+    send_all(&mut end);
     let bytes = c2h(flag::LAST | flag::SUCCESS, NONE, end.cid(1), 0, &[0; 512]);
     assert!(matches!(feed_host(&mut end, &bytes, 99)[..],
         [Event::Broken(Broken::Protocol(fatal))] if fatal == Fatal::field(1)));

@@ -39,7 +39,7 @@ pub(super) const CONTROLLER: Layout = Layout {
         ("hmpre", 4), ("hmmin", 4), ("tnvmcap", 16), ("unvmcap", 16), ("rpmbs", 4), ("edstt", 2), ("dsto", 1),
         ("fwug", 1), ("kas", 2), ("hctma", 2), ("mntmt", 2), ("mxtmt", 2), ("sanicap", 4), ("hmminds", 4),
         ("hmmaxd", 2), ("nsetidmax", 2), ("endgidmax", 2), ("anatt", 1), ("anacap", 1), ("anagrpmax", 4),
-        ("nanagrpid", 4), ("pels", 4), ("domainid", 2), ("", 10), ("megcap", 16), ("", 128), ("sqes", 1),
+        ("nanagrpid", 4), ("pels", 4), ("domainid", 2), ("", 10), ("megcap", 16), ("", 2), ("cqt", 2), ("", 124), ("sqes", 1),
         ("cqes", 1), ("maxcmd", 2), ("nn", 4), ("oncs", 2), ("fuses", 2), ("fna", 1), ("vwc", 1), ("awun", 2),
         ("awupf", 2), ("icsvscc", 1), ("nwpc", 1), ("acwu", 2), ("ocfs", 2), ("sgls", 4), ("mnan", 4),
         ("maxdna", 16), ("maxcna", 4), ("", 204), ("subnqn", 256), ("", 768), ("ioccsz", 4), ("iorcsz", 4),

@@ -55,6 +55,7 @@ fn controller() -> IdentifyController {
         lpa: lpa::COMMAND_EFFECTS | lpa::EXTENDED,
         error_log_entries: Count8::new(128).unwrap(),
         kas: NonZeroU16::new(10),
+        quiesce_ms: NonZeroU16::new(300),
         maxcmd: NonZeroU16::new(128),
         nn: 1024,
         oncs: oncs::COMPARE
@@ -109,6 +110,7 @@ fn identify_controller_is_as_other_programs_read_it() {
         ("lpa", &[6]),
         ("elpe", &[127]),
         ("kas", &[10]),
+        ("cqt", &[0x2c, 1]),
         ("sqes", &[0x66]),
         ("cqes", &[0x44]),
         ("maxcmd", &[128]),

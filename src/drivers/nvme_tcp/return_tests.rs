@@ -1,0 +1,314 @@
+//! What the host driver makes of a controller that comes back, or looks again, and is not what it was.
+
+use super::testing::{Act, Disk, Fake, disk};
+use super::tests::*;
+use super::{Namespace, Options};
+use crate::block::receipt::Receipt;
+use crate::block::{Device, Kind, Op};
+use crate::copy::run::{Options as CopyOptions, copy};
+use crate::copy::{Job, Segment};
+use crate::drivers::testing::pattern;
+use crate::nvme::feature::AsyncEvent;
+use crate::nvme::identify::{NamespaceIds, cns};
+use crate::nvme::{AdminCommand, Ascii, IoCommand, Status};
+use crate::reactor::local::{Client, Local};
+use crate::reactor::{EngineChoice, choose};
+use std::num::NonZeroU8;
+use std::rc::Rc;
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+fn flushes(fake: &Fake) -> usize {
+    fake.io_seen().iter().filter(|c| matches!(c, IoCommand::Flush { .. })).count()
+}
+
+fn keep_alives(fake: &Fake) -> usize {
+    fake.seen().iter().filter(|s| matches!(s.admin(), Some(AdminCommand::KeepAlive))).count()
+}
+
+#[test]
+fn a_write_cache_that_appears_is_flushed() {
+    let fake = Fake::new(|s| s.controller.write_cache = false);
+    let device = open(&fake, 1, keen());
+    with(&device, async |client| {
+        assert!(client.submit(write(0, &[1; 512])).await.result.is_ok());
+        assert!(client.submit(Op::Flush).await.result.is_ok());
+        assert_eq!(flushes(&fake), 0, "there is nothing to flush");
+        fake.change(|s| s.controller.write_cache = true);
+        fake.cut(true);
+        assert!(client.submit(write(0, &[2; 512])).await.result.is_ok());
+        assert!(client.submit(Op::Flush).await.result.is_ok());
+        assert_eq!(flushes(&fake), 1);
+        // And one that goes leaves what was written before as it is.
+        fake.change(|s| s.controller.write_cache = false);
+        fake.cut(true);
+        assert!(client.submit(read(0, 512)).await.result.is_ok());
+        assert!(client.submit(Op::Flush).await.result.is_ok());
+        assert_eq!(flushes(&fake), 2);
+    });
+}
+
+#[test]
+fn what_a_failed_command_did_may_be_lost_too() {
+    for copies in [false, true] {
+        let fake = Fake::new(|_| {});
+        let device = open(&fake, 1, keen());
+        with(&device, async |client| {
+            fake.rule(|_| Act::Answer(Status::WRITE_FAULT, 1));
+            let op =
+                if copies { copy_op(&device, &[(0, 512), (1024, 512)], 65536) } else { write(0, &[1; 512]) };
+            let done = client.submit(op).await;
+            assert_eq!(done.good_bytes, if copies { 512 } else { 0 });
+            fake.rule(|_| Act::Serve);
+            fake.cut(true);
+            assert!(client.submit(read(0, 512)).await.result.is_ok());
+            let (kind, text, _) = error_of(client.submit(Op::Flush).await);
+            assert!(kind == Kind::Io && text.contains("open a new queue and write them again"), "{text}");
+        });
+    }
+}
+
+#[test]
+fn a_namespace_without_identifiers_is_known_by_its_subsystem() {
+    let fake = Fake::new(|s| s.disks.get_mut(&1).unwrap().ids = NamespaceIds::default());
+    let device = open(&fake, 1, keen());
+    with(&device, async |client| {
+        fake.cut(true);
+        assert!(client.submit(read(0, 512)).await.result.is_ok(), "it is the same");
+        fake.change(|s| s.controller.serial = Ascii::new("ANOTHER").unwrap());
+        fake.cut(true);
+        let (_, text, _) = error_of(client.submit(read(0, 512)).await);
+        assert!(text.contains("another namespace has taken its place"), "{text}");
+    });
+}
+
+#[test]
+fn a_part_in_doubt_is_cut_anew_where_commands_may_be_longer() {
+    let fake = Fake::new(|s| s.controller.mdts = NonZeroU8::new(1));
+    let device = open(&fake, 1, keen());
+    let bytes = pattern(5, 32 << 10);
+    for compare in [false, true] {
+        with(&device, async |client| {
+            fake.change(|s| s.controller.mdts = NonZeroU8::new(1));
+            fake.cut(true);
+            assert!(client.submit(read(0, 512)).await.result.is_ok());
+            let mut left = 1;
+            fake.rule(move |seen| {
+                let hit = matches!(seen.io(), Some(IoCommand::Write(_) | IoCommand::Compare(_)));
+                left -= i32::from(hit);
+                if hit && left == 0 { Act::Cut { served: false, all: true } } else { Act::Serve }
+            });
+            fake.change(|s| s.controller.mdts = NonZeroU8::new(5));
+            let buf = crate::block::Buf::copy_of(&bytes).unwrap();
+            let op = if compare { Op::Compare { range: range(0, 32 << 10), buf } } else { write(0, &bytes) };
+            let done = client.submit(op).await;
+            assert!(done.result.is_ok() && done.buf[..] == bytes[..], "{done:?}");
+            assert!(fake.bytes(1)[..32 << 10] == bytes[..]);
+        });
+    }
+    let longest = fake.io_seen().into_iter().map(|c| match c {
+        IoCommand::Write(e) | IoCommand::Compare(e) => e.blocks.get(),
+        _ => 0,
+    });
+    assert_eq!(longest.max(), Some(64), "in one piece");
+}
+
+#[test]
+fn a_command_is_not_late_because_nobody_looked() {
+    let options = Options { command_timeout: Duration::from_millis(300), ..quick() };
+    let fake = Fake::new(|_| {});
+    let device = open(&fake, 1, options);
+    with(&device, async |client| {
+        assert!(client.submit(read(0, 512)).await.result.is_ok());
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(client.submit(read(0, 512)).await.result.is_ok(), "it was sent just now");
+        // Answered long ago.
+        let sent = client.submit(read(0, 512));
+        crate::reactor::local::yield_now().await;
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(sent.await.result.is_ok());
+    });
+    assert!(fake.seen().iter().all(|s| s.cntlid == 1), "and nothing was reset");
+}
+
+#[test]
+fn keep_alives_go_out_from_the_first_moment_and_between_questions() {
+    // None is due by the clock during this test.
+    let fake = Fake::new(|_| {});
+    let options = Options { keep_alive: Duration::from_mins(2), ..quick() };
+    let (one, two) = (open(&fake, 1, options), open(&fake, 2, options));
+    until("the first keep-alive", || keep_alives(&fake) == 1);
+    fake.change(|s| s.disks.get_mut(&1).unwrap().page.size_blocks = 8);
+    fake.change(|s| s.disks.get_mut(&2).unwrap().page.size_blocks = 8);
+    fake.event(AsyncEvent::NAMESPACE_ATTRIBUTE);
+    until("the new sizes", || one.size() == 4096 && two.size() == 4096);
+    until("a keep-alive before each look", || keep_alives(&fake) >= 4);
+}
+
+#[test]
+fn an_event_whose_page_does_not_come_ends_the_association() {
+    let fake = Fake::new(|_| {});
+    let options = Options { keep_alive: Duration::from_millis(600), ..quick() };
+    let device = open(&fake, 1, options);
+    // One that no namespace has to be looked at for.
+    let event = AsyncEvent { info: 1, ..AsyncEvent::NAMESPACE_ATTRIBUTE };
+    let mut first = true;
+    fake.rule(move |seen| match seen.admin() {
+        Some(AdminCommand::GetLogPage(_)) if std::mem::take(&mut first) => Act::Swallow,
+        _ => Act::Serve,
+    });
+    fake.event(event);
+    until("the next association", || fake.seen().iter().any(|s| s.cntlid == 2));
+    with(&device, async |client| assert!(client.submit(read(0, 512)).await.result.is_ok()));
+    // Questions can be asked again.
+    open(&fake, 2, options);
+}
+
+#[test]
+fn opening_anew_tells_what_has_changed() {
+    let fake = Fake::new(|s| s.controller.oaes = 0);
+    let one = open(&fake, 1, quick());
+    let larger = Disk { ids: disk(1, 8, 9).ids, ..disk(1, 8192, 9) };
+    fake.change(|s| drop(s.disks.insert(1, larger)));
+    assert!(Arc::ptr_eq(&one, &open(&fake, 1, quick())) && one.size() == 8192 * 512);
+    fake.change(|s| s.disks.get_mut(&1).unwrap().ids.uuid = Some([9; 16]));
+    let other = open(&fake, 1, quick());
+    assert!(!Arc::ptr_eq(&one, &other) && other.is_there() && !one.is_there());
+}
+
+#[test]
+fn a_copy_that_waits_for_a_connection_can_be_cancelled() {
+    let options = Options { reconnect_timeout: Duration::from_secs(30), ..keen() };
+    let fake = Fake::new(|_| {});
+    let device = open(&fake, 1, options);
+    with(&device, async |client| {
+        assert!(client.submit(read(0, 512)).await.result.is_ok());
+        fake.change(|s| s.deaf = true);
+        fake.cut(true);
+        let op = copy_op(&device, &[(0, 512)], 65536);
+        let Op::Copy(request) = &op else { panic!("a copy") };
+        let cancel = request.cancel.clone();
+        let waits = client.submit(op);
+        crate::reactor::local::sleep(Duration::from_millis(50)).await;
+        cancel.set();
+        let done = waits.await;
+        assert!(done.copy.as_ref().is_none_or(|report| !report.rest_undefined), "it was never sent");
+        let (kind, text, _) = error_of(done);
+        assert!(kind == Kind::Cancelled, "{text}");
+    });
+}
+
+#[test]
+fn only_what_does_not_know_a_page_is_taken_not_to_have_it() {
+    for page in [cns::CSI_CONTROLLER, cns::NAMESPACE_DESCRIPTORS] {
+        for (status, fine) in [(Status::INVALID_FIELD, true), (Status::INTERNAL_ERROR, false)] {
+            let fake = Fake::new(|_| {});
+            fake.rule(move |seen| match seen.admin() {
+                Some(AdminCommand::Identify(identify)) if identify.cns == page => Act::Answer(status, 0),
+                _ => Act::Serve,
+            });
+            let opened = Namespace::open_with(&fake.url(1), quick());
+            assert_eq!(opened.is_ok(), fine, "page {page:#x} {status}: {:?}", opened.err());
+        }
+    }
+}
+
+#[test]
+fn with_fewer_queues_on_return_the_first_go_on() {
+    let fake = Fake::new(|s| s.queues = 3);
+    let device = open(&fake, 1, keen());
+    let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
+    local.block_on(async {
+        let first = Client::open(device.clone()).unwrap();
+        let second = Client::open(device.clone()).unwrap();
+        let third = Client::open(device.clone()).unwrap();
+        drop(first);
+        crate::reactor::local::yield_now().await;
+        fake.change(|s| s.queues = 1);
+        fake.cut(true);
+        // Queue ids 2 and 3 are none any more.
+        assert!(second.submit(read(0, 512)).await.result.is_ok());
+        let (_, text, _) = error_of(third.submit(read(0, 512)).await);
+        assert!(text.contains("no more than 1 I/O queues"), "{text}");
+        assert_eq!(Client::open(device.clone()).err().unwrap().kind(), Kind::InUse);
+        // The one given up takes no other's place later.
+        drop(second);
+        crate::reactor::local::yield_now().await;
+        fake.cut(true);
+        until("the third association", || fake.seen().iter().any(|s| s.cntlid == 3));
+        let fresh = Client::open(device.clone()).unwrap();
+        for _ in 0..3 {
+            assert!(fresh.submit(read(0, 512)).await.result.is_ok());
+        }
+        assert_eq!(fake.seen().iter().map(|s| s.cntlid).max(), Some(3));
+    });
+}
+
+#[test]
+fn threads_that_open_at_once_get_a_queue_each_or_none() {
+    let fake = Fake::new(|s| s.queues = 1);
+    let device = open(&fake, 1, quick());
+    let (start, end) = (Barrier::new(4), Barrier::new(4));
+    let opened: Vec<bool> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
+                    local.block_on(async {
+                        start.wait();
+                        let client = Client::open(device.clone());
+                        end.wait();
+                        client.is_ok()
+                    })
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert_eq!(opened.iter().filter(|&&ok| ok).count(), 1);
+}
+
+#[test]
+fn a_namespace_that_is_not_ready_gets_time() {
+    let fake = Fake::new(|_| {});
+    let device = open(&fake, 1, Options { command_timeout: Duration::from_millis(400), ..quick() });
+    with(&device, async |client| {
+        let mut since = None;
+        fake.rule(move |_| {
+            let first = *since.get_or_insert_with(Instant::now);
+            if first.elapsed() < Duration::from_millis(120) {
+                Act::Answer(Status::NAMESPACE_NOT_READY.retryable(), 0)
+            } else {
+                Act::Serve
+            }
+        });
+        let done = client.submit(write(0, &[1; 512])).await;
+        assert!(done.result.is_ok(), "{done:?}");
+    });
+}
+
+/// What the receipt of a copy of 4096 bytes between two namespaces says when each Copy ends with `status`.
+fn receipt(status: Status, dword0: u32) -> Receipt {
+    // No more queues than namespaces.
+    let fake = Fake::new(|s| s.queues = 2);
+    let (one, two) = (open(&fake, 1, quick()), open(&fake, 2, quick()));
+    fake.rule(move |seen| match seen.io() {
+        Some(IoCommand::Copy(_)) => Act::Answer(status, dword0),
+        _ => Act::Serve,
+    });
+    let segments =
+        [Segment { source: 0, dest: 8192, len: 512 }, Segment { source: 1024, dest: 8704, len: 512 }];
+    let job = Job::new(&segments, one.size(), two.size(), false).unwrap();
+    let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
+    let (from, to) = (one as Arc<dyn Device>, two as Arc<dyn Device>);
+    local.block_on(async { copy(from, to, &job, &CopyOptions::default(), &Rc::default()).await }).receipt
+}
+
+#[test]
+fn only_what_stays_undefined_is_called_so() {
+    let spans = |receipt: &Receipt| receipt.undefined.iter().map(|s| (s.offset, s.len)).collect::<Vec<_>>();
+    let refused = receipt(Status::FAST_COPY_NOT_POSSIBLE, 0);
+    assert_eq!((refused.good_bytes, spans(&refused)), (1024, vec![]), "done by other means");
+    let failed = receipt(Status::WRITE_FAULT, 1);
+    assert_eq!((failed.good_bytes, spans(&failed)), (512, vec![(8704, 512)]));
+}
