@@ -2,8 +2,10 @@
 //!
 //! The generator is `examples/load.rs` (our host driver) for every row, so that targets are compared by one hand; nbdkit, which
 //! speaks another protocol, is driven by fio. CPU of the target's process stands beside the speed: where the generator's core is
-//! the limit, that is the figure that counts. SPDK's programs take part when they are on PATH.
+//! the limit, that is the figure that counts. When SPDK's programs are on PATH, its target takes the same loads in turn with
+//! ours, and `spdk_nvme_perf` drives both. The target whose turn it is not is stopped: SPDK's keeps its core busy always.
 
+use crate::spdk::{Bdev, NQN, Theirs, huge_pages, transport};
 use crate::tool::{Done, cannot, cargo, have, is_root, output, root, run, words};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
@@ -11,17 +13,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Seconds that `examples/load.rs` works before it measures.
+const WARM_UP: f64 = 0.2;
+/// The same of `spdk_nvme_perf`, which counts whole seconds.
+const PERF_WARM_UP: f64 = 1.0;
+/// What SPDK's programs take at most, two namespaces of 256 MiB among it, and what they take for two of 1 GiB.
+const HUGE_MIB: u64 = 1536;
+const HUGE_MIB_CLONE: u64 = 2560;
+
 /// One kind of load: operation, bytes, depth, ranges of a copy, and the namespaces it goes from and to.
 struct Row {
     name: &'static str,
     load: &'static str,
+    /// What SPDK's target is asked for instead, where it cannot do the same: one range of its own namespace is all it copies.
+    theirs: Option<&'static str>,
     ranges: &'static str,
     from: u32,
     to: u32,
 }
 
 const fn io(name: &'static str, load: &'static str) -> Row {
-    Row { name, load, ranges: "1", from: 1, to: 1 }
+    Row { name, load, theirs: Some(load), ranges: "1", from: 1, to: 1 }
 }
 
 const ROWS: [Row; 12] = [
@@ -34,10 +46,47 @@ const ROWS: [Row; 12] = [
     io("128 KiB random read, depth 8", "read 131072 8"),
     io("128 KiB random write, depth 8", "write 131072 8"),
     io("Copy in one namespace, 128 KiB, depth 8", "copy 131072 8"),
-    io("Copy in one namespace, 32 MiB, depth 1", "copy 16777216 1"),
-    Row { ranges: "128", ..io("Copy, 128 scattered ranges of 4 KiB, depth 8", "copy 4096 8") },
-    Row { to: 2, ..io("Copy to another namespace, 128 KiB, depth 8", "copy 131072 8") },
+    io("Copy in one namespace, 16 MiB, depth 1", "copy 16777216 1"),
+    Row {
+        ranges: "128",
+        theirs: Some("copy 4096 32"),
+        ..io(
+            "Copy, scattered ranges of 4 KiB (128 a command, depth 8; SPDK: 1 a command, depth 32)",
+            "copy 4096 8",
+        )
+    },
+    Row { to: 2, theirs: None, ..io("Copy to another namespace, 128 KiB, depth 8", "copy 131072 8") },
 ];
+
+/// Who drives whom.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pair {
+    LoadOurs,
+    LoadTheirs,
+    PerfOurs,
+    PerfTheirs,
+}
+
+impl Pair {
+    const ALL: [Self; 4] = [Self::LoadOurs, Self::LoadTheirs, Self::PerfOurs, Self::PerfTheirs];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::LoadOurs => "blkcopy -> blkcopy",
+            Self::LoadTheirs => "blkcopy -> SPDK",
+            Self::PerfOurs => "SPDK -> blkcopy",
+            Self::PerfTheirs => "SPDK -> SPDK",
+        }
+    }
+
+    const fn perf(self) -> bool {
+        matches!(self, Self::PerfOurs | Self::PerfTheirs)
+    }
+
+    const fn theirs(self) -> bool {
+        matches!(self, Self::LoadTheirs | Self::PerfTheirs)
+    }
+}
 
 /// What one run of the generator said.
 #[derive(Default)]
@@ -75,10 +124,9 @@ pub(crate) fn target(flags: &[&str]) -> Done {
         line("cat /proc/loadavg"),
     );
     rows(&mut text, &flags)?;
-    idle(&mut text)?;
-    clones(&mut text, &flags)?;
-    for missing in ["nvmf_tgt", "spdk_nvme_perf"].into_iter().filter(|p| !have(p)) {
-        println!("SKIPPED the rows with SPDK: no {missing} on PATH");
+    if flags.rows.is_empty() {
+        idle(&mut text)?;
+        clones(&mut text, &flags)?;
     }
     println!("{text}");
     if let Some(out) = &flags.out {
@@ -115,7 +163,7 @@ struct Target {
 impl Target {
     fn start(devices: &[&str]) -> Result<Self, String> {
         let mut command = pinned("0", &root().join("target/release/blkcopy"));
-        command.args(["serve", "--listen", "127.0.0.1:0"]).args(devices).stdout(Stdio::piped());
+        command.args(["serve", "--listen", "127.0.0.1:0", "--nqn", NQN]).args(devices).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(|e| cannot(&command, &e))?;
         let out = child.stdout.take().expect("piped above");
         let mut this = Self { child, base: String::new() };
@@ -132,6 +180,11 @@ impl Target {
 
     fn url(&self, nsid: u32) -> String {
         format!("{}{nsid}", self.base)
+    }
+
+    fn port(&self) -> u16 {
+        let authority = self.base.split('/').nth(2).unwrap_or_default();
+        authority.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default()
     }
 
     fn cpu(&self) -> f64 {
@@ -165,22 +218,45 @@ fn cpu_seconds(pid: u32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
+/// SPDK's target with `namespaces` of `mib` each, in huge pages, which takes `need` MiB of them in all; stopped. `None`, aloud:
+/// it cannot be had.
+fn spdk_target(namespaces: usize, mib: u64, need: u64) -> Result<Option<Theirs>, String> {
+    if let Some(missing) = ["nvmf_tgt", "spdk_nvme_perf"].into_iter().find(|p| !have(p)) {
+        println!("SKIPPED SPDK beside ours: no {missing} on PATH");
+        return Ok(None);
+    }
+    if !huge_pages(need) {
+        let pages = need / 2;
+        println!(
+            "SKIPPED SPDK beside ours: too few free huge pages: echo {pages} > /proc/sys/vm/nr_hugepages"
+        );
+        return Ok(None);
+    }
+    let bdevs: Vec<Bdev> = (0..namespaces).map(|_| Bdev::Malloc(mib, 512)).collect();
+    let theirs = Theirs::start(&bdevs, true)?;
+    theirs.pause()?;
+    Ok(Some(theirs))
+}
+
 fn rows(text: &mut String, flags: &Flags) -> Result<(), String> {
     let wanted: Vec<&Row> = ROWS
         .iter()
         .filter(|r| flags.rows.is_empty() || flags.rows.iter().any(|part| r.name.contains(part.as_str())))
         .collect();
-    let target = Target::start(&["mem:256MiB", "mem:256MiB"])?;
-    let mut all: Vec<Samples> = wanted.iter().map(|_| Samples::default()).collect();
+    let ours = Target::start(&["mem:256MiB", "mem:256MiB"])?;
+    let theirs = spdk_target(2, 256, HUGE_MIB)?;
+    let mut all: Vec<[Samples; 4]> = wanted.iter().map(|_| Default::default()).collect();
     let mut nbd = Samples::default();
     let nbdkit = have("nbdkit") && have("fio") && flags.rows.is_empty();
     for round in 0..=flags.runs {
         for (row, samples) in wanted.iter().zip(&mut all) {
-            println!("==> {} (round {round})", row.name);
-            let said = generate(&target, row, flags.seconds)?;
-            // The first round touches all memory and is not counted.
-            if round > 0 {
-                samples.take(&said);
+            for (pair, samples) in Pair::ALL.into_iter().zip(samples) {
+                let Some(said) = measure(pair, &ours, theirs.as_ref(), row, flags.seconds)? else { continue };
+                println!("==> {}, {} (round {round})", row.name, pair.name());
+                // The first round touches all memory and is not counted.
+                if round > 0 {
+                    samples.take(&said);
+                }
             }
         }
         if nbdkit && round > 0 {
@@ -190,57 +266,180 @@ fn rows(text: &mut String, flags: &Flags) -> Result<(), String> {
     }
     put(
         text,
-        "| load | operations/s: median [min-max] | MB/s | p50 us | p99 us | target CPU us/op | generator CPU us/op |",
+        "| load | host -> target | operations/s: median [min-max] | MB/s | p50 us | p99 us | target CPU us/op | generator CPU us/op |",
     );
-    put(text, "|---|---|---|---|---|---|---|");
-    for (row, s) in wanted.iter().zip(&all) {
-        let least = s.iops.iter().copied().fold(f64::NAN, f64::min);
-        let most = s.iops.iter().copied().fold(f64::NAN, f64::max);
-        put(
-            text,
-            &format!(
-                "| {} | {:.0} [{least:.0}-{most:.0}] | {:.0} | {:.1} | {:.1} | {:.2} | {:.2} |",
-                row.name,
-                median(&s.iops),
-                median(&s.mb_s),
-                median(&s.p50_us),
-                median(&s.p99_us),
-                median(&s.target_us),
-                median(&s.generator_us),
-            ),
-        );
+    put(text, "|---|---|---|---|---|---|---|---|");
+    for (row, samples) in wanted.iter().zip(&all) {
+        for (pair, s) in Pair::ALL.into_iter().zip(samples).filter(|(_, s)| !s.iops.is_empty()) {
+            put(
+                text,
+                &format!(
+                    "| {} | {} | {} | {:.0} | {:.1} | {:.1} | {:.2} | {:.2} |",
+                    row.name,
+                    pair.name(),
+                    spread(&s.iops, 0),
+                    median(&s.mb_s),
+                    median(&s.p50_us),
+                    median(&s.p99_us),
+                    median(&s.target_us),
+                    median(&s.generator_us),
+                ),
+            );
+        }
     }
     if nbdkit {
         let line = format!(
-            "| nbdkit memory, 4 KiB random read, depth 32 (fio) | {:.0} | | | | | |",
+            "| 4 KiB random read, depth 32 | fio -> nbdkit memory | {:.0} | | | | | |",
             median(&nbd.iops)
         );
         put(text, &line);
     } else {
         println!("SKIPPED nbdkit: it and fio are not both here, or rows were chosen");
     }
-    Ok(())
+    if theirs.is_some() {
+        ratios(text, &wanted, &all);
+    }
+    theirs.map_or(Ok(()), Theirs::end)
 }
 
-/// One run of the generator: its `key=value` words and the target's CPU microseconds for each operation.
-fn generate(target: &Target, row: &Row, seconds: f64) -> Result<Vec<(String, f64)>, String> {
-    let mut command = pinned("1", &root().join("target/release/examples/load"));
-    command.arg(target.url(row.from)).args(row.load.split(' ')).arg(seconds.to_string()).arg(row.ranges);
-    if row.to != row.from {
-        command.arg(target.url(row.to));
+/// Ours over theirs, each round for itself.
+fn ratios(text: &mut String, rows: &[&Row], all: &[[Samples; 4]]) {
+    put(
+        text,
+        "\n| blkcopy / SPDK | targets, our host: bytes/s | targets, SPDK's host: bytes/s | p50 | p99 | hosts, our target: bytes/s | hosts, SPDK's target: bytes/s |",
+    );
+    put(text, "|---|---|---|---|---|---|---|");
+    for (row, [load_ours, load_theirs, perf_ours, perf_theirs]) in rows.iter().zip(all) {
+        let Some(theirs) = row.theirs else { continue };
+        let speed = |a: &Samples, b: &Samples| spread(&quotients(&a.mb_s, &b.mb_s), 2);
+        // Latencies by SPDK's host, where it takes part; those of different commands say nothing.
+        let (a, b) = match perf_ours.iops.is_empty() {
+            false => (perf_ours, perf_theirs),
+            true => (load_ours, load_theirs),
+        };
+        let latency = |a: &[f64], b: &[f64]| match theirs == row.load {
+            true => spread(&quotients(a, b), 2),
+            false => "-".to_owned(),
+        };
+        let line = format!(
+            "| {} | {} | {} | {} | {} | {} | {} |",
+            row.name,
+            speed(load_ours, load_theirs),
+            speed(perf_ours, perf_theirs),
+            latency(&a.p50_us, &b.p50_us),
+            latency(&a.p99_us, &b.p99_us),
+            speed(load_ours, perf_ours),
+            speed(load_theirs, perf_theirs),
+        );
+        put(text, &line);
     }
-    let (before, begun) = (target.cpu(), Instant::now());
+}
+
+fn quotients(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a / b).collect()
+}
+
+/// Median, least and most; a dash for nothing.
+fn spread(list: &[f64], digits: usize) -> String {
+    let least = list.iter().copied().fold(f64::NAN, f64::min);
+    let most = list.iter().copied().fold(f64::NAN, f64::max);
+    if list.is_empty() {
+        return "-".to_owned();
+    }
+    format!("{:.digits$} [{least:.digits$}-{most:.digits$}]", median(list))
+}
+
+/// One run: the generator's `key=value` words and the target's CPU microseconds for each operation. `None`: this pair does not
+/// have that row.
+fn measure(
+    pair: Pair,
+    ours: &Target,
+    theirs: Option<&Theirs>,
+    row: &Row,
+    seconds: f64,
+) -> Result<Option<Vec<(String, f64)>>, String> {
+    let load = if pair.theirs() { row.theirs } else { Some(row.load) };
+    let Some(load) = load.filter(|l| !(pair.perf() && l.starts_with("copy"))) else { return Ok(None) };
+    let busy = if pair.perf() { seconds.ceil() + PERF_WARM_UP } else { seconds + WARM_UP };
+    let generator = |port, url: &dyn Fn(u32) -> String, ranges| match pair.perf() {
+        true => perf(load, seconds, port),
+        false => generate(load, row, ranges, seconds, url),
+    };
+    if !pair.theirs() {
+        if pair.perf() && theirs.is_none() {
+            return Ok(None);
+        }
+        let before = ours.cpu();
+        let said = generator(ours.port(), &|nsid| ours.url(nsid), row.ranges)?;
+        // It has worked while the generator did, warm-up too, at the measured pace.
+        return Ok(Some(with_target(said, (ours.cpu() - before) / busy)));
+    }
+    let Some(theirs) = theirs else { return Ok(None) };
+    theirs.resume()?;
+    let (before, begun) = (cpu_seconds(theirs.id()), Instant::now());
+    let said = generator(theirs.port(), &|nsid| theirs.url(nsid), "1");
+    // It is as busy when there is nothing to do.
+    let share = (cpu_seconds(theirs.id()) - before) / begun.elapsed().as_secs_f64();
+    theirs.pause()?;
+    Ok(Some(with_target(said?, share)))
+}
+
+/// One run of our generator.
+fn generate(
+    load: &str,
+    row: &Row,
+    ranges: &str,
+    seconds: f64,
+    url: &dyn Fn(u32) -> String,
+) -> Result<Vec<(String, f64)>, String> {
+    let mut command = pinned("1", &root().join("target/release/examples/load"));
+    command.arg(url(row.from)).args(load.split(' ')).arg(seconds.to_string()).arg(ranges);
+    if row.to != row.from {
+        command.arg(url(row.to));
+    }
     let out = output(&mut command)?;
-    let (cpu, wall) = (target.cpu() - before, begun.elapsed().as_secs_f64());
-    let mut said: Vec<(String, f64)> = out
-        .split_whitespace()
-        .filter_map(|word| word.split_once('='))
-        .filter_map(|(key, value)| Some((key.to_owned(), value.parse().ok()?)))
-        .collect();
-    // The CPU of the whole run, warm-up too, over the operations of the whole run at the measured pace.
+    let pairs = out.split_whitespace().filter_map(|word| word.split_once('='));
+    Ok(pairs.filter_map(|(key, value)| Some((key.to_owned(), value.parse().ok()?))).collect())
+}
+
+/// One run of `spdk_nvme_perf` on namespace 1 of a target.
+fn perf(load: &str, seconds: f64, port: u16) -> Result<Vec<(String, f64)>, String> {
+    let [what, bytes, depth] = load.split(' ').collect::<Vec<_>>()[..] else {
+        return Err(format!("no load: {load}"));
+    };
+    let times = format!("-t {} -a {PERF_WARM_UP}", seconds.ceil());
+    let mut command =
+        words(&format!("spdk_nvme_perf -c 0x2 -L -w rand{what} -o {bytes} -q {depth} {times} -r"));
+    command.arg(format!("{} subnqn:{NQN} ns:1", transport(port)));
+    let out = output(&mut command)?;
+    perf_said(&out).ok_or_else(|| format!("spdk_nvme_perf said {out}"))
+}
+
+/// The figures in what `spdk_nvme_perf -L` prints about one namespace.
+fn perf_said(out: &str) -> Option<Vec<(String, f64)>> {
+    let total = out.lines().find_map(|line| line.strip_prefix("Total")?.split_once(':'))?.1;
+    let mut numbers = total.split_whitespace().map(|n| n.parse::<f64>().ok());
+    let (iops, mib_s) = (numbers.next()??, numbers.next()??);
+    let at = |part: &str| -> Option<f64> {
+        let line = out.lines().find_map(|line| line.trim().strip_prefix(part)?.split_once(':'))?;
+        line.1.trim().strip_suffix("us")?.parse().ok()
+    };
+    let said = [
+        ("iops", iops),
+        ("mb_s", mib_s * 1.048_576),
+        ("p50_us", at("50.00000%")?),
+        ("p99_us", at("99.00000%")?),
+        // It looks for completions without a pause.
+        ("cpu_us", 1e6 / iops),
+    ];
+    Some(said.map(|(key, value)| (key.to_owned(), value)).to_vec())
+}
+
+/// Adds the target's CPU microseconds for each operation. `share`: CPU seconds it uses in a second.
+fn with_target(mut said: Vec<(String, f64)>, share: f64) -> Vec<(String, f64)> {
     let iops = said.iter().find(|(key, _)| key == "iops").map_or(f64::NAN, |(_, n)| *n);
-    said.push(("target_us".to_owned(), cpu / (iops * wall) * 1e6));
-    Ok(said)
+    said.push(("target_us".to_owned(), share / iops * 1e6));
+    said
 }
 
 impl Samples {
@@ -291,7 +490,12 @@ fn idle(text: &mut String) -> Result<(), String> {
     let before = target.cpu();
     std::thread::sleep(Duration::from_secs(5));
     put(text, &format!("\nIdle for 5 s: {:.2} s of CPU.", target.cpu() - before));
-    Ok(())
+    let Some(theirs) = spdk_target(1, 256, HUGE_MIB)? else { return Ok(()) };
+    theirs.resume()?;
+    let before = cpu_seconds(theirs.id());
+    std::thread::sleep(Duration::from_secs(5));
+    put(text, &format!("SPDK's: {:.2} s.", cpu_seconds(theirs.id()) - before));
+    theirs.end()
 }
 
 /// Clones of 1 GiB from one namespace to another: by Copy, by read and write through the host, and a local `cp` beside them.
@@ -341,30 +545,25 @@ fn clone_row(
         None => devices.to_vec(),
     };
     let target = Target::start(&named)?;
+    let theirs = if name == "memory" { spdk_target(2, 1024, HUGE_MIB_CLONE)? } else { None };
     let (mut copy, mut hand, mut local, mut wire) = (Vec::new(), Vec::new(), Vec::new(), 0.0);
+    let mut their_hand = Vec::new();
     for round in 0..=flags.runs {
         for (offload, times) in [("require", &mut copy), ("never", &mut hand)] {
-            let mut cp = pinned("1", &root().join("target/release/blkcopy"));
-            cp.args([
-                "cp",
-                "--json",
-                "--yes",
-                "--no-sync",
-                "--offload",
-                offload,
-                &target.url(1),
-                &target.url(2),
-            ]);
-            let out = output(&mut cp)?;
-            let receipt: serde_json::Value = serde_json::from_str(&out).map_err(|e| cannot(&out, &e))?;
-            let number = |pointer: &str| {
-                receipt.pointer(pointer).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN)
-            };
+            let receipt = clone(offload, &target.url(1), &target.url(2))?;
             if round > 0 {
-                times.push(number("/timings/copy_s") * 1e3);
+                times.push(number(&receipt, "/timings/copy_s") * 1e3);
             }
             if offload == "require" {
-                wire = number("/wire_bytes/sent") + number("/wire_bytes/received");
+                wire = number(&receipt, "/wire_bytes/sent") + number(&receipt, "/wire_bytes/received");
+            }
+        }
+        if let Some(theirs) = &theirs {
+            theirs.resume()?;
+            let receipt = clone("never", &theirs.url(1), &theirs.url(2));
+            theirs.pause()?;
+            if round > 0 {
+                their_hand.push(number(&receipt?, "/timings/copy_s") * 1e3);
             }
         }
         if let Some([a, b]) = &files {
@@ -381,7 +580,23 @@ fn clone_row(
     // Writing into a String cannot fail.
     let _ = write!(line, "| {:.1} | {wire:.0} | {:.0} | {local} |", median(&copy), median(&hand));
     put(text, &line);
+    if let Some(theirs) = theirs {
+        // It does not copy from one namespace to another.
+        put(text, &format!("| SPDK's target, memory | - | - | {:.0} | - |", median(&their_hand)));
+        theirs.end()?;
+    }
     Ok(())
+}
+
+/// `blkcopy cp` from one namespace to another: its receipt.
+fn clone(offload: &str, from: &str, to: &str) -> Result<serde_json::Value, String> {
+    let mut cp = pinned("1", &root().join("target/release/blkcopy"));
+    let out = output(cp.args(["cp", "--json", "--yes", "--no-sync", "--offload", offload, from, to]))?;
+    serde_json::from_str(&out).map_err(|e| cannot(&out, &e))
+}
+
+fn number(receipt: &serde_json::Value, pointer: &str) -> f64 {
+    receipt.pointer(pointer).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN)
 }
 
 fn put(text: &mut String, line: &str) {
@@ -393,4 +608,40 @@ fn median(list: &[f64]) -> f64 {
     let mut list = list.to_vec();
     list.sort_by(f64::total_cmp);
     list.get(list.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_perf_prints_is_understood() {
+        let out = "\
+Initialization complete. Launching workers.
+========================================================
+                                                                 Latency(us)
+Device Information                      :       IOPS      MiB/s    Average        min        max
+TCP (addr:127.0.0.1 subnqn:x) NSID 1 from core  1:   49664.00     194.00     644.48      93.46   16056.77
+========================================================
+Total                                   :   49664.00     194.00     644.48      93.46   16056.77
+
+Summary latency data for TCP (addr:127.0.0.1 subnqn:x) NSID 1 from core  1:
+=================================================================================
+  1.00000% :    52.364us
+ 50.00000% :   630.154us
+ 99.00000% :   890.003us
+ 99.99000% : 16056.770us
+";
+        let said = perf_said(out).unwrap();
+        let of = |key: &str| said.iter().find(|(k, _)| k == key).unwrap().1;
+        assert_eq!((of("iops"), of("p50_us"), of("p99_us")), (49664.0, 630.154, 890.003));
+        assert!((of("mb_s") - 203.424).abs() < 0.001);
+        assert!(perf_said("No valid NVMe controllers found").is_none());
+    }
+
+    #[test]
+    fn a_spread_names_its_ends() {
+        assert_eq!(spread(&[3.0, 1.0, 2.0], 1), "2.0 [1.0-3.0]");
+        assert_eq!(spread(&[], 1), "-");
+    }
 }

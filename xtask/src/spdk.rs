@@ -6,11 +6,11 @@
 
 mod running;
 
-pub(crate) use running::{Bdev, Theirs, huge_pages};
+pub(crate) use running::{Bdev, NQN, Theirs, huge_pages, transport};
 
 use crate::lab::Counts;
 use crate::tool::{Done, cannot, cargo, have, output, run, words};
-use running::{NQN, Ours, blkcopy, lossy};
+use running::{Ours, blkcopy, lossy};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -419,4 +419,21 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf, String> {
 
 fn text(path: &Path) -> String {
     path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_identify_are_compared_up_to_a_blank() {
+        let said =
+            "Size (in LBAs):          24576 (0GiB)\n  Copy:      Supported\nMaximum Copy Length:   65535\n";
+        assert!(has(said, "Size (in LBAs)", "24576").is_ok());
+        assert!(has(said, "Size (in LBAs)", "2457").is_err());
+        assert!(has(said, "Copy", "Supported").is_ok());
+        assert!(has(said, "Copy", "Not Supported").is_err());
+        assert!(has(said, "Compare", "Supported").is_err());
+        assert_eq!(values(said, "Maximum Copy Length"), ["65535"]);
+    }
 }

@@ -169,6 +169,21 @@ impl Theirs {
         transport(self.port)
     }
 
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Stops it where it stands: until [`Theirs::resume`] it uses no CPU.
+    pub(crate) fn pause(&self) -> Result<(), String> {
+        output(words("kill -STOP").arg(self.id().to_string())).map(drop)
+    }
+
+    /// It goes on.
+    pub(crate) fn resume(&self) -> Result<(), String> {
+        output(words("kill -CONT").arg(self.id().to_string())).map(drop)
+    }
+
     /// Its process.
     pub(crate) fn id(&self) -> u32 {
         self.running.child.id()
@@ -176,6 +191,7 @@ impl Theirs {
 
     /// Ends it: an error unless that goes well and it has had nothing to complain of.
     pub(crate) fn end(mut self) -> Result<(), String> {
+        self.resume()?;
         self.running.end()?;
         let said = self.running.said("out") + &self.running.said("err");
         match said.lines().find(|line| line.contains("*ERROR*")) {
@@ -237,7 +253,8 @@ fn url(port: u16, nsid: u32) -> String {
     format!("nvme-tcp://127.0.0.1:{port}/{NQN}?nsid={nsid}")
 }
 
-fn transport(port: u16) -> String {
+/// How SPDK's hosts name a target on this port.
+pub(crate) fn transport(port: u16) -> String {
     format!("trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port}")
 }
 
