@@ -244,12 +244,13 @@ impl ConnectData {
     /// Errors: Data SGL Length Invalid for another length than 1024; Connect Invalid Parameters for a name that is none.
     pub fn parse(data: &[u8]) -> Result<Self, Refusal> {
         let data: &[u8; Self::LEN] = data.try_into().map_err(|_| Status::SGL_LENGTH_INVALID)?;
-        let name = |at: u16| Nqn::from_field(&bytes_at(data, at.into())).map_err(|_| Refusal::in_data(at));
+        let subsystem = Nqn::from_field(&bytes_at(data, Self::SUBSYSTEM_AT.into()));
+        let host = Nqn::of_host(&bytes_at(data, Self::HOST_AT.into()));
         Ok(Self {
             host_id: bytes_at(data, 0),
             cntlid: u16_at(data, Self::CNTLID_AT.into()),
-            subsystem: name(Self::SUBSYSTEM_AT)?,
-            host: name(Self::HOST_AT)?,
+            subsystem: subsystem.map_err(|_| Refusal::in_data(Self::SUBSYSTEM_AT))?,
+            host: host.map_err(|_| Refusal::in_data(Self::HOST_AT))?,
         })
     }
 

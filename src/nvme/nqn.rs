@@ -4,7 +4,7 @@ use crate::block::{Error, Kind, Result};
 use std::fmt;
 use std::sync::Arc;
 
-/// An NVMe qualified name: 1 to 223 bytes of UTF-8 without control characters. Clones share the text.
+/// An NVMe qualified name: 1 to 223 bytes of UTF-8 without control characters ([`Nqn::of_host`]: or none). Clones share the text.
 ///
 /// A peer's name need not begin with `nqn.`: names only have to be equal or not, and Linux takes any.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +58,14 @@ impl Nqn {
         let end = field.iter().position(|&b| b == 0).ok_or_else(|| wrong("an NQN field without NUL"))?;
         let name = str::from_utf8(&field[..end]).map_err(|_| wrong("an NQN that is no UTF-8"))?;
         Self::new(name)
+    }
+
+    /// A host's name in its Connect: as [`Nqn::from_field`], but a host may have none. SPDK's `spdk_nvme_perf` has none unless
+    /// it is given one, and the targets of Linux and SPDK take it.
+    ///
+    /// Errors: `InvalidInput`, as there.
+    pub fn of_host(field: &[u8; Self::FIELD_LEN]) -> Result<Self> {
+        if field[0] == 0 { Ok(Self("".into())) } else { Self::from_field(field) }
     }
 
     /// As a field of a data structure: the name, then NULs.

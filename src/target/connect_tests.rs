@@ -95,13 +95,32 @@ fn connects_that_are_refused_name_what_is_wrong() {
     for len in [0, 512, 1023] {
         assert_eq!(queue.tell(connect_sqe(connect(0)), &bytes[..len]).status, Status::SGL_LENGTH_INVALID);
     }
-    let mut nameless = bytes;
-    nameless[512..768].fill(b'x');
-    let told = queue.tell(connect_sqe(connect(0)), &nameless);
+    let mut endless = bytes;
+    endless[512..768].fill(b'x');
+    let told = queue.tell(connect_sqe(connect(0)), &endless);
     assert_eq!((told.status, told.result), in_data(512), "a name without end");
+    let mut nameless = bytes;
+    nameless[256..512].fill(0);
+    let told = queue.tell(connect_sqe(connect(0)), &nameless);
+    assert_eq!((told.status, told.result), in_data(256), "a subsystem without a name");
     // After all that the connection can still become a queue; then not again.
     assert_eq!(queue.tell(connect_sqe(connect(0)), &bytes).status, OK);
     assert_eq!(queue.tell(connect_sqe(connect(0)), &bytes).status, Status::COMMAND_SEQUENCE_ERROR);
+}
+
+#[test]
+fn a_host_without_a_name_is_let_in_where_any_host_is() {
+    for (hosts, want) in
+        [(Hosts::Any, OK), (Hosts::These(vec!["nqn.h".to_owned()]), Status::CONNECT_INVALID_HOST)]
+    {
+        let mut make = Make::new([]);
+        make.devices.push((mem(64), NamespaceOptions { hosts, ..Default::default() }));
+        let world = make.world();
+        let host = world.host("nqn.h");
+        let mut bytes = host.data(CNTLID_DYNAMIC).to_bytes();
+        bytes[512..768].fill(0);
+        assert_eq!(host.open().tell(connect_sqe(connect(0)), &bytes).status, want);
+    }
 }
 
 #[test]

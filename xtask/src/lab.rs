@@ -7,7 +7,7 @@ mod cpio;
 mod host;
 mod vm;
 
-use crate::tool::{Done, cannot, cargo, root, run};
+use crate::tool::{Done, cannot, cargo, free_port, root, run};
 use host::{Answer, Host};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -154,7 +154,7 @@ impl<'a> Session<'a> {
         archive.add_file(&root().join("lab/guest/init"), "init")?;
         archive.add_file(&root().join("target/release/blkcopy-lab"), "usr/bin/blkcopy-lab")?;
         archive.finish()?;
-        let forward_port = Host::free_port()?;
+        let forward_port = free_port()?;
         Ok(Self {
             scripts,
             prepared,

@@ -1,9 +1,10 @@
-//! Development tasks: `cargo xtask test | planted | soak | lab | bench copy | bench target`.
+//! Development tasks: `cargo xtask test | planted | soak | lab | spdk | bench copy | bench target`.
 
 mod bench;
 mod bench_target;
 mod lab;
 mod planted;
+mod spdk;
 mod suite;
 mod tool;
 
@@ -14,6 +15,7 @@ cargo xtask test              all that CI runs
 cargo xtask planted [NAME..]  applies each bug in tests/planted and checks that its test fails
 cargo xtask soak              the long set: many more property-test cases, stress tests again and again
 cargo xtask lab [NAME..]      a stock Linux under QEMU against the target, and our host driver against its target: lab/README.md
+cargo xtask spdk              SPDK's hosts against our target, our host driver against SPDK's target, and both in a row
 cargo xtask bench copy        against cp, dd, qemu-img and nbdcopy [--size 2GiB] [--runs 5] [--rows PART,PART] [--out FILE]
 cargo xtask bench target      NVMe/TCP over loopback, one core each side [--seconds 2] [--runs 5] [--rows PART,PART] [--out FILE]";
 
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         ["planted", names @ ..] => planted::planted(names),
         ["soak"] => suite::soak(),
         ["lab", names @ ..] => lab::lab(names),
+        ["spdk"] => spdk::spdk(),
         ["bench", "copy", flags @ ..] => bench::copy(flags),
         ["bench", "target", flags @ ..] => bench_target::target(flags),
         ["help" | "--help" | "-h"] => {

@@ -1,6 +1,7 @@
 //! Running commands.
 
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -63,6 +64,12 @@ pub(crate) fn have(program: &str) -> bool {
 /// True when this process is root.
 pub(crate) fn is_root() -> bool {
     output(&mut words("id -u")).is_ok_and(|id| id.trim() == "0")
+}
+
+/// A port of this host that nobody listens on.
+pub(crate) fn free_port() -> Result<u16, String> {
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(|e| cannot("a free port", &e))?;
+    Ok(listener.local_addr().map_err(|e| cannot("a free port", &e))?.port())
 }
 
 /// An error of the system as a task's error.

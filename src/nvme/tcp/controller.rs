@@ -6,7 +6,7 @@ use super::outgoing::Outgoing;
 use super::pdu::{self, Form, IcReq, IcResp, Kind, Pdu, Place, Shape, Side, fes, field, flag};
 use super::{Broken, Digests, Fatal, Output};
 use crate::block::{Buf, BufPool};
-use crate::nvme::command::{FABRICS, Transfer};
+use crate::nvme::command::{FABRICS, Transfer, admin};
 use crate::nvme::{Cqe, Sgl, Sqe, Status};
 use std::io::IoSliceMut;
 use std::time::Duration;
@@ -106,6 +106,9 @@ struct Slot {
     to_host: bool,
     fabrics: bool,
     connect: bool,
+    /// A request for an event, and one that its host has forgotten: its id is another command's, and its end is not told.
+    event: bool,
+    forgotten: bool,
     /// Bytes asked for by R2T; bytes that have come. Of data in the capsule: 0, and all there is of it.
     asked: u32,
     received: u32,
@@ -125,6 +128,8 @@ impl Slot {
             to_host: false,
             fabrics: false,
             connect: false,
+            event: false,
+            forgotten: false,
             asked: 0,
             received: 0,
             failed: None,
@@ -324,7 +329,8 @@ impl Connection {
         }
         let cid = sqe.cid();
         self.sq_head = if self.sq_head + 1 >= self.entries { 0 } else { self.sq_head + 1 };
-        let checked = if self.cids[usize::from(cid >> 6)] & (1 << (cid & 63)) != 0 {
+        let checked = if self.cids[usize::from(cid >> 6)] & (1 << (cid & 63)) != 0 && !self.forget_event(cid)
+        {
             Err(Status::COMMAND_ID_CONFLICT)
         } else if self.in_hand() >= usize::from(self.entries) {
             return Err(Fatal { status: fes::SEQUENCE_ERROR, information: 0 });
@@ -348,6 +354,7 @@ impl Connection {
         slot.to_host = sqe.transfer() == Transfer::ToHost;
         slot.fabrics = fabrics;
         slot.connect = fabrics && sqe.0[4] == CONNECT;
+        slot.event = self.admin && sqe.opcode() == admin::ASYNC_EVENT_REQUEST;
         Ok(match need {
             Need::Nothing => {
                 slot.state = State::Executing;
@@ -366,6 +373,15 @@ impl Connection {
                 Some(Event::NeedBuffer { slot: place, len: sgl.len })
             }
         })
+    }
+
+    /// The id is in use. When a request for an event has it, that is forgotten and the id free: a host that shuts the controller
+    /// down may have let go of its requests without a word (SPDK's does) and use their ids for the shutdown itself.
+    #[cold]
+    fn forget_event(&mut self, cid: u16) -> bool {
+        let asked = |s: &&mut Slot| s.state == State::Executing && s.event && !s.forgotten && s.cid == cid;
+        let found = self.slots.iter_mut().find(asked);
+        found.map(|slot| slot.forgotten = true).is_some()
     }
 
     /// Checks data direction, SGL and lengths of a command with `in_capsule` bytes of data in its capsule.
@@ -537,8 +553,11 @@ impl Connection {
         let slot = &mut self.slots[usize::from(place)];
         assert!(slot.state == State::Executing, "a command ends once");
         slot.state = State::Free;
-        self.cids[usize::from(slot.cid >> 6)] &= !(1 << (slot.cid & 63));
         self.free.push(place);
+        if std::mem::take(&mut slot.forgotten) {
+            return data;
+        }
+        self.cids[usize::from(slot.cid >> 6)] &= !(1 << (slot.cid & 63));
         if self.life.is_closing() {
             return data;
         }

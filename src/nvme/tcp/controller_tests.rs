@@ -25,6 +25,12 @@ fn read(cid: u16, len: u32) -> Sqe {
     sqe
 }
 
+fn event_request(cid: u16) -> Sqe {
+    let mut sqe = Sqe::new(0x0c, 0);
+    sqe.set_cid(cid);
+    sqe
+}
+
 fn flush(cid: u16) -> Sqe {
     let mut sqe = Sqe::new(0x00, 1);
     sqe.set_cid(cid);
@@ -263,6 +269,39 @@ fn a_command_id_in_use_is_a_conflict_for_the_second_command_only() {
     end.complete(slot, Cqe::default(), None);
     assert!(answer(&mut end).status.is_success());
     command(&mut end, &second);
+}
+
+#[test]
+fn a_host_may_forget_its_requests_for_events_and_use_their_ids() {
+    let event = |cid| capsule(event_request(cid), NONE, &[]);
+    let mut end = opened(&controller_config(), NONE, 0);
+    let (connect, ..) = command(&mut end, &capsule(Sqe::new(0x7f, 0), NONE, &[]));
+    assert!(end.connected(QueueFacts { entries: 8, admin: true, flow_control: false }));
+    end.complete(connect, Cqe::default(), None);
+    answer(&mut end);
+    let (first, ..) = command(&mut end, &event(3));
+    let (second, ..) = command(&mut end, &capsule(flush(3), NONE, &[]));
+    // The id is the second command's, until that ends.
+    assert!(feed(&mut end, &capsule(flush(3), NONE, &[]), 100).is_empty());
+    assert_eq!(answer(&mut end).status, Status::COMMAND_ID_CONFLICT);
+    end.complete(first, Cqe::default(), None);
+    assert!(end.output().is_empty(), "nobody waits for it");
+    assert!(feed(&mut end, &capsule(flush(3), NONE, &[]), 100).is_empty());
+    assert_eq!(answer(&mut end).status, Status::COMMAND_ID_CONFLICT);
+    end.complete(second, Cqe::default(), None);
+    assert_eq!(answer(&mut end).cid, 3);
+    // Its slot is one like any other again.
+    let (third, ..) = command(&mut end, &event(3));
+    end.complete(third, Cqe::default(), None);
+    assert_eq!(answer(&mut end).cid, 3);
+}
+
+#[test]
+fn on_an_io_queue_no_command_is_a_request_for_an_event() {
+    let mut end = opened(&controller_config(), NONE, 8);
+    command(&mut end, &capsule(event_request(3), NONE, &[]));
+    assert!(feed(&mut end, &capsule(flush(3), NONE, &[]), 100).is_empty());
+    assert_eq!(answer(&mut end).status, Status::COMMAND_ID_CONFLICT);
 }
 
 #[test]

@@ -413,7 +413,10 @@ fn connect_data_is_as_other_programs_lay_it_out() {
     let bytes = layouts::CONNECT_DATA.bytes(&values);
     assert_eq!(data.to_bytes()[..], bytes);
     assert_eq!(ConnectData::parse(&bytes), Ok(data));
-    for (at, wrong) in [(256, 0), (512, 0), (256, 0xff), (512, 0x1f)] {
+    let mut nameless = bytes.clone();
+    nameless[512] = 0;
+    assert_eq!(ConnectData::parse(&nameless).unwrap().host.as_str(), "", "a host may have no name");
+    for (at, wrong) in [(256, 0), (256, 0xff), (512, 0x1f)] {
         let mut bytes = bytes.clone();
         bytes[at] = wrong;
         let refused = Refusal::in_data(u16::try_from(at).unwrap());

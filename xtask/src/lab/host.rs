@@ -15,7 +15,6 @@
 use crate::tool::{cannot, output, words};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -70,12 +69,6 @@ impl Host {
         let all = std::iter::once(programs.to_owned()).chain(std::env::split_paths(&usual));
         let search = std::env::join_paths(all).map_err(|e| cannot(programs, &e))?;
         Ok(Self { folder, search, target: None, port: 0 })
-    }
-
-    /// A port of this host that nobody listens on.
-    pub(super) fn free_port() -> Result<u16, String> {
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(|e| cannot("a free port", &e))?;
-        Ok(listener.local_addr().map_err(|e| cannot("a free port", &e))?.port())
     }
 
     /// Does what `text` asks; `None`: these words are not for the host.
