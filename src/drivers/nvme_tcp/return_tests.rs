@@ -185,6 +185,8 @@ fn a_copy_that_waits_for_a_connection_can_be_cancelled() {
         assert!(client.submit(read(0, 512)).await.result.is_ok());
         fake.change(|s| s.deaf = true);
         fake.cut(true);
+        // What is submitted before the loss is known may be sent, and be in doubt.
+        until("the loss", || device.controller().wait_up(Instant::now()).is_err());
         let op = copy_op(&device, &[(0, 512)], 65536);
         let Op::Copy(request) = &op else { panic!("a copy") };
         let cancel = request.cancel.clone();
