@@ -498,6 +498,9 @@ fn idle(text: &mut String) -> Result<(), String> {
     theirs.end()
 }
 
+/// Makes 1 GiB that nothing can compress or share; takes `of=`.
+const RANDOM_GIB: &str = "dd if=/dev/urandom bs=1M count=1024 iflag=fullblock conv=fsync status=none";
+
 /// Clones of 1 GiB from one namespace to another: by Copy, by read and write through the host, and a local `cp` beside them.
 fn clones(text: &mut String, flags: &Flags) -> Result<(), String> {
     put(
@@ -534,10 +537,7 @@ fn clone_row(
     println!("==> clone, {name}");
     let files = folder.map(|f| ["a", "b"].map(|n| f.join(n).display().to_string()));
     if let Some([a, b]) = &files {
-        output(
-            words("dd if=/dev/urandom bs=1M count=1024 iflag=fullblock conv=fsync status=none")
-                .arg(format!("of={a}")),
-        )?;
+        output(words(RANDOM_GIB).arg(format!("of={a}")))?;
         output(words("truncate -s 1G").arg(b))?;
     }
     let named: Vec<&str> = match &files {
@@ -546,6 +546,21 @@ fn clone_row(
     };
     let target = Target::start(&named)?;
     let theirs = if name == "memory" { spdk_target(2, 1024, HUGE_MIB_CLONE)? } else { None };
+    if files.is_none() {
+        // Memory that was never written is a hole, and a hole is copied in no time.
+        let full =
+            tempfile::NamedTempFile::new_in(root().join("target")).map_err(|e| cannot("a file", &e))?;
+        let full = full.path().display().to_string();
+        output(words(RANDOM_GIB).arg(format!("of={full}")))?;
+        clone("never", &full, &target.url(1))?;
+        clone("never", &full, &target.url(2))?;
+        if let Some(theirs) = &theirs {
+            theirs.resume()?;
+            let done = clone("never", &full, &theirs.url(1));
+            theirs.pause()?;
+            done?;
+        }
+    }
     let (mut copy, mut hand, mut local, mut wire) = (Vec::new(), Vec::new(), Vec::new(), 0.0);
     let mut their_hand = Vec::new();
     for round in 0..=flags.runs {
