@@ -126,6 +126,8 @@ pub(crate) fn target(flags: &[&str]) -> Done {
     rows(&mut text, &flags)?;
     if flags.rows.is_empty() {
         idle(&mut text)?;
+    }
+    if flags.rows.is_empty() || flags.rows.iter().any(|row| row == "clones") {
         clones(&mut text, &flags)?;
     }
     println!("{text}");
