@@ -60,7 +60,12 @@ impl Host {
         if self.late.load(Ordering::Acquire) == 0 {
             return true;
         }
-        lock(&self.waiters).push(bell.clone());
+        let mut waiters = lock(&self.waiters);
+        // Connects that wait are looked at again and again: a bell rings once for all of its thread's.
+        if !waiters.iter().any(|b| Arc::ptr_eq(b, bell)) {
+            waiters.push(bell.clone());
+        }
+        drop(waiters);
         // Looked at again behind the registration: it may have ended in between.
         self.late.load(Ordering::Acquire) == 0
     }
@@ -484,5 +489,25 @@ pub(super) struct CapParts {
 impl fmt::Debug for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "controller {} of {} for {}", self.id, self.subsystem.nqn(), self.host.nqn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::Waker;
+
+    #[test]
+    fn a_bell_waits_once_however_often_it_is_looked() {
+        let host = Host::new(Nqn::new("nqn.h").unwrap(), [1; 16]);
+        let bell = |_| Arc::new(Bell::new(Waker::new(|| {})));
+        let bells: Vec<_> = (0..2).map(bell).collect();
+        host.late_begins();
+        for _ in 0..100 {
+            assert!(bells.iter().all(|bell| !host.is_drained(bell)));
+        }
+        assert_eq!(lock(&host.waiters).len(), 2);
+        host.late_ends();
+        assert!(bells.iter().all(|bell| bell.take() && host.is_drained(bell)));
     }
 }
