@@ -396,9 +396,12 @@ impl FdQueue {
         if let Some(error) = io.error {
             match error.raw_os_error() {
                 Some(libc::EINVAL) if choice.direct => {
-                    // The file system promised direct I/O and refuses it: seen with network and stacked ones.
-                    tracing::info!(device = %self.core.name, %range, "direct I/O refused: buffered from now on");
-                    self.core.give_up_direct();
+                    // The file system promised direct I/O and refuses it: seen with network and stacked ones. Of a buffer that
+                    // does not begin at a page it never promised it.
+                    if io.buf.is_at_front() {
+                        tracing::info!(device = %self.core.name, %range, "direct I/O refused: buffered from now on");
+                        self.core.give_up_direct();
+                    }
                     return self.rest(request, range, choice, write, io.buf, 0);
                 }
                 Some(libc::EINTR | libc::EAGAIN) => {

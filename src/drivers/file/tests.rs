@@ -280,6 +280,30 @@ fn a_direct_request_that_is_refused_goes_through_the_cache_for_good() {
 }
 
 #[test]
+fn a_buffer_that_begins_anywhere_does_not_end_direct_requests() {
+    let (_dir, file) = fresh(MIB as u64);
+    if file.limits().direct_io_align.is_none() {
+        eprintln!("SKIPPED a_buffer_that_begins_anywhere_does_not_end_direct_requests: no O_DIRECT");
+        return;
+    }
+    let mut q = Driven::new(file.clone());
+    // As devices that take any offset in the file, but not in memory.
+    q.reactor.meddle(|op| match op {
+        IoOp::Write { direct: true, buf, .. } if !buf.is_at_front() => Meddled::Fail(libc::EINVAL),
+        _ => Meddled::Nothing,
+    });
+    let bytes = pattern(9, MIB);
+    let mut buf = Buf::copy_of(&[&bytes[..4], &bytes].concat()).unwrap();
+    buf.narrow(4, MIB);
+    assert!(q.run(Op::Write { range: range(0, MIB as u64), buf, fua: false }).result.is_ok());
+    assert!(q.run(Op::Flush).result.is_ok());
+    file.core.drop_pages(ByteRange::to(MIB as u64));
+    assert!(q.read(0, MIB).buf[..] == bytes);
+    let log = q.reactor.log();
+    assert_eq!(log, ["write direct 0+1048576", "call", "sync", "read direct 0+1048576"]);
+}
+
+#[test]
 fn a_source_that_shrank_is_told_from_zeroes() {
     let (_dir, writer) = fresh(MIB as u64);
     assert!(Driven::new(writer.clone()).write(0, &pattern(1, MIB)).result.is_ok());

@@ -477,7 +477,9 @@ impl Connection {
         let mut data = std::mem::take(&mut slot.buf);
         if slot.state == State::InCapsule && slot.len < slot.received {
             let (len, all) = (slot.len as usize, slot.received as usize);
-            data.narrow(all - len, len);
+            // To the front, where memory is aligned for direct I/O: a capsule is short.
+            data.copy_within(all - len..all, 0);
+            data.set_len(len);
         }
         slot.state = State::Executing;
         Ok(Some(Event::Command { slot: place, sqe: slot.sqe, data }))
