@@ -386,8 +386,8 @@ impl Connection {
 
     /// Checks data direction, SGL and lengths of a command with `in_capsule` bytes of data in its capsule.
     fn need(&self, sqe: &Sqe, in_capsule: u32) -> Result<Need, Status> {
-        // PSDT: fabrics have SGLs only, with metadata (none here) behind a pointer.
-        if sqe.flags() >> 6 != 1 {
+        // PSDT: on fabrics there are SGLs only, with metadata (none here) behind a pointer. Fabrics commands have no such field.
+        if sqe.flags() >> 6 != 1 && sqe.opcode() != FABRICS {
             return Err(Status::INVALID_FIELD);
         }
         let sgl = sqe.sgl();
