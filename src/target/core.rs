@@ -242,7 +242,7 @@ pub struct Core {
     pub(super) connecting: Vec<Connecting>,
     pub(super) lines: Lines,
     pub(super) now: Duration,
-    /// When the next keep-alive time-out may be due.
+    /// When the next keep-alive time-out, or the end of a copy's time, may be due.
     pub(super) deadline: Duration,
 }
 
@@ -652,6 +652,7 @@ impl Core {
         self.sweep();
         if now >= self.deadline {
             self.look_for_silent_hosts();
+            self.give_up_copies();
         }
         if self.bell.take() {
             self.look_around(lost);
