@@ -24,6 +24,9 @@ use std::time::Duration;
 /// Connections of one thread at most, those counted that are closed and not drained.
 pub const CONNECTIONS_MAX: usize = 4096;
 
+/// Rounds of one turn at most: a command of many requests must not keep all others, keep-alives least of all, from being heard.
+const ROUNDS_MAX: usize = 4;
+
 /// In a view: no such namespace is attached.
 const NOWHERE: u16 = u16::MAX;
 /// In a view: it is attached, and this thread cannot open its device.
@@ -392,11 +395,13 @@ impl Core {
         self.lines.turn();
         self.begin_copies();
         // A command of several requests, or a copy that made room for the next, has work for another round.
-        while self.poll_namespaces() | self.end_tasks() {
+        let mut rounds = 0;
+        while rounds < ROUNDS_MAX && self.poll_namespaces() | self.end_tasks() {
             self.begin_copies();
+            rounds += 1;
         }
         out.append(&mut self.answers);
-        self.lines.has_work()
+        rounds == ROUNDS_MAX || self.lines.has_work()
     }
 
     /// Commands that waited for a buffer.
