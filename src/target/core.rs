@@ -32,6 +32,9 @@ const NOWHERE: u16 = u16::MAX;
 /// In a view: it is attached, and this thread cannot open its device.
 const CLOSED: u16 = u16::MAX - 1;
 
+/// Time between two attempts of a connection to open what this thread could not open.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
+
 /// A connection of one core.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ConnectionId {
@@ -205,6 +208,8 @@ pub(super) struct Connection {
     /// For each NSID, from 1, which of the core's namespaces it is.
     view: Vec<u16>,
     view_generation: u64,
+    /// When what this thread could not open is tried again.
+    open_again_at: Duration,
     /// Requests and tasks that have not come back.
     pub(super) out: usize,
 }
@@ -550,7 +555,19 @@ impl Core {
         if connection.view_generation != generation {
             self.look_at_namespaces(from, generation);
         }
-        self.look_up(from, nsid)
+        let found = self.look_up(from, nsid);
+        if found.is_err() && self.opens_again(from) { self.look_up(from, nsid) } else { found }
+    }
+
+    /// Tries again, once in a while, to open what this thread could not open. True when it tried.
+    #[cold]
+    fn opens_again(&mut self, from: From) -> bool {
+        let connection = &self.connections[from.connection.index()];
+        let due = connection.view.contains(&CLOSED) && self.now >= connection.open_again_at;
+        if due {
+            self.look_at_namespaces(from, connection.view_generation);
+        }
+        due
     }
 
     /// The same among what the last [`Core::find`] of this command saw.
@@ -572,10 +589,16 @@ impl Core {
     }
 
     /// All namespaces the command's host sees.
-    pub(super) fn seen(&mut self, from: From) -> Vec<u16> {
+    ///
+    /// Errors, beside those that are open: Namespace Not Ready when this thread cannot open all of them.
+    pub(super) fn seen(&mut self, from: From) -> (Vec<u16>, Result<(), Status>) {
         // Any number will do: it is the look that counts.
-        let _ = self.find(from, NSID_MAX);
-        self.at(from).view.iter().copied().filter(|&at| at < CLOSED).collect()
+        if self.find(from, NSID_MAX).is_ok() {
+            self.opens_again(from);
+        }
+        let view = &self.at(from).view;
+        let all = if view.contains(&CLOSED) { Err(Status::NAMESPACE_NOT_READY.retryable()) } else { Ok(()) };
+        (view.iter().copied().filter(|&at| at < CLOSED).collect(), all)
     }
 
     #[cold]
@@ -588,8 +611,9 @@ impl Core {
             view.resize(view.len().max(at + 1), NOWHERE);
             view[at] = self.serve(subsystem, &namespace);
         }
+        let again = self.now.saturating_add(OPEN_AGAIN);
         let connection = self.at(from);
-        (connection.view, connection.view_generation) = (view, generation);
+        (connection.view, connection.view_generation, connection.open_again_at) = (view, generation, again);
     }
 
     /// Where the core serves a namespace; [`CLOSED`] when its device cannot be opened on this thread.

@@ -187,12 +187,14 @@ impl Core {
 
     /// Flushes what the command's host sees, then ends the command, or the shutdown it is the last word of.
     pub(super) fn flush_seen(&mut self, from: From, shutdown: bool) {
-        let seen = self.seen(from);
+        // What this thread cannot open another may have written to.
+        let (seen, all) = self.seen(from);
+        let status = all.err().unwrap_or(Status::SUCCESS);
         let left = u32::try_from(seen.len()).expect("at most NSID_MAX");
         if left == 0 {
-            return self.flushes_end(from, Status::SUCCESS, shutdown);
+            return self.flushes_end(from, status, shutdown);
         }
-        self.slot(from).state = State::Flushes { left, status: Status::SUCCESS, shutdown };
+        self.slot(from).state = State::Flushes { left, status, shutdown };
         seen.into_iter().for_each(|at| self.request(from, at, Op::Flush));
     }
 
