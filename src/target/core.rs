@@ -356,9 +356,11 @@ impl Core {
         if connection.slots.len() <= at {
             connection.slots.resize_with(at + 1, Slot::default);
         }
-        let slot = &mut connection.slots[at];
-        assert!(matches!(slot.state, State::Free), "a slot has one command at a time");
-        *slot =
+        assert!(matches!(connection.slots[at].state, State::Free), "a slot has one command at a time");
+        if !connection.admin.event_requests.is_empty() {
+            self.forget_event_request(from.connection, sqe.cid());
+        }
+        *self.slot(from) =
             Slot { state: State::Waits, cid: sqe.cid(), opcode: sqe.opcode(), nsid: sqe.nsid(), served: 0 };
         if sqe.transfer() != Transfer::ToHost || sqe.sgl().len == 0 {
             // What the SGL promises is what the command works on: nothing shorter may get past here.
