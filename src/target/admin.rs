@@ -245,6 +245,17 @@ impl Core {
         self.tell_events(from.connection);
     }
 
+    /// A command has come with the id of a request for an event: the host has forgotten the request, so it is to take no event
+    /// from those that wait.
+    #[cold]
+    pub(super) fn forget_event_request(&mut self, connection: ConnectionId, cid: u16) {
+        let Connection { admin, slots, .. } = &mut self.connections[connection.index()];
+        let found = admin.event_requests.iter().position(|&slot| slots[usize::from(slot)].cid == cid);
+        if let Some(slot) = found.and_then(|at| admin.event_requests.remove(at)) {
+            self.fail(From { connection, slot }, Status::ABORT_REQUESTED.retryable());
+        }
+    }
+
     fn tell_events(&mut self, id: ConnectionId) {
         let connection = &mut self.connections[id.index()];
         let Some(controller) = connection.queue.controller.clone() else { return };

@@ -3,6 +3,7 @@
 
 use super::testing::*;
 use super::*;
+use crate::block::Kind;
 use crate::nvme::admin::{AdminCommand, GetFeatures, GetLogPage, Identify, Select, SetFeatures};
 use crate::nvme::command::{NSID_ALL, admin, nvm};
 use crate::nvme::copy::Format;
@@ -15,7 +16,9 @@ use crate::nvme::identify::{
 use crate::nvme::log::{
     ChangedNamespaces, CommandEffects, ErrorEntry, FirmwareSlots, Smart, Table, effect, lid,
 };
-use crate::nvme::{Nqn, Status};
+use crate::nvme::{IoCommand, Nqn, Status};
+use crate::sim::{ErrorDevice, Fault, FaultPlan, Ops};
+use std::sync::Arc;
 
 const OK: Status = Status::SUCCESS;
 
@@ -238,6 +241,49 @@ fn log_pages_and_how_much_of_them() {
     assert_eq!(admin.ask(sqe, 8).status, Status::SGL_LENGTH_INVALID);
     sqe.0[1] = 0;
     assert_eq!(admin.ask(sqe, 4).status, Status::INVALID_FIELD, "PRPs");
+}
+
+#[test]
+fn what_went_well_is_counted_and_a_compare_is_a_read() {
+    let plan = FaultPlan::none();
+    let world = World::new([Arc::new(ErrorDevice::new(mem(64), plan.clone())) as Dev]);
+    let (admin, io) = world.host("nqn.h").both();
+    let counted = || {
+        let smart = Smart::parse(&admin.log(lid::SMART, 0, 512).data).unwrap();
+        (smart.host_reads, smart.host_writes)
+    };
+    assert_eq!(counted(), (0, 0));
+    let bytes = pattern(1, 1);
+    let compare = |bytes: &[u8]| io.tell(IoCommand::Compare(extent(1, 0, 1)).to_sqe(), bytes).status;
+    assert!(io.write(1, 0, &bytes).status.is_success());
+    assert!(io.read(1, 0, 1).status.is_success());
+    assert!(compare(&bytes).is_success());
+    assert_eq!(counted(), (2, 1));
+    assert!(!compare(&pattern(2, 1)).is_success());
+    assert!(!io.read(1, 64, 1).status.is_success());
+    for ops in [Ops::READ, Ops::WRITE] {
+        plan.arm(Fault { ops, nth: 1, forever: true, kind: Kind::Io, good_bytes: 0 });
+        assert_eq!(io.read(1, 0, 1).status.is_success(), ops != Ops::READ);
+        assert_eq!(io.write(1, 0, &bytes).status.is_success(), ops != Ops::WRITE);
+    }
+    assert_eq!(counted(), (3, 2), "failed ones are not");
+}
+
+#[test]
+fn a_request_for_an_event_that_its_host_forgot_takes_no_event() {
+    let world = World::new([mem(64) as Dev, mem(64)]);
+    let admin = world.host("nqn.h").admin();
+    admin.set_feature(fid::ASYNC_EVENTS, 1 << 8);
+    let forgotten = admin.send(AdminCommand::AsyncEventRequest.to_sqe(), &[]);
+    let kept = admin.send(AdminCommand::AsyncEventRequest.to_sqe(), &[]);
+    // A host that uses the id again, in another slot.
+    let mut sqe = AdminCommand::KeepAlive.to_sqe();
+    sqe.set_cid(cid(forgotten));
+    let from = From { slot: 77, ..forgotten };
+    world.cores[0].borrow_mut().submit(from, &sqe, crate::block::Buf::default());
+    assert!(admin.wait(forgotten).status.is(Status::ABORT_REQUESTED), "which the transport keeps to itself");
+    world.subsystem.remove(2).unwrap();
+    assert!(admin.wait(kept).status.is_success(), "the event");
 }
 
 #[test]

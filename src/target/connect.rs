@@ -6,10 +6,8 @@ use crate::block::Buf;
 use crate::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, Connected, FabricsCommand, Refusal, Width};
 use crate::nvme::{Sqe, Status};
 use std::num::NonZeroU32;
-use std::sync::Arc;
 
-/// Where QID and SQSIZE are in a Connect, for [`Refusal::in_command`].
-const QID_AT: u16 = 42;
+/// Where SQSIZE is in a Connect, for [`Refusal::in_command`].
 const SQSIZE_AT: u16 = 44;
 
 /// A Connect that waits until nothing of the host's earlier connections is left in the backend.
@@ -27,7 +25,10 @@ impl Core {
         };
         let qid = self.at(from).queue.id;
         match command {
-            FabricsCommand::Connect(_) if qid.is_some() => self.fail(from, Status::COMMAND_SEQUENCE_ERROR),
+            // It is a queue, or is about to be: a second controller would be nobody's, for ever.
+            FabricsCommand::Connect(_) if qid.is_some() || self.is_connecting(from) => {
+                self.fail(from, Status::COMMAND_SEQUENCE_ERROR);
+            }
             FabricsCommand::Connect(connect) => match ConnectData::parse(&data) {
                 Ok(data) => self.connect(Connecting { from, connect, data }),
                 Err(refusal) => self.refuse(from, refusal),
@@ -77,6 +78,10 @@ impl Core {
         }
     }
 
+    fn is_connecting(&self, from: From) -> bool {
+        self.connecting.iter().any(|asked| asked.from.connection == from.connection)
+    }
+
     /// Connects that waited may go on now.
     pub(super) fn look_at_connecting(&mut self) {
         for asked in std::mem::take(&mut self.connecting) {
@@ -109,15 +114,15 @@ impl Core {
             subsystem.open(host, &settings)?
         } else {
             let controller = subsystem.find(data.cntlid).ok_or(Refusal::in_data(ConnectData::CNTLID_AT))?;
-            check_io_queue(&controller, connect, data)?;
+            check_host(&controller, data)?;
             controller
         };
-        controller.connect(connect.qid, &self.bell)?;
+        let epoch = controller.connect(connect.qid, &self.bell)?;
         let connection = self.at(*from);
         connection.queue.id = Some(connect.qid);
         connection.queue.entries = connect.entries.get();
         connection.queue.flow_control = !connect.no_flow_control;
-        connection.queue.epoch = controller.epoch();
+        connection.queue.epoch = epoch;
         connection.queue.controller = Some(controller.clone());
         if connect.qid == 0 {
             let timeout: Option<NonZeroU32> =
@@ -129,22 +134,12 @@ impl Core {
 }
 
 /// An I/O queue joins the association its admin queue has made.
-fn check_io_queue(
-    controller: &Arc<Controller>,
-    connect: &Connect,
-    data: &ConnectData,
-) -> Result<(), Refusal> {
+fn check_host(controller: &Controller, data: &ConnectData) -> Result<(), Refusal> {
     if controller.host_nqn() != &data.host {
         return Err(Refusal::in_data(ConnectData::HOST_AT));
     }
     if controller.host_id() != data.host_id {
         return Err(Refusal::in_data(ConnectData::HOST_ID_AT));
-    }
-    if !controller.is_enabled() {
-        return Err(Status::COMMAND_SEQUENCE_ERROR.into());
-    }
-    if connect.qid > controller.io_queues() || controller.subsystem().is_discovery() {
-        return Err(Refusal::in_command(QID_AT));
     }
     Ok(())
 }

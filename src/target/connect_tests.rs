@@ -109,6 +109,46 @@ fn connects_that_are_refused_name_what_is_wrong() {
 }
 
 #[test]
+fn a_connection_that_waits_to_be_a_queue_becomes_no_second_one() {
+    let gate = Gate::writes(mem(64));
+    let world = World::new([gate.clone() as Dev]);
+    let host = world.host("nqn.h");
+    let (admin, io) = host.both();
+    io.send_data(write_sqe(1, 0, 512), &pattern(1, 1));
+    world.until("it is in the backend", || gate.held() == 1);
+    admin.close();
+    io.close();
+    let again = host.open();
+    let data = host.data(CNTLID_DYNAMIC).to_bytes();
+    let [first, second] = [0, 0].map(|qid| again.send_data(connect_sqe(connect(qid)), &data));
+    assert_eq!(again.wait(second).status, Status::COMMAND_SEQUENCE_ERROR);
+    assert!(again.taken(first).is_none(), "it waits for the write");
+    gate.permit(1);
+    assert_eq!(again.wait(first).status, OK);
+    assert_eq!(world.subsystem.controllers(), 1);
+    again.close();
+    assert_eq!(world.subsystem.controllers(), 0, "none is left behind");
+}
+
+#[test]
+fn an_io_queue_is_of_before_a_reset_or_of_behind_it() {
+    let world = World::new([mem(64) as Dev]);
+    let host = world.host("nqn.h");
+    let admin = host.connect(0);
+    let controller = world.cores[0].borrow().queue(admin.id).controller().unwrap().clone();
+    // A reset on another thread may come between any two looks of the thread that connects: what counts is seen in one.
+    let bell = world.cores[0].borrow().bell.clone();
+    let join = || controller.connect(1, &bell);
+    assert_eq!(join(), Err(Status::COMMAND_SEQUENCE_ERROR.into()));
+    admin.enable();
+    assert_eq!(join(), Ok(controller.epoch()));
+    controller.disconnect(1);
+    controller.drained(1);
+    admin.reset();
+    assert_eq!(join(), Err(Status::COMMAND_SEQUENCE_ERROR.into()));
+}
+
+#[test]
 fn a_host_without_a_name_is_let_in_where_any_host_is() {
     for (hosts, want) in
         [(Hosts::Any, OK), (Hosts::These(vec!["nqn.h".to_owned()]), Status::CONNECT_INVALID_HOST)]

@@ -7,7 +7,7 @@ use super::bell::Bell;
 use super::events::Events;
 use super::features::Features;
 use crate::block::request::Cancel;
-use crate::nvme::fabrics::Width;
+use crate::nvme::fabrics::{Refusal, Width};
 use crate::nvme::log::ErrorEntry;
 use crate::nvme::property::{self, Cap, Cc, Csts, Shutdown, ShutdownStatus, Version};
 use crate::nvme::{Nqn, Status};
@@ -21,6 +21,9 @@ pub(super) const VERSION: Version = Version::V2_0;
 
 /// Longest time a controller takes to get ready, in milliseconds: it is ready at once, hosts want at least a second.
 const READY_MS: u32 = 7500;
+
+/// Where QID is in a Connect, for [`Refusal::in_command`].
+const QID_AT: u16 = 42;
 
 /// Entries kept of the error log.
 pub(super) const ERRORS_MAX: usize = 64;
@@ -57,7 +60,12 @@ impl Host {
         if self.late.load(Ordering::Acquire) == 0 {
             return true;
         }
-        lock(&self.waiters).push(bell.clone());
+        let mut waiters = lock(&self.waiters);
+        // Connects that wait are looked at again and again: a bell rings once for all of its thread's.
+        if !waiters.iter().any(|b| Arc::ptr_eq(b, bell)) {
+            waiters.push(bell.clone());
+        }
+        drop(waiters);
         // Looked at again behind the registration: it may have ended in between.
         self.late.load(Ordering::Acquire) == 0
     }
@@ -309,17 +317,28 @@ impl Controller {
 
     // --- queues ------------------------------------------------------------------------------------------------------
 
-    /// Takes a queue in.
+    /// Takes a queue in; returns the epoch it belongs to, so that it is of before a reset or of behind it, never of both.
     ///
-    /// Errors: Command Sequence Error when it is there already.
-    pub(super) fn connect(&self, qid: u16, bell: &Arc<Bell>) -> Result<(), Status> {
+    /// Errors: of an I/O queue Command Sequence Error while the controller is not enabled, Connect Invalid Parameters for a number
+    /// that the host was not granted; of any queue Command Sequence Error when it is there already.
+    pub(super) fn connect(&self, qid: u16, bell: &Arc<Bell>) -> Result<u32, Refusal> {
         let mut inner = self.inner();
+        // Enabling and resetting hold this lock too.
+        let epoch = self.epoch();
+        if qid != 0 {
+            if epoch & 1 == 0 {
+                return Err(Status::COMMAND_SEQUENCE_ERROR.into());
+            }
+            if qid > inner.features.io_queues() || self.subsystem.is_discovery() {
+                return Err(Refusal::in_command(QID_AT));
+            }
+        }
         if inner.queues.iter().any(|q| q.qid == qid) || self.is_gone() {
-            return Err(Status::COMMAND_SEQUENCE_ERROR);
+            return Err(Status::COMMAND_SEQUENCE_ERROR.into());
         }
         inner.queues.push(Connected { qid, bell: bell.clone() });
         inner.undrained += usize::from(qid != 0);
-        Ok(())
+        Ok(epoch)
     }
 
     /// A queue's connection is closed. The admin queue takes the association with it. [`Controller::drained`] follows.
@@ -363,11 +382,6 @@ impl Controller {
     /// True once the association has ended.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
-    }
-
-    /// I/O queues the host was granted.
-    pub(super) fn io_queues(&self) -> u16 {
-        self.inner().features.io_queues()
     }
 
     /// True when an I/O queue is connected.
@@ -475,5 +489,25 @@ pub(super) struct CapParts {
 impl fmt::Debug for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "controller {} of {} for {}", self.id, self.subsystem.nqn(), self.host.nqn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::Waker;
+
+    #[test]
+    fn a_bell_waits_once_however_often_it_is_looked() {
+        let host = Host::new(Nqn::new("nqn.h").unwrap(), [1; 16]);
+        let bell = |_| Arc::new(Bell::new(Waker::new(|| {})));
+        let bells: Vec<_> = (0..2).map(bell).collect();
+        host.late_begins();
+        for _ in 0..100 {
+            assert!(bells.iter().all(|bell| !host.is_drained(bell)));
+        }
+        assert_eq!(lock(&host.waiters).len(), 2);
+        host.late_ends();
+        assert!(bells.iter().all(|bell| bell.take() && host.is_drained(bell)));
     }
 }

@@ -579,6 +579,42 @@ fn a_copy_that_takes_too_long_says_how_far_it_got() {
 }
 
 #[test]
+fn a_copy_that_waits_for_its_turn_has_no_more_time_than_others() {
+    // 49
+    let gate = Gate::writes(disk(256));
+    let world = World::new([gate.clone() as Dev, mem(256)]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(49, 256));
+    // The device stands still; eight are tasks at a time.
+    let send = |i: u64| io.send_copy(&Copy::from_namespaces(1, i * 8, &[(2, i * 8, 1)]));
+    let first: Vec<From> = (0..8).map(send).collect();
+    world.until("they run", || gate.held() == 8);
+    world.pass(Duration::from_secs(10));
+    let second: Vec<From> = (8..18).map(send).collect();
+    world.pass(Duration::from_secs(5));
+    gate.permit(8);
+    first.into_iter().for_each(|copy| assert!(io.wait(copy).status.is_success()));
+    // Eight have begun 5 seconds late, and two wait still.
+    world.until("they run", || gate.held() == 8);
+    world.pass(Duration::from_secs(14));
+    assert!(second.iter().all(|&copy| io.taken(copy).is_none()));
+    world.pass(Duration::from_secs(2));
+    let late = (Status::COPY_SIZE_LIMIT_EXCEEDED.retryable(), 0);
+    for &copy in &second[8..] {
+        assert_eq!(io.taken(copy).map(end), Some(late), "those in line, while the device stands still");
+    }
+    gate.permit(1);
+    world.turns(20);
+    gate.permit(1000);
+    for copy in second.iter().take(8) {
+        let told = io.wait(*copy);
+        assert!(told.status.is_success() || end(told.clone()) == late, "{}", told.status);
+    }
+    assert!(world.is_idle());
+}
+
+#[test]
 fn the_log_has_a_line_for_each_copy() {
     let world = World::new([mem(64) as Dev, disk(64)]);
     let (admin, io) = world.host("nqn.h").both();
@@ -606,19 +642,19 @@ fn the_log_has_a_line_for_each_copy() {
 
 #[test]
 fn neighbours_are_joined_into_one_request() {
-    // 1 GiB in 64 ranges is one native request where the device takes that.
+    // 64 MiB in 4 ranges are one native request where the device takes that.
     let seen = FaultPlan::none();
     let device = Arc::new(ErrorDevice::new(null(1 << 22), seen.clone()));
     let world = World::new([device as Dev]);
     let (_admin, io) = world.host("nqn.h").both();
     let fault = Fault { ops: Ops::ALL, nth: u64::MAX, forever: false, kind: Kind::Io, good_bytes: 0 };
     seen.arm(fault);
-    let ranges: Vec<(u64, u32)> = (0..64).map(|i| (i * 32768, 32768)).collect();
+    let ranges: Vec<(u64, u32)> = (0..4).map(|i| (i * 32768, 32768)).collect();
     assert_eq!(end(io.copy(&Copy::local(1, 1 << 21, &ranges))), (OK, 0));
     // The copy itself, and the look at its source.
     assert_eq!(seen.seen(), 2);
     let line = world.lines.borrow()[0].clone();
-    assert_eq!(line.methods.into_iter().collect::<Vec<_>>(), [(Method::Null, 1 << 30)]);
+    assert_eq!(line.methods.into_iter().collect::<Vec<_>>(), [(Method::Null, 64 << 20)]);
 }
 
 #[test]

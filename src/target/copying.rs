@@ -28,8 +28,11 @@ const TASKS_MAX: usize = 8;
 /// Buffers of one task, in bytes: also for a short copy, whose many ranges are in flight together. What is not touched costs
 /// address space only.
 const PAYLOAD_BYTES: usize = 8 << 20;
-/// Longest time of a task. A host gives a command 30 seconds and then resets the controller: better to say how far it got.
+/// Longest time of a copy that is a task or waits for its turn, from its check on. A host gives a command 30 seconds and then resets the controller: better to say how far it got.
 const TIME_MAX: Duration = Duration::from_secs(20);
+
+/// How a copy ends whose time is over.
+const TOO_LATE: Status = Status::COPY_SIZE_LIMIT_EXCEEDED.retryable();
 
 /// A Copy under way.
 pub(super) struct Copying {
@@ -122,12 +125,18 @@ impl Core {
             controller,
             qid,
         };
+        let due = copying.begun + TIME_MAX;
         self.slot(from).state = State::Copy(Box::new(copying));
         match method {
             Some(Method::Memory) => self.lines.inline.push_back(from),
-            Some(_) => self.submit_native(from),
+            Some(_) => {
+                self.submit_native(from);
+                return Ok(());
+            }
             None => self.lines.tasks.push_back(from),
         }
+        // In line, too: those ahead of it may be stuck in a device that does not answer.
+        self.deadline = self.deadline.min(due);
         Ok(())
     }
 
@@ -203,6 +212,8 @@ impl Core {
             tracing::debug!(%error, "planned anew");
             copying.excluded = copying.excluded.with(method);
             copying.native = None;
+            let due = copying.begun + TIME_MAX;
+            self.deadline = self.deadline.min(due);
             return self.lines.tasks.push_back(from);
         }
         let methods = method.into_iter().map(|method| (method, good)).collect();
@@ -217,8 +228,10 @@ impl Core {
 
     fn spawn_task(&mut self, from: From) {
         let (ended, bell, locks) = (self.lines.ended.clone(), self.bell.clone(), self.locks.clone());
+        let now = self.clock();
         let Some(copying) = self.copying(from) else { return };
-        let task = copying.task(locks);
+        let time = TIME_MAX.saturating_sub(now.saturating_sub(copying.begun));
+        let task = copying.task(locks, time);
         self.lines.running += 1;
         self.at(from).out += 1;
         drop(local::spawn(async move {
@@ -239,7 +252,7 @@ impl Core {
             }
             let error = end.error.map(|error| {
                 let status = match error.kind() {
-                    Kind::Cancelled if late => Status::COPY_SIZE_LIMIT_EXCEEDED.retryable(),
+                    Kind::Cancelled if late => TOO_LATE,
                     _ => status_of(&error, end.source_failed),
                 };
                 (error, status)
@@ -272,21 +285,32 @@ impl Core {
         self.answer(from, status, dword0, None);
     }
 
-    /// Ends copies that are to stop and have not begun.
+    /// Ends copies that are to stop, or whose time is over, and have not begun. The deadline is then no later than the end of the
+    /// time of those that stay in line.
     pub(super) fn give_up_copies(&mut self) {
-        let mut stopped = Vec::new();
-        let Self { lines, connections, .. } = self;
+        let now = self.now;
+        let mut given_up = Vec::new();
+        let Self { lines, connections, deadline, .. } = self;
         for line in [&mut lines.inline, &mut lines.tasks] {
             line.retain(|from| {
                 let slot = &connections[from.connection.index()].slots[usize::from(from.slot)];
-                let stops = matches!(&slot.state, State::Copy(copying) if copying.cancel.is_set());
-                stopped.extend(stops.then_some(*from));
-                !stops
+                let State::Copy(copying) = &slot.state else { return true };
+                let due = copying.begun + TIME_MAX;
+                let (stops, late) = (copying.cancel.is_set(), due <= now);
+                if stops || late {
+                    given_up.push((*from, stops));
+                } else {
+                    *deadline = due.min(*deadline);
+                }
+                !(stops || late)
             });
         }
-        for from in stopped {
-            let error = Error::new(Kind::Cancelled, "stopped on request before it began");
-            let status = status_of(&error, false);
+        for (from, stops) in given_up {
+            let (text, status) = match stops {
+                true => ("stopped on request before it began", Status::ABORT_REQUESTED.retryable()),
+                false => ("its time was over before its turn came", TOO_LATE),
+            };
+            let error = Error::new(Kind::Cancelled, text);
             self.end_copy(from, End { error: Some((error, status)), ..End::default() });
         }
     }
@@ -330,7 +354,7 @@ impl Copying {
         device != dest && self.checked.runs.iter().any(|run| run.namespace.device().name() == device)
     }
 
-    fn task(&self, locks: Rc<crate::block::lock::CoreLocks>) -> Task {
+    fn task(&self, locks: Rc<crate::block::lock::CoreLocks>, time: Duration) -> Task {
         let mut sources = self.checked.sources.iter().copied();
         let parts = self.checked.runs.iter().map(|run| Part {
             source: run.namespace.device().clone(),
@@ -342,6 +366,7 @@ impl Copying {
             dest: self.checked.dest.device().clone(),
             at: self.checked.range.offset(),
             fast_only: self.checked.fast_only,
+            time,
             options: Options {
                 policy: Policy { offload, excluded: self.excluded, unsynced: !self.fua, ..Policy::default() },
                 flush: self.fua,
@@ -381,6 +406,8 @@ struct Task {
     dest: Arc<dyn crate::block::Device>,
     at: u64,
     fast_only: bool,
+    /// What is left of [`TIME_MAX`].
+    time: Duration,
     options: Options,
 }
 
@@ -394,7 +421,7 @@ impl Task {
         }
         let late = Cell::new(false);
         let mut work = pin!(copy_ranges(&self.parts, &self.dest, self.at, &self.options));
-        let mut timer = pin!(local::sleep(TIME_MAX));
+        let mut timer = pin!(local::sleep(self.time));
         let end = poll_fn(|cx| {
             if !late.get() && timer.as_mut().poll(cx).is_ready() {
                 late.set(true);

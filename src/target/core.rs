@@ -24,10 +24,16 @@ use std::time::Duration;
 /// Connections of one thread at most, those counted that are closed and not drained.
 pub const CONNECTIONS_MAX: usize = 4096;
 
+/// Rounds of one turn at most: a command of many requests must not keep all others, keep-alives least of all, from being heard.
+const ROUNDS_MAX: usize = 4;
+
 /// In a view: no such namespace is attached.
 const NOWHERE: u16 = u16::MAX;
 /// In a view: it is attached, and this thread cannot open its device.
 const CLOSED: u16 = u16::MAX - 1;
+
+/// Time between two attempts of a connection to open what this thread could not open.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// A connection of one core.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -202,6 +208,8 @@ pub(super) struct Connection {
     /// For each NSID, from 1, which of the core's namespaces it is.
     view: Vec<u16>,
     view_generation: u64,
+    /// When what this thread could not open is tried again.
+    open_again_at: Duration,
     /// Requests and tasks that have not come back.
     pub(super) out: usize,
 }
@@ -242,7 +250,7 @@ pub struct Core {
     pub(super) connecting: Vec<Connecting>,
     pub(super) lines: Lines,
     pub(super) now: Duration,
-    /// When the next keep-alive time-out may be due.
+    /// When the next keep-alive time-out, or the end of a copy's time, may be due.
     pub(super) deadline: Duration,
 }
 
@@ -348,9 +356,11 @@ impl Core {
         if connection.slots.len() <= at {
             connection.slots.resize_with(at + 1, Slot::default);
         }
-        let slot = &mut connection.slots[at];
-        assert!(matches!(slot.state, State::Free), "a slot has one command at a time");
-        *slot =
+        assert!(matches!(connection.slots[at].state, State::Free), "a slot has one command at a time");
+        if !connection.admin.event_requests.is_empty() {
+            self.forget_event_request(from.connection, sqe.cid());
+        }
+        *self.slot(from) =
             Slot { state: State::Waits, cid: sqe.cid(), opcode: sqe.opcode(), nsid: sqe.nsid(), served: 0 };
         if sqe.transfer() != Transfer::ToHost || sqe.sgl().len == 0 {
             // What the SGL promises is what the command works on: nothing shorter may get past here.
@@ -392,11 +402,13 @@ impl Core {
         self.lines.turn();
         self.begin_copies();
         // A command of several requests, or a copy that made room for the next, has work for another round.
-        while self.poll_namespaces() | self.end_tasks() {
+        let mut rounds = 0;
+        while rounds < ROUNDS_MAX && self.poll_namespaces() | self.end_tasks() {
             self.begin_copies();
+            rounds += 1;
         }
         out.append(&mut self.answers);
-        self.lines.has_work()
+        rounds == ROUNDS_MAX || self.lines.has_work()
     }
 
     /// Commands that waited for a buffer.
@@ -545,7 +557,19 @@ impl Core {
         if connection.view_generation != generation {
             self.look_at_namespaces(from, generation);
         }
-        self.look_up(from, nsid)
+        let found = self.look_up(from, nsid);
+        if found.is_err() && self.opens_again(from) { self.look_up(from, nsid) } else { found }
+    }
+
+    /// Tries again, once in a while, to open what this thread could not open. True when it tried.
+    #[cold]
+    fn opens_again(&mut self, from: From) -> bool {
+        let connection = &self.connections[from.connection.index()];
+        let due = connection.view.contains(&CLOSED) && self.now >= connection.open_again_at;
+        if due {
+            self.look_at_namespaces(from, connection.view_generation);
+        }
+        due
     }
 
     /// The same among what the last [`Core::find`] of this command saw.
@@ -567,10 +591,16 @@ impl Core {
     }
 
     /// All namespaces the command's host sees.
-    pub(super) fn seen(&mut self, from: From) -> Vec<u16> {
+    ///
+    /// Errors, beside those that are open: Namespace Not Ready when this thread cannot open all of them.
+    pub(super) fn seen(&mut self, from: From) -> (Vec<u16>, Result<(), Status>) {
         // Any number will do: it is the look that counts.
-        let _ = self.find(from, NSID_MAX);
-        self.at(from).view.iter().copied().filter(|&at| at < CLOSED).collect()
+        if self.find(from, NSID_MAX).is_ok() {
+            self.opens_again(from);
+        }
+        let view = &self.at(from).view;
+        let all = if view.contains(&CLOSED) { Err(Status::NAMESPACE_NOT_READY.retryable()) } else { Ok(()) };
+        (view.iter().copied().filter(|&at| at < CLOSED).collect(), all)
     }
 
     #[cold]
@@ -583,8 +613,9 @@ impl Core {
             view.resize(view.len().max(at + 1), NOWHERE);
             view[at] = self.serve(subsystem, &namespace);
         }
+        let again = self.now.saturating_add(OPEN_AGAIN);
         let connection = self.at(from);
-        (connection.view, connection.view_generation) = (view, generation);
+        (connection.view, connection.view_generation, connection.open_again_at) = (view, generation, again);
     }
 
     /// Where the core serves a namespace; [`CLOSED`] when its device cannot be opened on this thread.
@@ -652,6 +683,7 @@ impl Core {
         self.sweep();
         if now >= self.deadline {
             self.look_for_silent_hosts();
+            self.give_up_copies();
         }
         if self.bell.take() {
             self.look_around(lost);

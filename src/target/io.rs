@@ -48,15 +48,11 @@ impl Core {
         let (state, op) = match command {
             IoCommand::Read(extent) => {
                 let range = bytes(&extent)?;
-                bump(&served.counts.reads, 1);
-                bump(&served.counts.read_bytes, range.len());
                 (State::Read { flush: extent.fua }, Op::Read { range, buf: data })
             }
             IoCommand::Write(extent) => {
                 let range = bytes(&extent)?;
                 may_write()?;
-                bump(&served.counts.writes, 1);
-                bump(&served.counts.written_bytes, range.len());
                 (State::Plain(Doing::Write), Op::Write { range, buf: data, fua: extent.fua || through })
             }
             IoCommand::Compare(extent) => {
@@ -107,27 +103,39 @@ impl Core {
                     let at = slot.served;
                     self.request(from, at, Op::Flush);
                 }
-                Ok(()) => self.answer(from, Status::SUCCESS, 0, Some(done.buf)),
+                Ok(()) => {
+                    self.count_read(from, done.buf.len() as u64);
+                    self.answer(from, Status::SUCCESS, 0, Some(done.buf));
+                }
                 Err(error) => self.fail(from, Status::of(error, Doing::Read)),
             },
             State::Plain(doing) => {
                 let doing = *doing;
+                if doing == Doing::Write && done.result.is_ok() {
+                    self.count_write(from, done.good_bytes);
+                }
                 self.finish(from, done.result.map_err(|e| Status::of(&e, doing)));
             }
             State::Durable(buf) => {
                 let buf = std::mem::take(buf);
                 match done.result {
-                    Ok(()) => self.answer(from, Status::SUCCESS, 0, Some(buf)),
+                    Ok(()) => {
+                        self.count_read(from, buf.len() as u64);
+                        self.answer(from, Status::SUCCESS, 0, Some(buf));
+                    }
                     Err(error) => self.fail(from, Status::of(&error, Doing::Flush)),
                 }
             }
-            State::Then { doing, flush } => match done.result {
-                Ok(()) if *flush => self.then_flush(from),
-                result => {
-                    let doing = *doing;
-                    self.finish(from, result.map_err(|e| Status::of(&e, doing)));
+            State::Then { doing, flush } => {
+                let (doing, flush) = (*doing, *flush);
+                if doing == Doing::Compare && done.result.is_ok() {
+                    self.count_read(from, done.good_bytes);
                 }
-            },
+                match done.result {
+                    Ok(()) if flush => self.then_flush(from),
+                    result => self.finish(from, result.map_err(|e| Status::of(&e, doing))),
+                }
+            }
             State::Flushes { left, status, shutdown } => {
                 *left -= 1;
                 if let (true, Err(error)) = (status.is_success(), &done.result) {
@@ -151,6 +159,24 @@ impl Core {
             State::Copy(_) => self.copy_came_back(from, done),
             State::Free | State::Waits => debug_assert!(false, "a request of no command came back"),
         }
+    }
+
+    /// Counts a Read or Compare that went well, for the SMART log.
+    #[inline]
+    fn count_read(&mut self, from: From, bytes: u64) {
+        let at = self.slot(from).served;
+        let counts = &self.served(at).counts;
+        bump(&counts.reads, 1);
+        bump(&counts.read_bytes, bytes);
+    }
+
+    /// Counts a Write that went well, for the SMART log.
+    #[inline]
+    fn count_write(&mut self, from: From, bytes: u64) {
+        let at = self.slot(from).served;
+        let counts = &self.served(at).counts;
+        bump(&counts.writes, 1);
+        bump(&counts.written_bytes, bytes);
     }
 
     fn then_flush(&mut self, from: From) {
@@ -187,12 +213,14 @@ impl Core {
 
     /// Flushes what the command's host sees, then ends the command, or the shutdown it is the last word of.
     pub(super) fn flush_seen(&mut self, from: From, shutdown: bool) {
-        let seen = self.seen(from);
+        // What this thread cannot open another may have written to.
+        let (seen, all) = self.seen(from);
+        let status = all.err().unwrap_or(Status::SUCCESS);
         let left = u32::try_from(seen.len()).expect("at most NSID_MAX");
         if left == 0 {
-            return self.flushes_end(from, Status::SUCCESS, shutdown);
+            return self.flushes_end(from, status, shutdown);
         }
-        self.slot(from).state = State::Flushes { left, status: Status::SUCCESS, shutdown };
+        self.slot(from).state = State::Flushes { left, status, shutdown };
         seen.into_iter().for_each(|at| self.request(from, at, Op::Flush));
     }
 

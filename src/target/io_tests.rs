@@ -9,9 +9,55 @@ use crate::nvme::{Doing, IoCommand, Sgl, Sqe, Status};
 use crate::sim::{ErrorDevice, Fault, FaultPlan, Ops, VolatileDisk};
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn zeroes_sqe(nsid: u32, lba: u64, blocks: u32) -> Sqe {
     IoCommand::WriteZeroes { extent: extent(nsid, lba, blocks), deallocate: false }.to_sqe()
+}
+
+#[test]
+fn what_could_not_be_opened_is_tried_again_and_no_flush_leaves_it_out() {
+    let gate = Gate::new(mem(64), |_| false);
+    gate.refuse(2);
+    let world = World::new([mem(64) as Dev, gate.clone()]);
+    let (admin, io) = world.host("nqn.h").both();
+    let not_ready = Status::NAMESPACE_NOT_READY.retryable();
+    for _ in 0..10 {
+        assert_eq!(io.read(2, 0, 1).status, not_ready);
+        assert_eq!(io.flush(NSID_ALL).status, not_ready, "it may have been written to by another thread");
+        assert_eq!(io.flush(1).status, Status::SUCCESS);
+    }
+    assert_eq!(gate.refusals(), 1, "it is not tried for each command");
+    world.pass(Duration::from_millis(1100));
+    assert_eq!(io.flush(NSID_ALL).status, not_ready);
+    assert_eq!(gate.refusals(), 0);
+    world.pass(Duration::from_millis(1100));
+    assert_eq!(io.flush(NSID_ALL).status, Status::SUCCESS);
+    assert_eq!(io.read(2, 0, 1).status, Status::SUCCESS);
+    drop(admin);
+}
+
+#[test]
+fn a_command_of_many_requests_leaves_turns_to_others() {
+    let world = World::new([mem(4096) as Dev]);
+    let (admin, io) = world.host("nqn.h").both();
+    let ranges: Vec<(u64, u32)> = (0..256).map(|i| (i * 16, 8)).collect();
+    let (sqe, list) = dsm(1, &ranges);
+    let long = io.send_data(sqe, &list);
+    let mut turns = 0;
+    loop {
+        let mut answers = Vec::new();
+        let more = world.cores[0].borrow_mut().poll(&mut answers);
+        if let [answer] = &answers[..] {
+            assert_eq!((answer.from, answer.cqe.status), (long, Status::SUCCESS));
+            break;
+        }
+        assert!(more, "to be called again without a sleep");
+        turns += 1;
+        assert!(turns < 1000, "it hangs");
+    }
+    assert!(turns > 10, "in {turns} turns");
+    drop(admin);
 }
 
 #[test]

@@ -8,12 +8,11 @@ use std::sync::Arc;
 /// Smallest and largest logical block that can be asked for, in bytes. Hosts with pages of 4 KiB take no larger one.
 const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
 
-/// Longest Copy of a namespace whose device shares extents, in bytes: constant time for each extent.
-const COPY_SHARED: u64 = 1 << 30;
 /// Longest Copy in memory, in bytes: a few milliseconds, during which the core does nothing else.
 const COPY_MEMORY: u64 = 32 << 20;
-/// Longest Copy that may have to be read and written, in bytes. A host gives a command 30 seconds; at 10 MB/s, slower than any
-/// disk that is worth exporting, this takes 7.
+/// Longest Copy of all others, in bytes: any may have to be read and written, also where the device shares extents, as when it is
+/// unaligned or its source is elsewhere. A host gives a command 30 seconds; at 10 MB/s, slower than any disk that is worth
+/// exporting, this takes 7. Where extents are shared, 1 GiB takes 16 commands: less than 4 KiB on the wire.
 const COPY_MOVED: u64 = 64 << 20;
 /// Longest source range in blocks. MSSRL has 16 bits; a power of two, so that a host that cuts a copy there keeps the
 /// alignment at which file systems share extents (65535 blocks of 512 bytes would lose it).
@@ -215,7 +214,6 @@ fn copy_limits(device: &Arc<dyn Device>, shift: u32) -> CopyLimits {
     let (limits, paths) = (device.limits(), device.copy_paths());
     let best = paths.iter().find(|p| p.preferred && p.carries_holes).map(|p| p.method);
     let bound = match best {
-        Some(Method::Reflink | Method::Null) => COPY_SHARED,
         Some(Method::Memory) => COPY_MEMORY,
         _ => COPY_MOVED,
     };
@@ -312,7 +310,11 @@ mod tests {
         let l = limits(mem(1 << 30, 1), 4096);
         assert_eq!((l.range_blocks, l.blocks), (8192, 8192), "no range is longer than the whole");
         let l = limits(null(1 << 40), 4096);
-        assert_eq!((l.range_blocks, l.blocks), (32768, 1 << 18));
+        assert_eq!(
+            (l.range_blocks, l.blocks),
+            (16384, 1 << 14),
+            "no longer than what can be read and written in time"
+        );
         let dir = tempfile::tempdir().unwrap();
         let file = crate::drivers::File::open(
             dir.path().join("f"),
@@ -320,10 +322,19 @@ mod tests {
         )
         .unwrap();
         file.set_len(1 << 20).unwrap();
-        let shares = file.copy_paths().iter().any(|p| p.method == Method::Reflink);
-        let most = if shares { 1 << 21 } else { 1 << 17 };
         let l = limits(file, 512);
-        assert_eq!((l.range_blocks, l.blocks), (32768, most));
+        assert_eq!(
+            (l.range_blocks, l.blocks),
+            (32768, 1 << 17),
+            "whatever it shares: the source may be elsewhere"
+        );
+        // 1 GiB in as few commands as that takes: header and entry, a list of formats 2h or 3h, and the answer.
+        for block in [512, 1024, 2048, 4096] {
+            let l = limits(null(1 << 40), block);
+            let commands = (1 << 30) / (u64::from(l.blocks) * u64::from(block));
+            let ranges = u64::from(l.blocks.div_ceil(l.range_blocks.into()));
+            assert!(commands * (72 + 32 * ranges + 24) <= 4096, "{block}");
+        }
     }
 
     #[test]

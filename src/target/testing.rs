@@ -571,12 +571,30 @@ pub(super) struct Gate {
     gated: fn(&Op) -> bool,
     permits: AtomicUsize,
     held: AtomicUsize,
+    /// It cannot be opened so many more times.
+    refusals: AtomicUsize,
 }
 
 impl Gate {
     /// `inner`, holding back the operations that `gated` names.
     pub(super) fn new(inner: Dev, gated: fn(&Op) -> bool) -> Arc<Self> {
-        Arc::new(Self { inner, gated, permits: AtomicUsize::new(0), held: AtomicUsize::new(0) })
+        Arc::new(Self {
+            inner,
+            gated,
+            permits: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
+            refusals: AtomicUsize::new(0),
+        })
+    }
+
+    /// Refuses to be opened the next `times` times.
+    pub(super) fn refuse(&self, times: usize) {
+        self.refusals.store(times, Ordering::Relaxed);
+    }
+
+    /// How many more times it refuses to be opened.
+    pub(super) fn refusals(&self) -> usize {
+        self.refusals.load(Ordering::Relaxed)
     }
 
     pub(super) fn writes(inner: Dev) -> Arc<Self> {
@@ -619,6 +637,9 @@ impl Device for Gate {
         resolve_plain(self, range)
     }
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn BlockQueue>> {
+        if self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+            return Err(crate::block::Error::new(crate::block::Kind::NoMemory, "not now"));
+        }
         let inner = self.inner.clone().open_queue()?;
         Ok(Box::new(GateQueue { device: self, inner, held: VecDeque::new() }))
     }

@@ -55,6 +55,11 @@ struct Slot {
 enum Step {
     Read(Choice),
     Write(Choice),
+    /// A buffered write is in the page cache and becomes durable.
+    Durable {
+        choice: Choice,
+        buf: Buf,
+    },
     Flush,
     /// On a helper thread; `front` bytes were done before.
     Call {
@@ -63,6 +68,18 @@ enum Step {
         /// The write this is the rest of.
         write: Option<Choice>,
     },
+}
+
+impl Step {
+    /// The way of the write that this is a step of.
+    fn write(&self) -> Option<Choice> {
+        match self {
+            Self::Write(choice) | Self::Durable { choice, .. } | Self::Call { write: Some(choice), .. } => {
+                Some(*choice)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What a helper thread hands back beside the count.
@@ -76,6 +93,18 @@ struct Carried {
 
 fn lock(carried: &Mutex<Carried>) -> MutexGuard<'_, Carried> {
     carried.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_fua(request: &Request) -> bool {
+    matches!(request.op(), Op::Write { fua: true, .. })
+}
+
+/// An error by which a write was refused before anything of it reached the disk: it tells nothing of what is written already.
+fn is_foreground(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::ENOMEM | libc::EPERM | libc::EINVAL | libc::EROFS
+    )
 }
 
 impl FdQueue {
@@ -114,7 +143,7 @@ impl FdQueue {
     }
 
     fn start(&mut self, request: Request, range: ByteRange, step: Step, op: IoOp) {
-        if let Step::Write(choice) | Step::Call { write: Some(choice), .. } = &step {
+        if let Some(choice) = step.write() {
             self.writes[usize::from(!choice.direct)] += 1;
         }
         let token = self.slots.insert(Slot { request, range, step });
@@ -187,7 +216,9 @@ impl FdQueue {
             offset: range.offset(),
             buf,
             direct: choice.direct,
-            dsync: fua,
+            // Through the cache it is synced behind the write: an error of both in one could be that of other data, told here
+            // and to no flush any more.
+            dsync: fua && choice.direct,
         };
         self.start(request, range, Step::Write(choice), op);
     }
@@ -201,11 +232,8 @@ impl FdQueue {
         };
         let range = wide(range);
         let busy = self.writes[usize::from(!direct)] > 0
-            && self.slots.iter().any(|(_, slot)| match &slot.step {
-                Step::Write(c) | Step::Call { write: Some(c), .. } => {
-                    c.direct == direct && wide(slot.range).overlaps(range)
-                }
-                _ => false,
+            && self.slots.iter().any(|(_, slot)| {
+                slot.step.write().is_some_and(|c| c.direct == direct) && wide(slot.range).overlaps(range)
             });
         let waits =
             !direct && self.parked.iter().any(|r| r.op().range().is_some_and(|r| wide(r).overlaps(range)));
@@ -300,12 +328,24 @@ impl FdQueue {
         }
         let index = usize::try_from(io.token).expect("a slot's index");
         let Slot { request, range, step } = self.slots.remove(index);
-        if let Step::Write(choice) | Step::Call { write: Some(choice), .. } = &step {
+        if let Some(choice) = step.write() {
             self.writes[usize::from(!choice.direct)] -= 1;
         }
         match step {
             Step::Read(choice) => self.transferred(request, range, choice, false, io),
             Step::Write(choice) => self.transferred(request, range, choice, true, io),
+            Step::Durable { choice, buf } => {
+                let (good, result) = match io.error {
+                    None => (range.len(), Ok(())),
+                    Some(error) => {
+                        // What was lost may be any write's: no later flush would say so.
+                        self.core.poison();
+                        let error = Error::os("the write could not be made durable", error);
+                        (0, Err(error.on(&self.core.name).at(range)))
+                    }
+                };
+                self.end_write(request, choice, buf, good, result);
+            }
             Step::Flush => {
                 let result = match io.error {
                     None => Ok(()),
@@ -329,7 +369,7 @@ impl FdQueue {
                 if poisons {
                     self.core.poison();
                 }
-                let good = front + io.count;
+                let good = if poisons { 0 } else { front + io.count };
                 let raw = io.error.map(|e| Error::os("a helper thread failed", e));
                 let result = error.or(raw).map_or(Ok(()), |e| Err(e.on(&self.core.name).at(range)));
                 match request.op() {
@@ -356,9 +396,12 @@ impl FdQueue {
         if let Some(error) = io.error {
             match error.raw_os_error() {
                 Some(libc::EINVAL) if choice.direct => {
-                    // The file system promised direct I/O and refuses it: seen with network and stacked ones.
-                    tracing::info!(device = %self.core.name, %range, "direct I/O refused: buffered from now on");
-                    self.core.give_up_direct();
+                    // The file system promised direct I/O and refuses it: seen with network and stacked ones. Of a buffer that
+                    // does not begin at a page it never promised it.
+                    if io.buf.is_at_front() {
+                        tracing::info!(device = %self.core.name, %range, "direct I/O refused: buffered from now on");
+                        self.core.give_up_direct();
+                    }
                     return self.rest(request, range, choice, write, io.buf, 0);
                 }
                 Some(libc::EINTR | libc::EAGAIN) => {
@@ -366,9 +409,8 @@ impl FdQueue {
                 }
                 _ => {}
             }
-            let fua = matches!(request.op(), Op::Write { fua: true, .. });
-            if fua && error.raw_os_error() == Some(libc::EIO) {
-                // The failed part may already count as clean, as after a failed flush.
+            if choice.direct && is_fua(&request) && !error.raw_os_error().is_some_and(is_foreground) {
+                // It may be the flush behind the write that failed, and with it what others have written.
                 self.core.poison();
             }
             let doing = if write { "write failed" } else { "read failed" };
@@ -383,6 +425,10 @@ impl FdQueue {
             return self.rest(request, range, choice, write, io.buf, good);
         }
         if write {
+            if is_fua(&request) && !choice.direct {
+                let op = IoOp::Sync { file: self.core.fd.clone(), data_only: true };
+                return self.start(request, range, Step::Durable { choice, buf: io.buf }, op);
+            }
             self.end_write(request, choice, io.buf, good, Ok(()));
         } else {
             if choice.after == After::Drop {
@@ -402,7 +448,7 @@ impl FdQueue {
         buf: Buf,
         front: u64,
     ) {
-        let fua = matches!(request.op(), Op::Write { fua: true, .. });
+        let fua = is_fua(&request);
         let carried = Arc::new(Mutex::new(Carried { buf, ..Carried::default() }));
         let (fd, shared): (Arc<OwnedFd>, _) = (self.core.fd.clone(), carried.clone());
         let op = IoOp::Call(Box::new(move || {

@@ -280,6 +280,30 @@ fn a_direct_request_that_is_refused_goes_through_the_cache_for_good() {
 }
 
 #[test]
+fn a_buffer_that_begins_anywhere_does_not_end_direct_requests() {
+    let (_dir, file) = fresh(MIB as u64);
+    if file.limits().direct_io_align.is_none() {
+        eprintln!("SKIPPED a_buffer_that_begins_anywhere_does_not_end_direct_requests: no O_DIRECT");
+        return;
+    }
+    let mut q = Driven::new(file.clone());
+    // As devices that take any offset in the file, but not in memory.
+    q.reactor.meddle(|op| match op {
+        IoOp::Write { direct: true, buf, .. } if !buf.is_at_front() => Meddled::Fail(libc::EINVAL),
+        _ => Meddled::Nothing,
+    });
+    let bytes = pattern(9, MIB);
+    let mut buf = Buf::copy_of(&[&bytes[..4], &bytes].concat()).unwrap();
+    buf.narrow(4, MIB);
+    assert!(q.run(Op::Write { range: range(0, MIB as u64), buf, fua: false }).result.is_ok());
+    assert!(q.run(Op::Flush).result.is_ok());
+    file.core.drop_pages(ByteRange::to(MIB as u64));
+    assert!(q.read(0, MIB).buf[..] == bytes);
+    let log = q.reactor.log();
+    assert_eq!(log, ["write direct 0+1048576", "call", "sync", "read direct 0+1048576"]);
+}
+
+#[test]
 fn a_source_that_shrank_is_told_from_zeroes() {
     let (_dir, writer) = fresh(MIB as u64);
     assert!(Driven::new(writer.clone()).write(0, &pattern(1, MIB)).result.is_ok());
@@ -321,6 +345,55 @@ fn a_failed_flush_poisons_every_handle_until_it_is_reopened() {
     }
     let again = File::open(file.path(), WRITE).unwrap();
     assert!(Driven::new(again).run(Op::Flush).result.is_ok());
+}
+
+/// A durable write at `offset` while the sync, or the durable write itself, fails with `errno`; then the kind of a flush's error.
+fn flush_behind_a_durable_write(offset: u64, len: usize, errno: i32, sync: bool) -> Option<Kind> {
+    let (_dir, file) = fresh(MIB as u64);
+    let mut q = Driven::new(file);
+    q.reactor.meddle(move |op| match op {
+        IoOp::Sync { .. } if sync => Meddled::Fail(errno),
+        IoOp::Write { dsync, .. } if *dsync || !sync => Meddled::Fail(errno),
+        _ => Meddled::Nothing,
+    });
+    let buf = Buf::copy_of(&pattern(1, len)).unwrap();
+    let done = q.run(Op::Write { range: range(offset, len as u64), buf, fua: true });
+    assert!(done.result.is_err() && done.good_bytes == 0, "{done:?}");
+    q.reactor.meddle(|_| Meddled::Nothing);
+    q.run(Op::Flush).result.err().map(|e| e.kind())
+}
+
+#[test]
+fn a_durable_write_that_fails_may_have_taken_another_writes_error_away() {
+    for errno in [libc::EIO, libc::ENOSPC, libc::ENODATA, libc::EDQUOT, libc::ETIMEDOUT, libc::ENOLINK] {
+        let kind = flush_behind_a_durable_write(100, 5000, errno, true);
+        assert_eq!(kind, Some(Kind::Poisoned), "{errno}");
+    }
+    // The write itself does not fit: nothing else is lost.
+    assert_eq!(flush_behind_a_durable_write(100, 5000, libc::ENOSPC, false), None);
+    if fresh(MIB as u64).1.limits().direct_io_align.is_none() {
+        eprintln!("SKIPPED a_durable_write_that_fails... (direct): no O_DIRECT");
+        return;
+    }
+    for (errno, kind) in [
+        (libc::EIO, Some(Kind::Poisoned)),
+        (libc::ENODATA, Some(Kind::Poisoned)),
+        (libc::ETIMEDOUT, Some(Kind::Poisoned)),
+        (libc::ENOSPC, None),
+    ] {
+        assert_eq!(flush_behind_a_durable_write(0, MIB, errno, false), kind, "{errno}");
+    }
+}
+
+#[test]
+fn a_durable_write_through_the_cache_is_synced_behind_it() {
+    let (_dir, file) = fresh(MIB as u64);
+    let mut q = Driven::new(file);
+    let buf = Buf::copy_of(&pattern(1, 5000)).unwrap();
+    let done = q.run(Op::Write { range: range(100, 5000), buf, fua: true });
+    assert!(done.result.is_ok() && done.good_bytes == 5000, "{done:?}");
+    assert_eq!(done.buf[..], pattern(1, 5000), "the buffer comes back");
+    assert_eq!(q.reactor.log(), ["write buffered 100+5000", "sync"]);
 }
 
 #[test]

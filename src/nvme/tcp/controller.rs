@@ -386,8 +386,8 @@ impl Connection {
 
     /// Checks data direction, SGL and lengths of a command with `in_capsule` bytes of data in its capsule.
     fn need(&self, sqe: &Sqe, in_capsule: u32) -> Result<Need, Status> {
-        // PSDT: fabrics have SGLs only, with metadata (none here) behind a pointer.
-        if sqe.flags() >> 6 != 1 {
+        // PSDT: on fabrics there are SGLs only, with metadata (none here) behind a pointer. Fabrics commands have no such field.
+        if sqe.flags() >> 6 != 1 && sqe.opcode() != FABRICS {
             return Err(Status::INVALID_FIELD);
         }
         let sgl = sqe.sgl();
@@ -477,7 +477,9 @@ impl Connection {
         let mut data = std::mem::take(&mut slot.buf);
         if slot.state == State::InCapsule && slot.len < slot.received {
             let (len, all) = (slot.len as usize, slot.received as usize);
-            data.narrow(all - len, len);
+            // To the front, where memory is aligned for direct I/O: a capsule is short.
+            data.copy_within(all - len..all, 0);
+            data.set_len(len);
         }
         slot.state = State::Executing;
         Ok(Some(Event::Command { slot: place, sqe: slot.sqe, data }))

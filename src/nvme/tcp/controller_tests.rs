@@ -108,6 +108,17 @@ fn an_in_capsule_offset_leaves_out_what_is_before_it() {
     let data = pattern(1, 1536);
     let (_, _, got) = command(&mut end, &capsule(write(1, 0).with_sgl(sgl), NONE, &data));
     assert!(got[..] == data[512..]);
+    assert!(got.is_at_front(), "aligned for direct I/O");
+}
+
+#[test]
+fn byte_1_of_a_fabrics_command_is_not_looked_at() {
+    for byte in [0x00, 0x40, 0x80, 0xff] {
+        let mut end = opened(&controller_config(), NONE, 0);
+        let mut sqe = Sqe::new(0x7f, 0);
+        sqe.0[1] = byte;
+        assert_eq!(command(&mut end, &capsule(sqe, NONE, &[])).1.0[1], byte, "it is carried out");
+    }
 }
 
 #[test]
