@@ -20,7 +20,7 @@ fn what_could_not_be_opened_is_tried_again_and_no_flush_leaves_it_out() {
     let gate = Gate::new(mem(64), |_| false);
     gate.refuse(2);
     let world = World::new([mem(64) as Dev, gate.clone()]);
-    let (admin, io) = world.host("nqn.h").both();
+    let (_admin, io) = world.host("nqn.h").both();
     let not_ready = Status::NAMESPACE_NOT_READY.retryable();
     for _ in 0..10 {
         assert_eq!(io.read(2, 0, 1).status, not_ready);
@@ -34,13 +34,12 @@ fn what_could_not_be_opened_is_tried_again_and_no_flush_leaves_it_out() {
     world.pass(Duration::from_millis(1100));
     assert_eq!(io.flush(NSID_ALL).status, Status::SUCCESS);
     assert_eq!(io.read(2, 0, 1).status, Status::SUCCESS);
-    drop(admin);
 }
 
 #[test]
 fn a_command_of_many_requests_leaves_turns_to_others() {
     let world = World::new([mem(4096) as Dev]);
-    let (admin, io) = world.host("nqn.h").both();
+    let (_admin, io) = world.host("nqn.h").both();
     let ranges: Vec<(u64, u32)> = (0..256).map(|i| (i * 16, 8)).collect();
     let (sqe, list) = dsm(1, &ranges);
     let long = io.send_data(sqe, &list);
@@ -57,7 +56,6 @@ fn a_command_of_many_requests_leaves_turns_to_others() {
         assert!(turns < 1000, "it hangs");
     }
     assert!(turns > 10, "in {turns} turns");
-    drop(admin);
 }
 
 #[test]
