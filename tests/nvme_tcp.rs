@@ -218,3 +218,31 @@ fn a_peer_that_misbehaves_harms_nobody_else() {
     });
     server.stop();
 }
+
+#[test]
+fn peers_that_stay_after_they_were_told_to_go_are_in_nobodys_way() {
+    let server = start(1, EngineChoice::Auto);
+    let address = server.addresses()[0];
+    let mut stay = Vec::new();
+    for n in 0..40 {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(&[icreq(), icreq()].concat()).unwrap();
+        let mut said = [0; 129];
+        stream.read_exact(&mut said).unwrap();
+        assert_eq!(said[128], 3, "C2HTermReq");
+        stay.push(stream);
+        // Those who come now work, and those who came before still do.
+        let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let guard = scope.spawn(|| host(address, 1, n, &stop, &rounds));
+            while rounds.load(Ordering::Relaxed) < 2 {
+                assert!(!guard.is_finished(), "the host failed beside {n} that stay");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+    drop(stay);
+    server.stop();
+}

@@ -67,8 +67,10 @@ struct Worker {
     core: Core,
     pool: Rc<BufPool>,
     listeners: Vec<Listening>,
-    /// Place = the index of the core's name for it.
+    /// Places of their own: a link may outlive its connection of the core, whose index is then another's.
     links: Vec<Option<Link>>,
+    /// For each index of the core, the place of the link that had it last.
+    places: Vec<usize>,
     live: usize,
     serial: u32,
     next_door: usize,
@@ -129,6 +131,7 @@ pub(super) fn run(
         pool,
         listeners: listening,
         links: Vec::new(),
+        places: Vec::new(),
         live: 0,
         serial: 0,
         next_door: 0,
@@ -170,6 +173,12 @@ pub(super) fn run(
     Ok(())
 }
 
+/// The link of a connection that the core still has.
+fn link_of<'a>(links: &'a mut [Option<Link>], places: &[usize], id: ConnectionId) -> Option<&'a mut Link> {
+    let link = links.get_mut(*places.get(id.index())?)?.as_mut()?;
+    (link.id == id && !link.left).then_some(link)
+}
+
 impl Worker {
     /// True when it got anything done, or spins.
     fn turn(&mut self) -> bool {
@@ -178,8 +187,7 @@ impl Worker {
         let now = self.reactor.now();
         self.core.tick(now, &mut self.lost);
         for id in self.lost.drain(..) {
-            if let Some(link) = self.links.get_mut(id.index()).and_then(Option::as_mut).filter(|l| l.id == id)
-            {
+            if let Some(link) = link_of(&mut self.links, &self.places, id) {
                 link.over = true;
             }
         }
@@ -313,12 +321,13 @@ impl Worker {
             parting: false,
             over: false,
         };
-        let place = id.index();
-        if self.links.len() <= place {
-            self.links.resize_with(place + 1, || None);
+        let place = self.links.iter().position(Option::is_none).unwrap_or(self.links.len());
+        if place == self.links.len() {
+            self.links.push(None);
         }
-        debug_assert!(self.links[place].is_none(), "the core gave a name that is still in use");
         self.links[place] = Some(link);
+        self.places.resize(self.places.len().max(id.index() + 1), usize::MAX);
+        self.places[id.index()] = place;
         self.live += 1;
         tracing::debug!(%peer, "connected");
         Ok(())
@@ -328,8 +337,7 @@ impl Worker {
         let mut answers = std::mem::take(&mut self.answers);
         let busy = self.core.poll(&mut answers) || !answers.is_empty();
         for Answer { from, mut cqe, data } in answers.drain(..) {
-            let link = self.links.get_mut(from.connection.index()).and_then(Option::as_mut);
-            let Some(link) = link.filter(|l| l.id == from.connection && !l.left) else { continue };
+            let Some(link) = link_of(&mut self.links, &self.places, from.connection) else { continue };
             if !link.announced {
                 let queue = self.core.queue(from.connection);
                 if queue.entries() > 0 {
