@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failed unwrap is a failed test
 
-use blkcopy::block::{Buf, ByteRange, Op};
+use blkcopy::block::{Buf, ByteRange, Device, Op};
 use blkcopy::drivers::mem::Mem;
 use blkcopy::exports::nvme_tcp::{Options, Server};
 use blkcopy::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsCommand, Width};
@@ -37,10 +37,16 @@ fn start(cores: usize, engine: EngineChoice) -> Server {
     Server::start(target, Options { listen, cores, engine, ..Options::default() }).unwrap()
 }
 
+fn open(address: SocketAddr, nsid: u32) -> Arc<dyn Device> {
+    open_dest(&Name::parse(format!("nvme-tcp://{address}/{NQN}?nsid={nsid}")).unwrap(), false).unwrap()
+}
+
 /// Writes and reads back its own eighth of a namespace until told to stop, and counts the rounds.
 fn host(address: SocketAddr, nsid: u32, seed: u64, stop: &AtomicBool, rounds: &AtomicU64) {
-    let name = Name::parse(format!("nvme-tcp://{address}/{NQN}?nsid={nsid}")).unwrap();
-    let device = open_dest(&name, false).unwrap();
+    work(open(address, nsid), seed, stop, rounds);
+}
+
+fn work(device: Arc<dyn Device>, seed: u64, stop: &AtomicBool, rounds: &AtomicU64) {
     let local = Local::new(choose(EngineChoice::Auto, false).unwrap().0);
     let mut rng = Rng::new(seed);
     local.block_on(async {
@@ -56,7 +62,7 @@ fn host(address: SocketAddr, nsid: u32, seed: u64, stop: &AtomicBool, rounds: &A
             let buf = Buf::alloc(bytes.len()).unwrap();
             let read = client.submit(Op::Read { range, buf }).await;
             read.result.unwrap();
-            assert!(read.buf[..] == bytes[..], "{range:?} of namespace {nsid}");
+            assert!(read.buf[..] == bytes[..], "{range:?}");
             rounds.fetch_add(1, Ordering::Relaxed);
         }
     });
@@ -128,11 +134,8 @@ fn queue(address: SocketAddr, qid: u16, cntlid: u16) -> (TcpStream, u16) {
     (stream, u16::from_le_bytes([answer[8], answer[9]]))
 }
 
-#[test]
-fn hosts_that_keep_every_buffer_lose_them_to_those_who_wait() {
-    let server = start(1, EngineChoice::Auto);
-    let (address, stop, rounds) = (server.addresses()[0], AtomicBool::new(false), AtomicU64::new(0));
-    // One asks for more than the target has buffers for and reads nothing, another announces as much and sends nothing.
+/// An enabled controller of a host that takes nothing any more.
+fn controller(address: SocketAddr) -> (TcpStream, u16) {
     let (mut admin, cntlid) = queue(address, 0, CNTLID_DYNAMIC);
     let enable = FabricsCommand::PropertySet {
         width: Width::Four,
@@ -141,25 +144,63 @@ fn hosts_that_keep_every_buffer_lose_them_to_those_who_wait() {
     };
     admin.write_all(&command(1, enable.to_sqe(), &[])).unwrap();
     admin.read_exact(&mut [0; 24]).unwrap();
-    let mut stalled = Vec::new();
-    for (n, is_read) in [(1, true), (2, false)] {
-        let (mut stream, _) = queue(address, n, cntlid);
-        for cid in 0..100 {
-            let extent = Extent::new(1, 0, Blocks::new(2048).unwrap());
-            let sqe = if is_read { IoCommand::Read(extent) } else { IoCommand::Write(extent) }.to_sqe();
-            stream.write_all(&command(cid, sqe.with_sgl(Sgl::transport(1 << 20)), &[])).unwrap();
-        }
-        stalled.push(stream);
+    (admin, cntlid)
+}
+
+/// A queue that asks for 100 MiB and reads nothing, or announces as much and sends nothing.
+fn hoard(address: SocketAddr, qid: u16, cntlid: u16, is_read: bool) -> TcpStream {
+    let (mut stream, _) = queue(address, qid, cntlid);
+    for cid in 0..100 {
+        let extent = Extent::new(1, 0, Blocks::new(2048).unwrap());
+        let sqe = if is_read { IoCommand::Read(extent) } else { IoCommand::Write(extent) }.to_sqe();
+        stream.write_all(&command(cid, sqe.with_sgl(Sgl::transport(1 << 20)), &[])).unwrap();
     }
+    stream
+}
+
+#[test]
+fn hosts_that_keep_every_buffer_lose_them_to_those_who_wait() {
+    let server = start(1, EngineChoice::Auto);
+    let (address, stop, rounds) = (server.addresses()[0], AtomicBool::new(false), AtomicU64::new(0));
+    let device = open(address, 2);
+    let (admin, cntlid) = controller(address);
+    // One alone gets three of four buffers, the next three of four of the rest: four of them have all 64.
+    let stalled: Vec<_> = (1..=5).map(|qid| hoard(address, qid, cntlid, qid < 5)).collect();
     std::thread::scope(|scope| {
-        let guard = scope.spawn(|| host(address, 2, 0, &stop, &rounds));
+        let guard = scope.spawn(|| work(device, 0, &stop, &rounds));
         while rounds.load(Ordering::Relaxed) < 10 {
             assert!(!guard.is_finished(), "the other host failed");
             std::thread::sleep(Duration::from_millis(1));
         }
         stop.store(true, Ordering::Relaxed);
     });
-    drop(stalled);
+    drop((admin, stalled));
+    server.stop();
+}
+
+#[test]
+fn hosts_that_stand_still_leave_some_buffers_to_others_and_may_go_on_later() {
+    let server = start(1, EngineChoice::Auto);
+    let address = server.addresses()[0];
+    let (admin, cntlid) = controller(address);
+    let mut stalled: Vec<_> =
+        [(1, false), (2, true)].map(|(qid, is_read)| hoard(address, qid, cntlid, is_read)).into();
+    // Longer than the target is patient with those who keep buffers from others, and nobody is kept waiting here.
+    let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let guard = scope.spawn(|| host(address, 2, 0, &stop, &rounds));
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < Duration::from_secs(12) || rounds.load(Ordering::Relaxed) < 10 {
+            assert!(!guard.is_finished(), "the other host failed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    // All 100 reads are answered, with the success in the data.
+    let mut all = vec![0; 100 * (24 + (1 << 20))];
+    stalled[1].read_exact(&mut all).unwrap();
+    assert_eq!(all[0], 7, "C2HData");
+    drop((admin, stalled));
     server.stop();
 }
 
@@ -216,5 +257,33 @@ fn a_peer_that_misbehaves_harms_nobody_else() {
         drop(idle);
         stop.store(true, Ordering::Relaxed);
     });
+    server.stop();
+}
+
+#[test]
+fn peers_that_stay_after_they_were_told_to_go_are_in_nobodys_way() {
+    let server = start(1, EngineChoice::Auto);
+    let address = server.addresses()[0];
+    let mut stay = Vec::new();
+    for n in 0..40 {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(&[icreq(), icreq()].concat()).unwrap();
+        let mut said = [0; 129];
+        stream.read_exact(&mut said).unwrap();
+        assert_eq!(said[128], 3, "C2HTermReq");
+        stay.push(stream);
+        // Those who come now work, and those who came before still do.
+        let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let guard = scope.spawn(|| host(address, 1, n, &stop, &rounds));
+            while rounds.load(Ordering::Relaxed) < 2 {
+                assert!(!guard.is_finished(), "the host failed beside {n} that stay");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+    drop(stay);
     server.stop();
 }

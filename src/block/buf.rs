@@ -168,6 +168,11 @@ impl BufPool {
         self.chunk_bytes
     }
 
+    /// Number of buffers that can be taken now.
+    pub fn free(&self) -> usize {
+        self.free.lock().len()
+    }
+
     /// Number of buffers, in use or not.
     pub fn count(&self) -> usize {
         self.count
@@ -189,8 +194,9 @@ mod tests {
         assert_eq!((pool.count(), pool.chunk_bytes()), (1, PAGE));
         assert_eq!(asked[0], (64, 1 << 20));
         let held = pool.take(100).unwrap();
-        assert!(pool.take(1).is_none());
+        assert!(pool.take(1).is_none() && pool.free() == 0);
         drop(held);
+        assert_eq!(pool.free(), 1);
         assert!(pool.take(PAGE).is_some());
     }
 

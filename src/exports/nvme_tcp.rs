@@ -1,8 +1,10 @@
 //! NVMe/TCP: listeners, sockets and threads around [`crate::nvme::tcp::controller`] and [`crate::target`].
 //!
 //! One thread per core, each with reactor, executor, range locks and a [`Core`](crate::target::Core). The first accepts and
-//! deals the connections round; a connection stays where it was dealt. `worker` is what each thread does.
+//! deals the connections round; a connection stays where it was dealt. `worker` is what each thread does,
+//! `link` one of its connections.
 
+mod link;
 mod worker;
 
 use crate::block::{Error, Kind, Result};

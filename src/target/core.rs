@@ -340,7 +340,9 @@ impl Core {
         &mut self.at(from).slots[usize::from(from.slot)]
     }
 
-    /// Begins a command. `data`: what the host sent with it, as long as its SGL says.
+    /// Begins a command. `data`: what the host sent with it, or a buffer for what goes to it, as long as its SGL says. Without one
+    /// that is needed the command waits for one of the pool, first come first served; a transport that shares them out among its
+    /// connections brings it.
     ///
     /// The transport has checked the SGL. Exactly one answer follows, unless the connection is closed before.
     ///
@@ -373,6 +375,10 @@ impl Core {
         }
         if sqe.sgl().len > self.target.settings().transfer_bytes {
             return self.fail(from, Status::INVALID_FIELD);
+        }
+        if !data.is_empty() {
+            assert_eq!(data.len(), buffer_len(sqe), "a buffer as the command needs it");
+            return self.dispatch(from, sqe, data);
         }
         if self.waiting.is_empty()
             && let Some(buf) = self.pool.take(buffer_len(sqe))
@@ -407,17 +413,23 @@ impl Core {
             self.begin_copies();
             rounds += 1;
         }
+        // Buffers came back, perhaps of commands that nobody hears of any more.
+        let served = self.serve_waiting();
         out.append(&mut self.answers);
-        rounds == ROUNDS_MAX || self.lines.has_work()
+        served || rounds == ROUNDS_MAX || self.lines.has_work()
     }
 
-    /// Commands that waited for a buffer.
-    fn serve_waiting(&mut self) {
-        while let Some((_, sqe)) = self.waiting.front() {
-            let Some(buf) = self.pool.take(buffer_len(sqe)) else { return };
-            let Some((from, sqe)) = self.waiting.pop_front() else { return };
+    /// Commands that waited for a buffer. True when any got one.
+    fn serve_waiting(&mut self) -> bool {
+        let mut any = false;
+        while let Some((_, sqe)) = self.waiting.front()
+            && let Some(buf) = self.pool.take(buffer_len(sqe))
+            && let Some((from, sqe)) = self.waiting.pop_front()
+        {
             self.dispatch(from, &sqe, buf);
+            any = true;
         }
+        any
     }
 
     /// Hands requests down and takes completions up, once round. True when there were any.
@@ -761,11 +773,6 @@ impl Core {
                 controller.drained(qid);
             }
         }
-    }
-
-    /// True while commands wait for buffers of the pool.
-    pub fn wants_buffers(&self) -> bool {
-        !self.waiting.is_empty()
     }
 
     /// True when nothing is in flight here, of closed connections either.

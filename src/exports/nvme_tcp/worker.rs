@@ -1,16 +1,15 @@
 //! One thread of a server: reads sockets, feeds the machines and the core, sends what they answer.
 
+use super::link::{Buffers, Link};
 use super::{Shared, lock};
 use crate::block::lock::LockDomain;
 use crate::block::{Buf, BufPool, Error, Kind, Result};
 use crate::nvme::Status;
-use crate::nvme::tcp::controller::{Connection, Event, QueueFacts};
+use crate::nvme::tcp::controller::{Connection, QueueFacts};
 use crate::reactor::local::{Local, sleep};
 use crate::reactor::{self, IoDone, IoOp, Port, Reactor};
-use crate::target::{Answer, ConnectionId, Core, From};
-use rustix::io::Errno;
+use crate::target::{Answer, ConnectionId, Core};
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -23,41 +22,10 @@ const TICK: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a connection may take until its Connect.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a host may keep buffers, neither taking nor sending a byte, while others wait for some.
-const STALL_PATIENCE: Duration = Duration::from_secs(2);
-/// Reads of one socket in one turn, so that a busy one does not hold up the others.
-const READS_A_TURN: usize = 8;
+/// How long a host may keep buffers, taking and sending next to nothing, while another connection waits for one.
+const STALL_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections of one thread; more are closed at once.
 const CONNECTIONS_MAX: usize = 1024;
-
-/// A socket and its machine.
-struct Link {
-    id: ConnectionId,
-    /// Distinguishes it from an earlier connection in the same place.
-    serial: u32,
-    peer: SocketAddr,
-    socket: Arc<OwnedFd>,
-    machine: Connection,
-    /// Try to read: it may have something.
-    readable: bool,
-    /// The reactor waits for it to be readable, writable.
-    watched: [bool; 2],
-    /// The socket took nothing last time.
-    full: bool,
-    opened: Duration,
-    /// When it last had something.
-    last: Duration,
-    /// Commands whose data waits for a buffer.
-    wants: VecDeque<(u16, u32)>,
-    /// The machine knows the queue's properties.
-    announced: bool,
-    /// The core has been told that it is gone.
-    left: bool,
-    /// To be closed when what there is to say has been sent.
-    parting: bool,
-    /// To be closed at the end of the turn.
-    over: bool,
-}
 
 struct Worker {
     shared: Arc<Shared>,
@@ -65,17 +33,18 @@ struct Worker {
     reactor: Rc<dyn Reactor>,
     port: Port,
     core: Core,
-    pool: Rc<BufPool>,
+    buffers: Buffers,
     listeners: Vec<Listening>,
-    /// Place = the index of the core's name for it.
+    /// Places of their own: a link may outlive its connection of the core, whose index is then another's.
     links: Vec<Option<Link>>,
+    /// For each index of the core, the place of the link that had it last.
+    places: Vec<usize>,
     live: usize,
     serial: u32,
     next_door: usize,
     stopping: bool,
-    /// When patience is looked at next; since when somebody waits for a buffer.
+    /// When patience is looked at next.
     look: Duration,
-    short_since: Option<Duration>,
     ready: Vec<IoDone>,
     answers: Vec<Answer>,
     lost: Vec<ConnectionId>,
@@ -126,15 +95,15 @@ pub(super) fn run(
         port: reactor.open_port(),
         reactor,
         core,
-        pool,
+        buffers: Buffers::new(pool),
         listeners: listening,
         links: Vec::new(),
+        places: Vec::new(),
         live: 0,
         serial: 0,
         next_door: 0,
         stopping: false,
         look: Duration::ZERO,
-        short_since: None,
         ready: Vec::new(),
         answers: Vec::new(),
         lost: Vec::new(),
@@ -170,6 +139,12 @@ pub(super) fn run(
     Ok(())
 }
 
+/// The link of a connection that the core still has.
+fn link_of<'a>(links: &'a mut [Option<Link>], places: &[usize], id: ConnectionId) -> Option<&'a mut Link> {
+    let link = links.get_mut(*places.get(id.index())?)?.as_mut()?;
+    (link.id == id && !link.left).then_some(link)
+}
+
 impl Worker {
     /// True when it got anything done, or spins.
     fn turn(&mut self) -> bool {
@@ -178,8 +153,7 @@ impl Worker {
         let now = self.reactor.now();
         self.core.tick(now, &mut self.lost);
         for id in self.lost.drain(..) {
-            if let Some(link) = self.links.get_mut(id.index()).and_then(Option::as_mut).filter(|l| l.id == id)
-            {
+            if let Some(link) = link_of(&mut self.links, &self.places, id) {
                 link.over = true;
             }
         }
@@ -189,29 +163,29 @@ impl Worker {
         }
         if !self.stopping {
             for link in self.links.iter_mut().flatten() {
-                busy |= link.read(&mut self.core, &self.pool, now);
+                busy |= link.read(&mut self.core, &mut self.buffers, now);
             }
         }
-        busy |= self.answer();
+        busy |= self.buffers.hand_out(&mut self.links, &mut self.core, now);
+        busy |= self.answer(now);
         for place in 0..self.links.len() {
             busy |= self.finish_turn(place, now);
         }
-        busy
+        // Those that came back meanwhile, of connections that are gone too.
+        busy | self.buffers.hand_out(&mut self.links, &mut self.core, now)
     }
 
     /// Ends connections that never become a queue, and those that keep buffers from others by standing still.
     fn lose_patience(&mut self, now: Duration) {
-        let is_short = self.core.wants_buffers() || self.links.iter().flatten().any(|l| !l.wants.is_empty());
-        let since = self.short_since.filter(|_| is_short).unwrap_or(now);
-        self.short_since = is_short.then_some(since);
-        let is_stall = now.saturating_sub(since) >= STALL_PATIENCE;
+        // One that stands still itself waits for what it keeps from itself.
+        let waits = |l: &Link| l.waits_since(now) >= STALL_PATIENCE && !l.stands_still(now, STALL_PATIENCE);
+        let is_short = self.links.iter().flatten().any(waits);
         for link in self.links.iter_mut().flatten() {
-            let silent = now.saturating_sub(link.last);
             if !link.announced && now.saturating_sub(link.opened) >= CONNECT_PATIENCE {
                 tracing::warn!(peer = %link.peer, "no Connect in {CONNECT_PATIENCE:?}; the connection is closed");
                 link.over = true;
-            } else if is_stall && silent >= STALL_PATIENCE && link.machine.waits_for_host() {
-                tracing::warn!(peer = %link.peer, "takes and sends nothing for {silent:?} and has buffers others wait for; the connection is closed");
+            } else if is_short && link.stands_still(now, STALL_PATIENCE) {
+                tracing::warn!(peer = %link.peer, "stands still for {STALL_PATIENCE:?} and has buffers another connection waits for; the connection is closed");
                 link.over = true;
             }
         }
@@ -296,40 +270,24 @@ impl Worker {
             .open(local)
             .ok_or_else(|| Error::new(Kind::InUse, "connections that were closed are not drained yet"))?;
         self.serial = self.serial.wrapping_add(1) & 0x7fff_ffff;
-        let link = Link {
-            id,
-            serial: self.serial,
-            peer,
-            socket: Arc::new(stream.into()),
-            machine,
-            readable: true,
-            watched: [false; 2],
-            full: false,
-            opened: self.reactor.now(),
-            last: self.reactor.now(),
-            wants: VecDeque::new(),
-            announced: false,
-            left: false,
-            parting: false,
-            over: false,
-        };
-        let place = id.index();
-        if self.links.len() <= place {
-            self.links.resize_with(place + 1, || None);
+        let place = self.links.iter().position(Option::is_none).unwrap_or(self.links.len());
+        if place == self.links.len() {
+            self.links.push(None);
         }
-        debug_assert!(self.links[place].is_none(), "the core gave a name that is still in use");
+        let link = Link::new(id, self.serial, place, peer, stream.into(), machine, self.reactor.now());
         self.links[place] = Some(link);
+        self.places.resize(self.places.len().max(id.index() + 1), usize::MAX);
+        self.places[id.index()] = place;
         self.live += 1;
         tracing::debug!(%peer, "connected");
         Ok(())
     }
 
-    fn answer(&mut self) -> bool {
+    fn answer(&mut self, now: Duration) -> bool {
         let mut answers = std::mem::take(&mut self.answers);
         let busy = self.core.poll(&mut answers) || !answers.is_empty();
         for Answer { from, mut cqe, data } in answers.drain(..) {
-            let link = self.links.get_mut(from.connection.index()).and_then(Option::as_mut);
-            let Some(link) = link.filter(|l| l.id == from.connection && !l.left) else { continue };
+            let Some(link) = link_of(&mut self.links, &self.places, from.connection) else { continue };
             if !link.announced {
                 let queue = self.core.queue(from.connection);
                 if queue.entries() > 0 {
@@ -345,7 +303,7 @@ impl Worker {
                     }
                 }
             }
-            drop(link.machine.complete(from.slot, cqe, data));
+            link.complete(from.slot, cqe, data, now);
         }
         self.answers = answers;
         busy
@@ -358,7 +316,7 @@ impl Worker {
         self.back.clear();
         link.over |= link.parting && link.machine.output().is_empty();
         // What was sent or answered may let the machine go on with what it has read.
-        link.take_events(&mut self.core, &self.pool);
+        link.take_events(&mut self.core, &mut self.buffers, now);
         link.machine.tick(now);
         if (link.machine.is_closing() || link.over) && !std::mem::replace(&mut link.left, true) {
             link.wants.clear();
@@ -388,6 +346,7 @@ impl Worker {
 
     fn close(&mut self, place: usize) {
         let Some(link) = self.links.get_mut(place).and_then(Option::take) else { return };
+        self.buffers.forget(place);
         self.live -= 1;
         if !link.left {
             self.core.disconnect(link.id);
@@ -405,102 +364,13 @@ impl Worker {
 
     /// True when nothing is in flight and everything has been sent.
     fn is_drained(&self) -> bool {
-        self.core.is_idle() && self.links.iter().flatten().all(|l| l.machine.output().is_empty())
+        self.core.is_idle()
+            && self.links.iter().flatten().all(|l| l.machine.output().is_empty() && l.wants.is_empty())
     }
 
     fn close_all(&mut self) {
         for place in 0..self.links.len() {
             self.close(place);
         }
-    }
-}
-
-impl Link {
-    fn machine_is_full(&mut self) -> bool {
-        self.machine.space().iter().all(|s| s.is_empty())
-    }
-
-    fn read(&mut self, core: &mut Core, pool: &BufPool, now: Duration) -> bool {
-        let mut busy = false;
-        while let Some(&(slot, len)) = self.wants.front() {
-            let Some(buf) = pool.take(len as usize) else { break };
-            self.wants.pop_front();
-            self.machine.give(slot, buf);
-            busy = true;
-        }
-        for _ in 0..READS_A_TURN {
-            if !self.readable || self.over || self.parting {
-                break;
-            }
-            let mut space = self.machine.space();
-            let room: usize = space.iter().map(|s| s.len()).sum();
-            if room == 0 {
-                break;
-            }
-            match rustix::io::readv(&*self.socket, &mut space) {
-                Ok(0) => {
-                    self.over = true;
-                    return true;
-                }
-                Ok(n) => {
-                    busy = true;
-                    self.last = now;
-                    self.machine.filled(n);
-                    self.take_events(core, pool);
-                    if n < room {
-                        break; // most likely all there was
-                    }
-                }
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
-                Err(error) => {
-                    tracing::debug!(peer = %self.peer, error = %std::io::Error::from(error), "read failed");
-                    self.over = true;
-                    return true;
-                }
-            }
-        }
-        busy
-    }
-
-    fn take_events(&mut self, core: &mut Core, pool: &BufPool) {
-        while !self.parting
-            && let Some(event) = self.machine.next()
-        {
-            match event {
-                Event::Command { slot, sqe, data } => {
-                    core.submit(From { connection: self.id, slot }, &sqe, data);
-                }
-                Event::NeedBuffer { slot, len } => match pool.take(len as usize) {
-                    Some(buf) if self.wants.is_empty() => self.machine.give(slot, buf),
-                    _ => self.wants.push_back((slot, len)),
-                },
-                Event::Broken(why) => tracing::warn!(peer = %self.peer, "{why}; the connection is closed"),
-            }
-        }
-    }
-
-    fn send(&mut self, back: &mut Vec<Buf>, now: Duration) -> bool {
-        let mut busy = false;
-        while !self.full && !self.over {
-            let output = self.machine.output();
-            if output.is_empty() {
-                break;
-            }
-            match rustix::io::writev(&*self.socket, &output) {
-                Ok(n) => {
-                    self.machine.sent(n, back);
-                    self.last = now;
-                    busy = true;
-                }
-                Err(Errno::AGAIN) => self.full = true,
-                Err(Errno::INTR) => {}
-                Err(error) => {
-                    tracing::debug!(peer = %self.peer, error = %std::io::Error::from(error), "write failed");
-                    self.over = true;
-                }
-            }
-        }
-        busy
     }
 }

@@ -170,6 +170,8 @@ pub struct Connection {
     /// What the host takes: R2Ts of one command at a time, alignment of data in bytes.
     r2t_count_max: u32,
     align: usize,
+    /// Buffers of commands that failed while their data was on the way.
+    spared: Vec<Buf>,
 }
 
 impl Connection {
@@ -203,6 +205,7 @@ impl Connection {
             sq_head: 0,
             r2t_count_max: 1,
             align: 4,
+            spared: Vec::new(),
         };
         connection.grow(SLOTS_BEFORE_CONNECT);
         Some(connection)
@@ -500,7 +503,10 @@ impl Connection {
             "a buffer as it was asked for"
         );
         match slot.failed {
-            Some(status) => self.fail_command(place, status),
+            Some(status) => {
+                (slot.state, slot.buf) = (State::Receiving, buf);
+                self.fail_command(place, status);
+            }
             None => {
                 (slot.state, slot.buf) = (State::Receiving, buf);
                 self.ask(place);
@@ -633,7 +639,10 @@ impl Connection {
     /// Ends a command that has not reached the owner.
     fn fail_command(&mut self, place: u16, status: Status) {
         let slot = &mut self.slots[usize::from(place)];
-        (slot.state, slot.buf) = (State::Free, Buf::default());
+        let buf = std::mem::take(&mut slot.buf);
+        if std::mem::replace(&mut slot.state, State::Free) == State::Receiving {
+            self.spared.push(buf);
+        }
         let cid = slot.cid;
         self.cids[usize::from(cid >> 6)] &= !(1 << (cid & 63));
         self.free.push(place);
@@ -650,8 +659,10 @@ impl Connection {
         self.outgoing.referred() > 0 || self.slots.iter().any(|slot| slot.state == State::Receiving)
     }
 
-    /// The socket took the first `n` bytes of [`Connection::output`]. Buffers wholly sent are appended to `back`.
+    /// The socket took the first `n` bytes of [`Connection::output`]. Buffers wholly sent are appended to `back`, and those of
+    /// [`Connection::give`] whose command failed before it was an event.
     pub fn sent(&mut self, n: usize, back: &mut Vec<Buf>) {
+        back.append(&mut self.spared);
         self.outgoing.sent(n, |buf| back.push(buf));
     }
 
