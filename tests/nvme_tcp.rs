@@ -2,16 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failed unwrap is a failed test
 
-use blkcopy::block::{Buf, ByteRange, Device, Op};
+use blkcopy::block::request::{Cancel, CopyRequest};
+use blkcopy::block::{Buf, ByteRange, Device, Method, Op};
 use blkcopy::drivers::mem::Mem;
-use blkcopy::exports::nvme_tcp::{Options, Server};
+use blkcopy::exports::nvme_tcp::{OnCopy, Options, Server};
 use blkcopy::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsCommand, Width};
 use blkcopy::nvme::io::Extent;
 use blkcopy::nvme::property::{Cc, offset};
-use blkcopy::nvme::{Blocks, Count16, IoCommand, Nqn, Sgl, Sqe};
+use blkcopy::nvme::{AdminCommand, Blocks, Count16, IoCommand, Nqn, Sgl, Sqe};
 use blkcopy::open::{Name, open_dest};
 use blkcopy::reactor::local::{Client, Local};
-use blkcopy::reactor::{EngineChoice, choose};
+use blkcopy::reactor::{EngineChoice, Waker, choose};
 use blkcopy::sim::Rng;
 use blkcopy::target::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use std::io::{Read, Write};
@@ -26,6 +27,10 @@ const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00006
 
 /// A target with two memory namespaces on `cores` threads.
 fn start(cores: usize, engine: EngineChoice) -> Server {
+    start_with(Options { cores, engine, ..Options::default() })
+}
+
+fn start_with(options: Options) -> Server {
     let target = Target::new(Settings::default()).unwrap();
     let subsystem = Subsystem::new(SubsystemOptions { nqn: Nqn::new(NQN).unwrap(), serial: None });
     for name in ["one", "two"] {
@@ -34,7 +39,7 @@ fn start(cores: usize, engine: EngineChoice) -> Server {
     }
     target.serve(subsystem).unwrap();
     let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
-    Server::start(target, Options { listen, cores, engine, ..Options::default() }).unwrap()
+    Server::start(target, Options { listen, ..options }).unwrap()
 }
 
 fn open(address: SocketAddr, nsid: u32) -> Arc<dyn Device> {
@@ -113,14 +118,22 @@ fn command(cid: u16, sqe: Sqe, data: &[u8]) -> Vec<u8> {
     [&head[..], &plen.to_le_bytes(), &sqe.0, data].concat()
 }
 
-/// A queue of a host that takes nothing any more, and the controller it belongs to.
+/// A queue of a host that does nothing by itself, and the controller it belongs to.
 fn queue(address: SocketAddr, qid: u16, cntlid: u16) -> (TcpStream, u16) {
+    queue_with(address, qid, cntlid, None)
+}
+
+fn queue_with(
+    address: SocketAddr,
+    qid: u16,
+    cntlid: u16,
+    keep_alive_ms: Option<NonZeroU32>,
+) -> (TcpStream, u16) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(&icreq()).unwrap();
     stream.read_exact(&mut [0; 128]).unwrap();
-    let connect =
-        Connect { qid, entries: Count16::new(128).unwrap(), no_flow_control: true, keep_alive_ms: None };
+    let connect = Connect { qid, entries: Count16::new(128).unwrap(), no_flow_control: true, keep_alive_ms };
     let data = ConnectData {
         host_id: [7; 16],
         cntlid,
@@ -285,5 +298,62 @@ fn peers_that_stay_after_they_were_told_to_go_are_in_nobodys_way() {
         });
     }
     drop(stay);
+    server.stop();
+}
+
+/// One Copy command to the target.
+fn copy(address: SocketAddr) {
+    let device = open(address, 1);
+    let local = Local::new(choose(EngineChoice::Auto, false).unwrap().0);
+    local.block_on(async {
+        let client = Client::open(device.clone()).unwrap();
+        let range = |at| ByteRange::new(at, 4096).unwrap();
+        let copy = CopyRequest {
+            method: Method::NvmeCopy,
+            source: device,
+            sources: [range(0)].into_iter().collect(),
+            dest: range(8192),
+            fua: false,
+            cancel: Cancel::default(),
+        };
+        drop(client.submit(Op::Copy(Box::new(copy))).await);
+    });
+}
+
+#[test]
+fn a_thread_that_stood_still_blames_nobody_for_what_it_did_not_hear() {
+    // Whoever is told of copies is told on the thread that serves the connections.
+    let pause: OnCopy = Arc::new(|_| std::thread::sleep(Duration::from_secs(3)));
+    let server = start_with(Options { on_copy: Some(pause), ..Options::default() });
+    let address = server.addresses()[0];
+    let (mut admin, _) = queue_with(address, 0, CNTLID_DYNAMIC, NonZeroU32::new(1000));
+    std::thread::scope(|scope| {
+        let guard = scope.spawn(|| copy(address));
+        while !guard.is_finished() {
+            admin.write_all(&command(1, AdminCommand::KeepAlive.to_sqe(), &[])).unwrap();
+            admin.read_exact(&mut [0; 24]).expect("the association goes on");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    server.stop();
+}
+
+#[test]
+fn a_thread_that_panics_takes_the_server_with_it() {
+    let panic: OnCopy = Arc::new(|_| panic!("planted by the test"));
+    let server = start_with(Options { cores: 2, on_copy: Some(panic), ..Options::default() });
+    let address = server.addresses()[0];
+    // One connection on each thread: both are closed.
+    let mut both = [queue(address, 0, CNTLID_DYNAMIC).0, queue(address, 0, CNTLID_DYNAMIC).0];
+    let (told, tells) = std::sync::mpsc::channel();
+    server.watch(Waker::new(move || told.send(()).unwrap_or_default()));
+    assert!(!server.is_over() && server.failure().is_none());
+    std::thread::spawn(move || copy(address)); // its own end is of no interest, and long
+    tells.recv().unwrap();
+    assert!(server.is_over());
+    assert!(server.failure().unwrap().to_string().contains("panicked"));
+    for stream in &mut both {
+        assert!(matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_)));
+    }
     server.stop();
 }

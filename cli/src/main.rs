@@ -12,6 +12,7 @@ mod plan;
 mod progress;
 mod run;
 mod serve;
+mod serve_log;
 mod target_info;
 
 use clap::{Parser, Subcommand};

@@ -90,11 +90,11 @@ impl Interrupts {
         Ok(this)
     }
 
-    /// Waits on this thread until the first signal.
-    pub(crate) fn wait(&self) {
+    /// Waits on this thread until the first signal, or until it is unparked and `is_over`.
+    pub(crate) fn wait_unless(&self, is_over: impl Fn() -> bool) {
         let thread = std::thread::current();
         self.wakes(Waker::new(move || thread.unpark()));
-        while !self.cancel.is_set() {
+        while !self.cancel.is_set() && !is_over() {
             std::thread::park();
         }
     }

@@ -5,12 +5,16 @@ use crate::fail::{Code, Fail};
 use crate::file_dest::hold_dest;
 use crate::output::{self, note, size};
 use crate::run::Interrupts;
+use crate::serve_log::Log;
 use blkcopy::block::{Device, Error, Kind};
+use blkcopy::drivers::nvme_tcp::Url;
 use blkcopy::drivers::{Hold, hold, in_use};
 use blkcopy::exports::nvme_tcp::{OnCopy, Options, Server};
 use blkcopy::nvme::Nqn;
 use blkcopy::open::{self, Found, Name};
+use blkcopy::reactor::Waker;
 use blkcopy::target::{Hosts, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::ffi::OsStr;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -19,6 +23,7 @@ use std::time::Duration;
 /// Runs the command: until a signal ends it.
 pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let interrupts = Interrupts::listen()?;
+    raise_file_limit();
     let served = args.devices.iter().map(|text| open_device(text, args)).collect::<Result<Vec<_>, _>>()?;
     let target = Target::new(Settings::default())?;
     let nqn = Nqn::new(&args.nqn.clone().map_or_else(machine_nqn, Ok)?).map_err(|e| e.on("--nqn"))?;
@@ -35,10 +40,12 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
         output::out(&format!("namespace {nsid}: {}, {}\n", device.name(), size(device.size())));
     }
     target.serve(subsystem)?;
-    let on_copy: Option<OnCopy> = args
+    let log = Log::start(output::out);
+    let copies = log.clone();
+    let on_copy = args
         .log
         .contains(&LogArg::Copies)
-        .then(|| -> OnCopy { Arc::new(|line| output::out(&format!("{line}\n"))) });
+        .then(|| -> OnCopy { Arc::new(move |line| copies.say(format!("{line}\n"))) });
     let listen = resolve(&args.listen)?;
     for open in listen.iter().filter(|a| !a.ip().is_loopback()) {
         note(&format!(
@@ -61,10 +68,27 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
             address.port()
         ));
     }
-    interrupts.wait();
-    output::out("stopping\n");
+    let thread = std::thread::current();
+    server.watch(Waker::new(move || thread.unpark()));
+    interrupts.wait_unless(|| server.is_over());
+    let failure = server.failure();
+    if failure.is_none() {
+        log.say("stopping\n".to_owned());
+    }
     server.stop();
-    Ok(Code::Done)
+    log.end();
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok(Code::Done),
+    }
+}
+
+/// Every connection takes a descriptor, and the usual soft limit is lower than what the kernel would give.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it is forbidden the server takes as many connections as it may.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Opens a device for the hosts to read and write, and keeps other programs off it while it is served.
@@ -73,6 +97,10 @@ fn open_device(text: &OsStr, args: &ServeArgs) -> Result<(Arc<dyn Device>, Hold)
     if name.range.is_some() {
         let text = format!("{}: a whole device is served, not a range of one", name.text());
         return Err(Fail::invalid(text).hint("leave @offset+length out"));
+    }
+    if name.text().starts_with(Url::SCHEME) {
+        let text = format!("{}: a namespace of another target cannot be served yet", name.text());
+        return Err(Fail::invalid(text).hint("serve the device itself on the machine that has it"));
     }
     if let Some(path) = name.path() {
         if open::find(path)? == Found::Nothing {

@@ -59,6 +59,9 @@ impl Default for Options {
 /// How long an address that is taken is waited for: the kernel lets go of a killed server's port a moment after its end.
 const TAKEN_PATIENCE: Duration = Duration::from_millis(500);
 
+/// How long the threads of a server that failed are waited for.
+const END_PATIENCE: Duration = Duration::from_secs(8);
+
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let begun = Instant::now();
     loop {
@@ -72,9 +75,11 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// A running server. Dropping it stops it, as [`Server::stop`] does.
+///
+/// When one of its threads panics the whole of it stops: half a server would take connections and leave them.
 pub struct Server {
     addresses: Vec<SocketAddr>,
-    stop: Interrupt,
+    shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -85,6 +90,40 @@ struct Shared {
     machine: Config,
     stop: Interrupt,
     doors: Vec<Door>,
+    failure: Mutex<Failure>,
+}
+
+/// Why a server stopped by itself, and who is told.
+#[derive(Default)]
+struct Failure {
+    why: Option<Error>,
+    is_over: bool,
+    waker: Option<Waker>,
+}
+
+impl Shared {
+    /// A thread ended that had not been told to: the others end too.
+    fn fail(&self, why: Error) {
+        let mut failure = lock(&self.failure);
+        failure.why.get_or_insert(why);
+        failure.is_over = true;
+        self.stop.set();
+        if let Some(waker) = &failure.waker {
+            waker.wake();
+        }
+    }
+}
+
+/// Held by each thread while it runs.
+struct Watch<'a>(&'a Shared);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let text = "a thread of the server panicked; please report this as a bug";
+            self.0.fail(Error::new(Kind::Aborted, text));
+        }
+    }
 }
 
 /// Where a thread finds the connections dealt to it.
@@ -140,14 +179,16 @@ impl Server {
             icreq_timeout: Duration::from_secs(10),
         };
         let doors = (0..options.cores).map(|_| Door::default()).collect();
+        let failure = Mutex::default();
         let stop = Interrupt::default();
-        let shared = Arc::new(Shared { target, options, machine, stop: stop.clone(), doors });
+        let shared = Arc::new(Shared { target, options, machine, stop, doors, failure });
         let (started, starts) = mpsc::channel();
-        let mut server = Self { addresses, stop, threads: Vec::new() };
+        let mut server = Self { addresses, shared: shared.clone(), threads: Vec::new() };
         for index in 0..shared.options.cores {
             let (shared, started) = (shared.clone(), started.clone());
             let listeners = std::mem::take(&mut listeners); // the first thread's
             let run = move || {
+                let _watch = Watch(&shared);
                 let begun = worker::run(&shared, index, listeners, || drop(started.send(Ok(()))));
                 if let Err(error) = begun {
                     drop(started.send(Err(error)));
@@ -169,6 +210,25 @@ impl Server {
         &self.addresses
     }
 
+    /// Calls `waker` when the server stops by itself, or did already: [`Server::failure`] says why.
+    pub fn watch(&self, waker: Waker) {
+        let mut failure = lock(&self.shared.failure);
+        if failure.is_over {
+            waker.wake();
+        }
+        failure.waker = Some(waker);
+    }
+
+    /// True when the server has stopped by itself.
+    pub fn is_over(&self) -> bool {
+        lock(&self.shared.failure).is_over
+    }
+
+    /// Why the server stopped by itself, once.
+    pub fn failure(&self) -> Option<Error> {
+        lock(&self.shared.failure).why.take()
+    }
+
     /// Accepts nothing more, lets what is in flight end (a few seconds at most), closes every connection and waits for the
     /// threads.
     pub fn stop(self) {
@@ -178,9 +238,16 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.set();
+        self.shared.stop.set();
+        let (begun, is_over) = (Instant::now(), self.is_over());
         for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
+            // What a thread that panicked was to do for the others is not done: they are waited for no longer than they may take.
+            while is_over && !thread.is_finished() && begun.elapsed() < END_PATIENCE {
+                thread::sleep(END_PATIENCE / 1000);
+            }
+            if is_over && !thread.is_finished() {
+                tracing::error!("a thread of the server does not end");
+            } else if thread.join().is_err() {
                 tracing::error!("a thread of the server panicked; please report this as a bug");
             }
         }

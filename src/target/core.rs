@@ -228,8 +228,8 @@ pub(super) struct Served {
 
 /// One thread's part of the target.
 ///
-/// Lives on a thread with an executor ([`crate::reactor::local::Local`]) that serves `locks`. Each turn: [`Core::tick`], then
-/// [`Core::submit`] for what came in, then [`Core::poll`].
+/// Lives on a thread with an executor ([`crate::reactor::local::Local`]) that serves `locks`. Each turn: [`Core::set_time`],
+/// [`Core::submit`] for what came in, [`Core::tick`], [`Core::poll`].
 pub struct Core {
     pub(super) target: Arc<Target>,
     pub(super) locks: Rc<CoreLocks>,
@@ -687,7 +687,12 @@ impl Core {
 
     // --- time, and connections that end ------------------------------------------------------------------------------
 
-    /// Takes note of the time (on the reactor's clock) and of what other threads have told. Connections to be closed go to
+    /// Takes note of the time (on the reactor's clock) and judges nobody by it: what has come in by now is to be heard first.
+    pub fn set_time(&mut self, now: Duration) {
+        self.now = now;
+    }
+
+    /// Takes note of the time and of what other threads have told. Connections to be closed go to
     /// `lost`, once each: their association has ended, their controller was reset, or the host was silent for too long.
     /// Returns when it wants to be called again at the latest.
     pub fn tick(&mut self, now: Duration, lost: &mut Vec<ConnectionId>) -> Option<Duration> {

@@ -130,6 +130,8 @@ pub(super) struct Link {
     moved: usize,
     /// The machine knows the queue's properties.
     pub(super) announced: bool,
+    /// The core has a command of it, before that: a Connect that waits, most likely.
+    pub(super) connects: bool,
     /// The core has been told that it is gone.
     pub(super) left: bool,
     /// To be closed when what there is to say has been sent.
@@ -168,6 +170,7 @@ impl Link {
             got_on: now,
             moved: 0,
             announced: false,
+            connects: false,
             left: false,
             parting: false,
             over: false,
@@ -184,14 +187,26 @@ impl Link {
         now.saturating_sub(self.got_on) >= patience && self.machine.waits_for_host()
     }
 
+    /// Its clocks start again: this thread itself stood still.
+    pub(super) fn forgive(&mut self, now: Duration) {
+        (self.served, self.got_on) = (now, now);
+    }
+
     pub(super) fn machine_is_full(&mut self) -> bool {
         self.machine.space().iter().all(|s| s.is_empty())
     }
 
-    pub(super) fn read(&mut self, core: &mut Core, buffers: &mut Buffers, now: Duration) -> bool {
+    /// Reads what there is, as far as one turn goes; with `anyhow` also when nobody has told that there is something.
+    pub(super) fn read(
+        &mut self,
+        core: &mut Core,
+        buffers: &mut Buffers,
+        now: Duration,
+        anyhow: bool,
+    ) -> bool {
         let mut busy = false;
         for _ in 0..READS_A_TURN {
-            if !self.readable || self.over || self.parting {
+            if !(self.readable || anyhow) || self.over || self.parting {
                 break;
             }
             let mut space = self.machine.space();
@@ -248,6 +263,7 @@ impl Link {
                         self.got_on = now;
                     }
                     self.note_buffer(slot, wants || asked);
+                    self.connects = !self.announced;
                     if wants {
                         self.want(Want::Command { slot, sqe }, core, buffers, now);
                     } else {
@@ -296,6 +312,7 @@ impl Link {
 
     /// Answers a command.
     pub(super) fn complete(&mut self, slot: u16, cqe: Cqe, data: Option<Buf>, now: Duration) {
+        self.connects = false;
         let had_buffer = self.note_buffer(slot, false);
         let sends = data.is_some();
         let back = self.machine.complete(slot, cqe, data);

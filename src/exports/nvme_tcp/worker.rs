@@ -9,14 +9,17 @@ use crate::nvme::tcp::controller::{Connection, QueueFacts};
 use crate::reactor::local::{Local, sleep};
 use crate::reactor::{self, IoDone, IoOp, Port, Reactor};
 use crate::target::{Answer, ConnectionId, Core};
+use rustix::net::sockopt;
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// How often a thread with connections wakes up to look at its clocks.
+/// How often a thread with connections wakes up to look at its clocks, at the least.
 const TICK: Duration = Duration::from_millis(500);
 /// How long a server that stops waits for what is in flight.
 const GRACE: Duration = Duration::from_secs(5);
@@ -24,6 +27,14 @@ const GRACE: Duration = Duration::from_secs(5);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a host may keep buffers, taking and sending next to nothing, while another connection waits for one.
 const STALL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a listener rests after an error, and how often one is told of.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const COMPLAIN_EVERY: Duration = Duration::from_secs(1);
+/// When a connection on which nothing moves is looked after by the kernel: silence until the first probe, time between probes, and
+/// how long what was sent may stay unacknowledged. Hosts with a keep-alive of their own are missed sooner.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+const SILENCE_MAX_MS: u32 = 60_000;
 /// Connections of one thread; more are closed at once.
 const CONNECTIONS_MAX: usize = 1024;
 
@@ -45,6 +56,14 @@ struct Worker {
     stopping: bool,
     /// When patience is looked at next.
     look: Duration,
+    /// When the core's next time-out may be due.
+    deadline: Option<Duration>,
+    /// The last turn.
+    turned: Duration,
+    /// The task that keeps time, while there is nothing to keep it for.
+    clock: Option<Waker>,
+    /// When an accept that failed was last told of.
+    complained: Option<Duration>,
     ready: Vec<IoDone>,
     answers: Vec<Answer>,
     lost: Vec<ConnectionId>,
@@ -55,6 +74,8 @@ struct Listening {
     listener: TcpListener,
     file: Arc<OwnedFd>,
     watched: bool,
+    /// Not asked again before that.
+    rests_until: Duration,
 }
 
 /// Token of the readiness of listener `n`: `LISTENER + n`. Others are `serial << 32 | place << 1 | write`.
@@ -87,7 +108,12 @@ pub(super) fn run(
     let mut listening = Vec::new();
     for listener in listeners {
         let file = listener.try_clone().map_err(|e| Error::os("a listener cannot be watched", e))?;
-        listening.push(Listening { listener, file: Arc::new(file.into()), watched: false });
+        listening.push(Listening {
+            listener,
+            file: Arc::new(file.into()),
+            watched: false,
+            rests_until: Duration::ZERO,
+        });
     }
     let worker = Worker {
         shared: shared.clone(),
@@ -104,6 +130,10 @@ pub(super) fn run(
         next_door: 0,
         stopping: false,
         look: Duration::ZERO,
+        deadline: None,
+        turned: Duration::ZERO,
+        clock: None,
+        complained: None,
         ready: Vec::new(),
         answers: Vec::new(),
         lost: Vec::new(),
@@ -119,10 +149,13 @@ pub(super) fn run(
         let ticking = worker.clone();
         let _clock = crate::reactor::local::spawn(async move {
             loop {
-                sleep(TICK).await;
+                let at = poll_fn(|cx| ticking.borrow_mut().next_look(cx.waker())).await;
                 if ticking.borrow().stopping {
                     return;
                 }
+                // Never no time at all: the turn that looks comes between.
+                let time = at.saturating_sub(crate::reactor::local::now()).max(Duration::from_millis(1));
+                sleep(time).await;
             }
         });
         stop.wait().await;
@@ -145,25 +178,44 @@ fn link_of<'a>(links: &'a mut [Option<Link>], places: &[usize], id: ConnectionId
     (link.id == id && !link.left).then_some(link)
 }
 
+/// Lets the kernel find out that a host is gone without a word.
+fn watch_over(stream: &TcpStream) -> rustix::io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, PROBE_EVERY)?;
+    sockopt::set_tcp_user_timeout(stream, SILENCE_MAX_MS)
+}
+
 impl Worker {
     /// True when it got anything done, or spins.
     fn turn(&mut self) -> bool {
-        let mut busy = self.look_at_reactor();
-        busy |= self.take_dealt();
         let now = self.reactor.now();
-        self.core.tick(now, &mut self.lost);
-        for id in self.lost.drain(..) {
-            if let Some(link) = link_of(&mut self.links, &self.places, id) {
-                link.over = true;
-            }
-        }
-        if now >= self.look {
-            self.look = now + TICK;
-            self.lose_patience(now);
-        }
+        // A gap that no sleep explains: this thread did not run. Its hosts have not been heard for so long, and are not to blame.
+        let stood_still = self.live > 0 && now.saturating_sub(self.turned) > 2 * TICK;
+        self.turned = now;
+        self.core.set_time(now);
+        let mut busy = self.look_at_reactor(now);
+        busy |= self.take_dealt();
+        // Whoever is judged is heard first: what has come may lie unread.
+        let judges = now >= self.look || self.deadline.is_some_and(|at| now >= at);
         if !self.stopping {
             for link in self.links.iter_mut().flatten() {
-                busy |= link.read(&mut self.core, &mut self.buffers, now);
+                busy |= link.read(&mut self.core, &mut self.buffers, now, judges || stood_still);
+            }
+        }
+        if stood_still {
+            self.links.iter_mut().flatten().for_each(|link| link.forgive(now));
+            busy = true;
+        } else {
+            self.deadline = self.core.tick(now, &mut self.lost);
+            for id in self.lost.drain(..) {
+                if let Some(link) = link_of(&mut self.links, &self.places, id) {
+                    link.over = true;
+                }
+            }
+            if now >= self.look {
+                self.look = now + TICK;
+                self.lose_patience(now);
             }
         }
         busy |= self.buffers.hand_out(&mut self.links, &mut self.core, now);
@@ -175,13 +227,26 @@ impl Worker {
         busy | self.buffers.hand_out(&mut self.links, &mut self.core, now)
     }
 
+    /// When a turn is to look at the clocks next; without a connection never, until `waker` is woken.
+    fn next_look(&mut self, waker: &Waker) -> Poll<Duration> {
+        let resting = self.listeners.iter().filter(|l| !l.watched).map(|l| l.rests_until).min();
+        let look = (self.live > 0).then_some(self.look);
+        match [look, self.deadline.filter(|_| self.live > 0), resting].into_iter().flatten().min() {
+            Some(at) => Poll::Ready(at),
+            None => {
+                self.clock = Some(waker.clone());
+                Poll::Pending
+            }
+        }
+    }
+
     /// Ends connections that never become a queue, and those that keep buffers from others by standing still.
     fn lose_patience(&mut self, now: Duration) {
         // One that stands still itself waits for what it keeps from itself.
         let waits = |l: &Link| l.waits_since(now) >= STALL_PATIENCE && !l.stands_still(now, STALL_PATIENCE);
         let is_short = self.links.iter().flatten().any(waits);
         for link in self.links.iter_mut().flatten() {
-            if !link.announced && now.saturating_sub(link.opened) >= CONNECT_PATIENCE {
+            if !link.announced && !link.connects && now.saturating_sub(link.opened) >= CONNECT_PATIENCE {
                 tracing::warn!(peer = %link.peer, "no Connect in {CONNECT_PATIENCE:?}; the connection is closed");
                 link.over = true;
             } else if is_short && link.stands_still(now, STALL_PATIENCE) {
@@ -191,13 +256,13 @@ impl Worker {
         }
     }
 
-    fn look_at_reactor(&mut self) -> bool {
+    fn look_at_reactor(&mut self, now: Duration) -> bool {
         let mut ready = std::mem::take(&mut self.ready);
         self.reactor.complete(self.port, &mut ready);
         let busy = !ready.is_empty();
         for done in ready.drain(..) {
             if done.token >= LISTENER {
-                self.accept(usize::try_from(done.token - LISTENER).unwrap_or(usize::MAX));
+                self.accept(usize::try_from(done.token - LISTENER).unwrap_or(usize::MAX), now);
                 continue;
             }
             let (serial, place, write) = (done.token >> 32, done.token >> 1 & 0x7fff_ffff, done.token & 1);
@@ -214,7 +279,7 @@ impl Worker {
         }
         self.ready = ready;
         for (n, listening) in self.listeners.iter_mut().enumerate().filter(|_| !self.stopping) {
-            if !std::mem::replace(&mut listening.watched, true) {
+            if now >= listening.rests_until && !std::mem::replace(&mut listening.watched, true) {
                 let op = IoOp::Ready { file: listening.file.clone(), write: false };
                 self.reactor.submit(self.port, LISTENER + n as u64, op);
             }
@@ -222,7 +287,7 @@ impl Worker {
         busy
     }
 
-    fn accept(&mut self, n: usize) {
+    fn accept(&mut self, n: usize, now: Duration) {
         let Some(listening) = self.listeners.get_mut(n) else { return };
         listening.watched = false;
         while !self.stopping {
@@ -235,8 +300,15 @@ impl Worker {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    // Out of descriptors, say: the connection stays in line, and the next turn tries again.
-                    tracing::warn!(%error, "a connection cannot be accepted");
+                    // Out of descriptors, say: the connection stays in line, and the listener is ready all the time.
+                    listening.rests_until = now + ACCEPT_PAUSE;
+                    if self.complained.is_none_or(|at| now >= at + COMPLAIN_EVERY) {
+                        self.complained = Some(now);
+                        tracing::warn!(%error, "connections cannot be accepted");
+                    }
+                    if let Some(clock) = self.clock.take() {
+                        clock.wake();
+                    }
                     return;
                 }
             }
@@ -262,6 +334,7 @@ impl Worker {
         let cannot = |e| Error::os("the socket cannot be set up", e);
         stream.set_nonblocking(true).map_err(cannot)?;
         stream.set_nodelay(true).map_err(cannot)?;
+        watch_over(&stream).map_err(|e| cannot(e.into()))?;
         let local = stream.local_addr().map_err(cannot)?;
         let machine = Connection::new(&self.shared.machine)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
@@ -279,6 +352,9 @@ impl Worker {
         self.places.resize(self.places.len().max(id.index() + 1), usize::MAX);
         self.places[id.index()] = place;
         self.live += 1;
+        if let Some(clock) = self.clock.take() {
+            clock.wake();
+        }
         tracing::debug!(%peer, "connected");
         Ok(())
     }
