@@ -22,7 +22,6 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(150);
 /// Seconds the downloads may take.
 const PREPARE_SECONDS: &str = "400";
 /// What `cargo xtask test` runs, in one boot.
-#[allow(dead_code)]
 const SHORT: [&str; 3] = ["attach", "data", "copy"];
 
 /// What came out of the checks.
@@ -62,7 +61,6 @@ pub(crate) fn lab(names: &[&str]) -> Done {
 }
 
 /// The short pass: attach, data and copy in one boot.
-#[allow(dead_code)]
 pub(crate) fn short() -> Result<Counts, String> {
     run_groups(&[SHORT.map(str::to_owned).to_vec()])
 }
