@@ -220,7 +220,7 @@ fn traced(log: &str, call: &str) -> (u64, u64) {
 fn counted(dir: &Path, offload: &str) -> serde_json::Value {
     let at = |name: &str| dir.join(name).display().to_string();
     let (source, dest, log) = (at("source"), at(offload), at("log"));
-    let calls = "trace=copy_file_range,ioctl,preadv2,pwritev2,pwrite64,fallocate";
+    let calls = "trace=copy_file_range,ioctl,preadv2,pread64,pwritev2,pwrite64,fallocate";
     let out = Command::new("strace")
         .args(["-f", "-qq", "-o", &log, "-e", calls, BIN])
         .args(["cp", "--json", "--io-engine", "pool", "--offload", offload, &source, &dest])
@@ -252,7 +252,13 @@ fn counted(dir: &Path, offload: &str) -> serde_json::Value {
     assert_eq!(cloned.sum::<u64>(), number(&methods["reflink"]), "{receipt:#}\n{text}");
     let written = traced(text, "pwritev2").1 + traced(text, "pwrite64").1;
     assert_eq!(written, number(&receipt["host_bytes"]["written"]), "{receipt:#}\n{text}");
-    assert_eq!(traced(text, "preadv2").1, number(&receipt["host_bytes"]["read"]), "{receipt:#}\n{text}");
+    // What the page cache no longer has is read by a thread, with pread64. The loader reads heads of libraries with it too: not
+    // whole pages.
+    let whole_pages =
+        |line: &&str| !line.contains("pread64") || traced(line, "pread64").1.is_multiple_of(4096);
+    let text: String = text.lines().filter(whole_pages).map(|line| format!("{line}\n")).collect();
+    let read = traced(&text, "preadv2").1 + traced(&text, "pread64").1;
+    assert_eq!(read, number(&receipt["host_bytes"]["read"]), "{receipt:#}\n{text}");
     let moved: u64 = methods.as_object().unwrap().values().map(number).sum();
     assert_eq!((moved, &receipt["good_bytes"]), (40 * MIB, &(40 * MIB).into()));
     receipt
