@@ -1,6 +1,7 @@
 //! Fabrics commands: connecting queues, properties, and authentication commands as far as to know them.
 //!
-//! Byte 1 of a fabrics command is reserved and not looked at, by the transport neither. Layouts: NVM Express Base Specification 2.1, chapter 6.
+//! Byte 1 of a fabrics command is reserved and not looked at, by the transport neither. Layouts: NVM Express Base
+//! Specification 2.1, chapter 6.
 
 use super::command::FABRICS;
 use super::count::Count16;

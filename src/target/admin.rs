@@ -152,8 +152,7 @@ impl Core {
                 let nsids = controller.with_events(|events| events.read(command.rae));
                 ChangedNamespaces::page(&nsids).to_vec()
             }
-            lid::COMMAND_EFFECTS if command.csi != csi::NVM => return Err(Status::INVALID_FIELD),
-            lid::COMMAND_EFFECTS => say::command_effects(),
+            lid::COMMAND_EFFECTS => say::command_effects(command.csi),
             lid::FEATURE_EFFECTS => say::feature_effects(),
             _ => {
                 let local = self.at(from).local;

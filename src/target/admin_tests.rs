@@ -234,7 +234,13 @@ fn log_pages_and_how_much_of_them() {
     assert_eq!(page(&|p| p.offset = 2), Status::INVALID_FIELD);
     assert_eq!(page(&|p| p.offset_is_index = true), Status::INVALID_FIELD);
     assert_eq!(page(&|p| p.nsid = 1), Status::INVALID_FIELD, "no page of a namespace");
-    assert_eq!(page(&|p| p.csi = 2), Status::INVALID_FIELD);
+    let zoned = GetLogPage { csi: 2, ..GetLogPage::new(lid::COMMAND_EFFECTS, 4096) };
+    let zoned = admin.ask(AdminCommand::GetLogPage(zoned).to_sqe(), 4096).data;
+    assert_eq!(
+        (&zoned[..1024], &zoned[1024..]),
+        (&whole[..1024], &[0; 3072][..]),
+        "no command of a zoned namespace"
+    );
     assert_eq!(page(&|p| p.len = 20), Status::SGL_LENGTH_INVALID);
     assert_eq!(page(&|p| p.len = 1 << 34), Status::SGL_LENGTH_INVALID);
     let mut sqe = AdminCommand::GetLogPage(GetLogPage::new(lid::COMMAND_EFFECTS, 4)).to_sqe();

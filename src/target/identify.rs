@@ -199,30 +199,30 @@ pub(super) fn firmware_slots() -> Vec<u8> {
     slots.to_bytes().to_vec()
 }
 
-/// Commands Supported and Effects. Content changes and nothing else, so that Linux lets ordinary users pass them through.
-pub(super) fn command_effects() -> Vec<u8> {
+/// Commands Supported and Effects of a command set. Content changes and nothing else, so that Linux lets ordinary users pass
+/// them through. Of a set other than NVM there is no I/O command: nvme-cli asks for the zoned one too, and takes no error well.
+pub(super) fn command_effects(set: u8) -> Vec<u8> {
     let plain = effect::SUPPORTED;
     let changes = effect::SUPPORTED | effect::CONTENT;
-    let page = CommandEffects {
-        admin: Table::of(&[
-            (admin::GET_LOG_PAGE, plain),
-            (admin::IDENTIFY, plain),
-            (admin::ABORT, plain),
-            (admin::SET_FEATURES, plain),
-            (admin::GET_FEATURES, plain),
-            (admin::ASYNC_EVENT_REQUEST, plain),
-            (admin::KEEP_ALIVE, plain),
-        ]),
-        io: Table::of(&[
-            (nvm::FLUSH, plain),
-            (nvm::WRITE, changes),
-            (nvm::READ, plain),
-            (nvm::COMPARE, plain),
-            (nvm::WRITE_ZEROES, changes),
-            (nvm::DATASET_MANAGEMENT, changes),
-            (nvm::COPY, changes),
-        ]),
-    };
+    let admin = Table::of(&[
+        (admin::GET_LOG_PAGE, plain),
+        (admin::IDENTIFY, plain),
+        (admin::ABORT, plain),
+        (admin::SET_FEATURES, plain),
+        (admin::GET_FEATURES, plain),
+        (admin::ASYNC_EVENT_REQUEST, plain),
+        (admin::KEEP_ALIVE, plain),
+    ]);
+    let nvm = Table::of(&[
+        (nvm::FLUSH, plain),
+        (nvm::WRITE, changes),
+        (nvm::READ, plain),
+        (nvm::COMPARE, plain),
+        (nvm::WRITE_ZEROES, changes),
+        (nvm::DATASET_MANAGEMENT, changes),
+        (nvm::COPY, changes),
+    ]);
+    let page = CommandEffects { admin, io: if set == csi::NVM { nvm } else { Table::of(&[]) } };
     page.to_bytes().to_vec()
 }
 
