@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failed unwrap is a failed test
 
+#[path = "common/counting.rs"]
+mod counting;
+
 use blkcopy::block::lock::{Claim, CoreLocks, LockDomain, LockedQueue};
 use blkcopy::block::{Buf, BufPool, ByteRange, Device, Identity, Op, Queue, Submitter};
 use blkcopy::drivers::null::Null;
@@ -15,8 +18,6 @@ use blkcopy::reactor::Waker;
 use blkcopy::target::{
     Answer, ConnectionId, Core, From, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target,
 };
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::rc::Rc;
@@ -24,39 +25,6 @@ use std::sync::Arc;
 
 const LEN: u64 = 4096;
 const SIZE: u64 = 1 << 30;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// The system's allocator, counting what this thread asks of it.
-struct Counting;
-
-// SAFETY: every call is handed to the system's allocator as it came; the counter is a plain number without a destructor,
-// so touching it allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the memory came from `System` with this layout.
-        unsafe { System.dealloc(memory, layout) }
-    }
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the memory came from `System` with this layout.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-fn allocations() -> u64 {
-    ALLOCATIONS.with(Cell::get)
-}
 
 /// A user of a locked null device that keeps everything it uses.
 struct Front {
@@ -115,17 +83,21 @@ fn a_small_io_allocates_nothing() {
             .then(|| front.locks.begin_copy([Claim::exclusive(leaf, elsewhere)].into_iter().collect()));
         for depth in [32, 1, 7] {
             (0..100).for_each(|_| front.turn(depth));
-            let (before, io_before) = (allocations(), front.queue.counters().requests);
+            let (before, io_before) = (counting::of_this_thread(), front.queue.counters().requests);
             (0..2000).for_each(|_| front.turn(depth));
             let ios = front.queue.counters().requests - io_before;
             assert_eq!(ios, 2000 * depth as u64, "each is counted");
-            assert_eq!(allocations() - before, 0, "at depth {depth}, beside a copy: {beside_a_copy}");
+            assert_eq!(
+                counting::of_this_thread() - before,
+                0,
+                "at depth {depth}, beside a copy: {beside_a_copy}"
+            );
         }
         if let Some(copy) = copy {
             front.locks.end_copy(copy);
         }
     }
-    assert!(allocations() > 0, "the allocator counts");
+    assert!(counting::of_this_thread() > 0, "the allocator counts");
 }
 
 /// A host on one core of a target that serves the null device.
@@ -207,8 +179,8 @@ fn a_small_command_allocates_nothing() {
     let connection = host.connect();
     for depth in [32, 1, 7] {
         (0..100).for_each(|_| host.turn(connection, depth));
-        let before = allocations();
+        let before = counting::of_this_thread();
         (0..2000).for_each(|_| host.turn(connection, depth));
-        assert_eq!(allocations() - before, 0, "at depth {depth}");
+        assert_eq!(counting::of_this_thread() - before, 0, "at depth {depth}");
     }
 }

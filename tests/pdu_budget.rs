@@ -2,47 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
+#[path = "common/counting.rs"]
+mod counting;
+
 use blkcopy::block::{Buf, BufPool};
 use blkcopy::nvme::tcp::host::{self, Data};
 use blkcopy::nvme::tcp::{Digests, Output, controller};
 use blkcopy::nvme::{Cqe, Sqe};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io::IoSliceMut;
 use std::time::Duration;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// The system's allocator, counting what this thread asks of it.
-struct Counting;
-
-// SAFETY: every call is handed to the system's allocator as it came; the counter is a plain number without a destructor,
-// so touching it allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the memory came from `System` with this layout.
-        unsafe { System.dealloc(memory, layout) }
-    }
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the memory came from `System` with this layout.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-fn allocations() -> u64 {
-    ALLOCATIONS.with(Cell::get)
-}
 
 /// Both ends, and what their owners keep.
 struct Pair {
@@ -196,10 +164,10 @@ fn a_command_allocates_nothing_at_either_end() {
         // In the capsule, by R2T, copied and from where it is.
         for (write, len) in [(true, 4096), (false, 4096), (true, 12_288), (true, 300_000), (false, 300_000)] {
             (0..4).for_each(|_| pair.round(write, len));
-            let before = allocations();
+            let before = counting::of_this_thread();
             (0..20).for_each(|_| pair.round(write, len));
-            assert_eq!(allocations() - before, 0, "write {write}, {len} bytes, {digests:?}");
+            assert_eq!(counting::of_this_thread() - before, 0, "write {write}, {len} bytes, {digests:?}");
         }
     }
-    assert!(allocations() > 0, "the allocator counts");
+    assert!(counting::of_this_thread() > 0, "the allocator counts");
 }

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failed unwrap is a failed test
 
+#[path = "common/counting.rs"]
+mod counting;
+
 use blkcopy::block::{Buf, ByteRange, Device, Op, Submitter};
 use blkcopy::drivers::mem::Mem;
 use blkcopy::exports::nvme_tcp::{Options, Server};
@@ -10,41 +13,13 @@ use blkcopy::nvme::Nqn;
 use blkcopy::open::{Name, open_dest};
 use blkcopy::reactor::{EngineChoice, choose, enter};
 use blkcopy::target::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 const LEN: u64 = 4096;
 const SIZE: u64 = 16 << 20;
 const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000062756467";
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-/// The system's allocator, counting what the process asks of it.
-struct Counting;
-
-// SAFETY: every call is handed to the system's allocator as it came; the counter is a plain number.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the memory came from `System` with this layout.
-        unsafe { System.dealloc(memory, layout) }
-    }
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the memory came from `System` with this layout.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 #[test]
 fn a_small_io_over_the_wire_allocates_nothing() {
@@ -91,9 +66,9 @@ fn a_small_io_over_the_wire_allocates_nothing() {
     // The clocks of keep-alive and of the threads tick a few times a second, and may allocate: far fewer than the I/Os.
     let least = (0..5)
         .map(|_| {
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            let before = counting::of_the_process();
             run(4000);
-            ALLOCATIONS.load(Ordering::Relaxed) - before
+            counting::of_the_process() - before
         })
         .min();
     assert_eq!(least, Some(0), "allocations in 4000 reads and writes, at the least of five times");

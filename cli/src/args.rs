@@ -114,7 +114,7 @@ pub(crate) struct InfoArgs {
     pub(crate) json: bool,
 }
 
-/// Copy two made-up images by every method and show the receipts side by side
+/// Clone an image between two namespaces of a target in this process, by Copy and by hand, and show both receipts
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -147,7 +147,7 @@ pub(crate) struct ServeArgs {
     /// Let this host attach the namespaces, and no other that is not named (repeatable)
     #[arg(long, value_name = "HOSTNQN")]
     pub(crate) allow: Vec<String>,
-    /// Size of a logical block: 512 or 4096
+    /// Size of a logical block: 512, 1024, 2048 or 4096
     #[arg(long, value_name = "BYTES")]
     pub(crate) block_size: Option<u32>,
     /// Refuse every write
