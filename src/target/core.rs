@@ -708,6 +708,11 @@ impl Core {
         (self.deadline != Duration::MAX).then_some(self.deadline)
     }
 
+    /// This thread did not run for a while, and heard nobody: the time of every host begins anew.
+    pub fn forgive(&mut self) {
+        self.connections.iter_mut().for_each(|c| c.admin.heard_at = self.now);
+    }
+
     #[cold]
     fn look_for_silent_hosts(&mut self) {
         self.deadline = Duration::MAX;

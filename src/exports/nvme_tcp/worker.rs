@@ -204,6 +204,7 @@ impl Worker {
             }
         }
         if stood_still {
+            self.core.forgive();
             self.links.iter_mut().flatten().for_each(|link| link.forgive(now));
             busy = true;
         } else {
