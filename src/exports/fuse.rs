@@ -230,6 +230,8 @@ impl Mount {
         ];
         config.acl = if shared.options.allow_other { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(readers);
+        // A descriptor for each reader: measured as 0 to 10 % more at depth 16.
+        config.clone_fd = true;
         let session = Session::new(Volumes(shared.clone()), &dir, &config).map_err(|e| here(explained(e)))?;
         let thread = shared.notices.serve(session.notifier());
         mount.notifier = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
