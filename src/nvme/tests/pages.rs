@@ -377,7 +377,7 @@ fn controller_lists_ascend_and_are_counted() {
     let list = controller_list([1, 2, 0x1234], 2);
     assert_eq!(list[..8], [2, 0, 2, 0, 0x34, 0x12, 0, 0]);
     assert_eq!(parse_controller_list(&list).unwrap(), [2, 0x1234]);
-    assert_eq!(parse_controller_list(&controller_list([], 0)).unwrap(), []);
+    assert_eq!(parse_controller_list(&controller_list([], 0)).unwrap(), [0u16; 0]);
     let most: Vec<u16> = (1..=2048).collect();
     assert_eq!(parse_controller_list(&controller_list(most.iter().copied(), 0)).unwrap(), most[..2047]);
     let mut wrong = [0; 4096];
