@@ -151,7 +151,8 @@ impl CopyRequest {
         match self.sources.iter().find(|range| !self.source.reads_as_stored(**range)) {
             None => Ok(()),
             Some(&range) => {
-                let text = "the source owes zeroes there that are not stored yet: read it, or zero the destination";
+                let text =
+                    "the source owes zeroes there that are not stored yet: read it, or zero the destination";
                 Err(Error::new(Kind::Unsupported, text).on(self.source.name()).at(range))
             }
         }
