@@ -229,7 +229,7 @@ impl Task {
             5 => {
                 let at = self.kept(false);
                 let range = rows(at.1, 1);
-                let zero = Op::WriteZeroes { range, may_unmap: false };
+                let zero = Op::WriteZeroes { range, may_unmap: false, lazy: false };
                 let op = if self.rng.below(2) == 0 { Op::Discard { range } } else { zero };
                 self.fronts[at.0].submit(op).await.result.unwrap();
             }

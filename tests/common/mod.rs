@@ -324,7 +324,7 @@ impl Rig {
                 self.next_id += blocks as u64;
                 Op::Write { range, buf, fua: step.kind == What::WriteFua }
             }
-            What::Zero => Op::WriteZeroes { range, may_unmap: step.other.is_multiple_of(2) },
+            What::Zero => Op::WriteZeroes { range, may_unmap: step.other.is_multiple_of(2), lazy: false },
             What::Discard => Op::Discard { range },
             What::Compare => {
                 let held: Option<Vec<u64>> = (first..first + blocks).map(|b| model.certain(b)).collect();
