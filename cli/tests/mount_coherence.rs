@@ -105,7 +105,8 @@ impl Scene {
         self.mounted.step();
         match self.by {
             By::CopyFileRange => {
-                let done = calls::copy_file_range(&self.source, &self.dest, Entry::new(from, to, len)).unwrap();
+                let done =
+                    calls::copy_file_range(&self.source, &self.dest, Entry::new(from, to, len)).unwrap();
                 assert_eq!(done, len);
             }
             By::Ioctl => {
@@ -154,7 +155,10 @@ fn before(by: By, view: View) {
             let mut direct = vec![0; expected.len()];
             scene.dest.read_exact_at(&mut direct, to - 10_000).unwrap();
             assert!(direct == expected, "{by:?} {view:?}, round {round}: what is read");
-            scene.eventually(|s| s.read(true, to - 10_000, expected.len() as u64) == expected, "what the view shows");
+            scene.eventually(
+                |s| s.read(true, to - 10_000, expected.len() as u64) == expected,
+                "what the view shows",
+            );
             scene.maps.iter().for_each(|map| map.sync(0..SIZE as usize).unwrap());
             scene.dest.sync_all().unwrap();
         }
@@ -199,7 +203,10 @@ fn during(by: By, view: View) {
                 for part in seen.chunks(whole) {
                     let first = part[0];
                     let uniform = part.iter().all(|&b| b == first);
-                    assert!(uniform && (first == 1 || first == 2), "{by:?} {view:?}: half a copy was seen: {first} and others");
+                    assert!(
+                        uniform && (first == 1 || first == 2),
+                        "{by:?} {view:?}: half a copy was seen: {first} and others"
+                    );
                 }
                 looks += 1;
             }
@@ -235,7 +242,10 @@ fn after(by: By, view: View) {
         scene.copy(from, to, len, true);
         let mut expected = old;
         expected[5000..][..len as usize].copy_from_slice(&source);
-        scene.eventually(|s| s.read(true, to - 5000, expected.len() as u64) == expected, "the old bytes are shown");
+        scene.eventually(
+            |s| s.read(true, to - 5000, expected.len() as u64) == expected,
+            "the old bytes are shown",
+        );
     }
 }
 

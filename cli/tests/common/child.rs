@@ -226,7 +226,16 @@ fn watched(folder: TempDir, dir: PathBuf, command: Command, ready: &str) -> Moun
             }
         }
     });
-    Mounted { dir, beat, said, urls: Vec::new(), over, watch: Some(watch), server: Some(server), _folder: folder }
+    Mounted {
+        dir,
+        beat,
+        said,
+        urls: Vec::new(),
+        over,
+        watch: Some(watch),
+        server: Some(server),
+        _folder: folder,
+    }
 }
 
 /// Where the kernel lets a mount's connection be aborted; found without asking the mount.
