@@ -193,6 +193,7 @@ macro_rules! wrap_device {
         }
     };
 }
+pub(super) use wrap_device;
 
 /// A device that fails by plan.
 pub struct ErrorDevice {

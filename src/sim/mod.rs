@@ -1,6 +1,6 @@
 //! Seeded world and test devices.
 //!
-//! Test devices are ordinary devices; those in [`faults`] wrap another. A wrapper around a leaf is the same leaf: it has its
+//! Test devices are ordinary devices; those in [`faults`] and [`miscopy`] wrap another. A wrapper around a leaf is the same leaf: it has its
 //! identity (so that locks and overlap checks see one device) and resolves to itself, so that copies go through it. A
 //! wrapper around a map resolves to the map's leaves: copies go round it, so to disturb copies wrap the leaves.
 //!
@@ -11,10 +11,12 @@
 
 pub mod disk;
 pub mod faults;
+pub mod miscopy;
 mod through;
 
 pub use disk::VolatileDisk;
 pub use faults::{CheckWrite, DelayDevice, ErrorDevice, Fault, FaultPlan, Ops};
+pub use miscopy::{CopyBug, MiscopyDevice};
 
 /// Seeded numbers (SplitMix64): the same seed gives the same numbers for ever.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! What the wrappers share: a request in, the same operation (or its front) on the inner device, the answer out.
 
 use super::faults::{CheckWrite, DelayDevice, ErrorDevice};
+use super::miscopy::MiscopyDevice;
 use crate::block::{
     Buf, ByteRange, Completion, CopyReport, CopyRequest, Counters, Device, Error, Op, Queue, Request, Result,
     Submitter,
@@ -150,6 +151,8 @@ pub(super) fn enter_source(copy: &mut CopyRequest) -> Option<Hit> {
         } else if let Some(device) = source.downcast_ref::<DelayDevice>() {
             device.inner().clone()
         } else if let Some(device) = source.downcast_ref::<CheckWrite>() {
+            device.inner().clone()
+        } else if let Some(device) = source.downcast_ref::<MiscopyDevice>() {
             device.inner().clone()
         } else {
             return hit;

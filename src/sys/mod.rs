@@ -1,7 +1,9 @@
 //! System calls and raw memory: the only room with unsafe code.
 
 pub mod aligned;
+pub mod blkcopy;
 pub mod ioctl;
+pub mod mapped;
 pub mod owned;
 pub mod ring;
 #[cfg(any(test, feature = "sim"))]
