@@ -43,11 +43,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let at = |part: usize| f64::from(took[(count * part / 1000).min(count - 1)]) / 1e3;
     #[allow(clippy::cast_precision_loss)] // far below 2^52
     let mean = took.iter().map(|&t| f64::from(t)).sum::<f64>() / count as f64 / 1e3;
-    println!(
+    print!(
         "p50_us={:.2} p99_us={:.2} p999_us={:.2} mean_us={mean:.2} ops={count}",
         at(500),
         at(990),
         at(999)
     );
+    if let (Some(before), Some(after)) = (before, served(&dest)) {
+        print!(" inline={} handed_over={}", after[0] - before[0], after[1] - before[1]);
+    }
+    println!();
     Ok(())
+}
+
+/// Copies onto a volume so far: served inline, and handed over.
+fn served(dest: &File) -> Option<[u64; 2]> {
+    let mut text = vec![0; 64 << 10];
+    let len = fgetxattr(dest, "user.blkcopy.receipt", &mut text[..]).ok()?;
+    let receipt: serde_json::Value = serde_json::from_slice(&text[..len]).ok()?;
+    Some([receipt["inline"].as_u64()?, receipt["handed_over"].as_u64()?])
 }
