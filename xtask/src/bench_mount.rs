@@ -162,6 +162,8 @@ fn measure(flags: &Flags, rows: &[Row<'_>], tables: &mut Tables) -> Result<(), S
             println!("==> {} (round {round})", row.name);
             for ((name, method), samples) in row.methods.iter().zip(samples) {
                 let sample = method().map_err(|e| format!("{}, {name}: {e}", row.name))?;
+                // As it goes: a run of all rows takes long, and may be stopped.
+                println!("    {name}: {:.1} {}", sample.figure, row.unit);
                 if round > 0 {
                     samples.push(sample);
                 }
