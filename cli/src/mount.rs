@@ -51,6 +51,7 @@ pub(crate) fn start(dir: &Path, all: &[Served], options: Options) -> Result<Moun
         device: s.device.clone(),
         read_only: s.read_only,
         serve: s.serve,
+        access: s.access,
     });
     let mount = Mount::start(dir, volumes.collect(), options)?;
     for s in all {

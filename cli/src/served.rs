@@ -4,11 +4,12 @@ use crate::fail::Fail;
 use crate::file_dest::hold_dest;
 use blkcopy::block::{Error, Kind};
 use blkcopy::drivers::{Hold, hold, in_use};
-use blkcopy::exports::fuse::Serve;
+use blkcopy::exports::fuse::{Access, Serve};
 use blkcopy::map::Blank;
 use blkcopy::open::{self, Found, Name, Place};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ pub(crate) struct Served {
     pub(crate) device: Arc<Blank>,
     pub(crate) read_only: bool,
     pub(crate) serve: Serve,
+    /// Whoever may open the device may open its file in a mount.
+    pub(crate) access: Access,
     _hold: Hold,
 }
 
@@ -59,9 +62,14 @@ pub(crate) fn open(text: &OsStr, number: usize, how: How) -> Result<Served, Fail
         Place::Path(_) => Serve::MayBlock,
         Place::NvmeTcp(_) => Serve::Elsewhere,
     };
+    let access = place.path().and_then(|p| p.metadata().ok()).map_or_else(Access::default, |m| Access {
+        uid: m.uid(),
+        gid: m.gid(),
+        mode: u16::try_from(m.mode() & 0o666).unwrap_or(0o600),
+    });
     let own = || place.path().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
     let name = name.or_else(own).unwrap_or_else(|| format!("vol{number}"));
-    Ok(Served { name, device, read_only: how.read_only, serve, _hold: hold })
+    Ok(Served { name, device, read_only: how.read_only, serve, access, _hold: hold })
 }
 
 fn look(path: &Path, how: How) -> Result<(), Fail> {

@@ -50,6 +50,27 @@ pub struct Volume {
     pub read_only: bool,
     /// Who serves its reads and writes.
     pub serve: Serve,
+    /// Whose file it is, and who else may open it.
+    pub access: Access,
+}
+
+/// Owner and permission bits of a volume's file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits: read and write are looked at.
+    pub mode: u16,
+}
+
+impl Default for Access {
+    /// This user, and nobody else.
+    fn default() -> Self {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        Self { uid, gid, mode: 0o600 }
+    }
 }
 
 /// Who serves reads and writes of a volume.
@@ -161,6 +182,17 @@ impl Shared {
 
     fn ttl(&self) -> Duration {
         if self.options.shared { TTL_NONE } else { TTL }
+    }
+
+    /// A thread ended that had not been told to: the mount is over, since a part of it would answer nobody.
+    fn fail(&self) {
+        let mut end = self.end();
+        let text = "a thread of the mount panicked; please report this as a bug";
+        end.why.get_or_insert_with(|| Error::new(Kind::Aborted, text));
+        end.is_over = true;
+        if let Some(waker) = &end.waker {
+            waker.wake();
+        }
     }
 
     fn end(&self) -> MutexGuard<'_, End> {
@@ -319,7 +351,15 @@ impl Mount {
             let (told, tells) = mpsc::channel();
             self.shared.io().leave(Job::FlushAll(told));
             let lost = || Error::new(Kind::Aborted, "the worker that flushes ended before it had");
-            flushed = tells.recv().unwrap_or_else(|_| Err(lost()));
+            flushed = loop {
+                match tells.recv_timeout(CLOSE_PATIENCE / 50) {
+                    Ok(flushed) => break flushed,
+                    Err(_) if self.workers[0].is_finished() => {
+                        break tells.try_recv().unwrap_or_else(|_| Err(lost()));
+                    }
+                    Err(_) => {}
+                }
+            };
         }
         self.shared.stop.set();
         for worker in self.workers.drain(..) {

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Longest answer of `copy_file_range`, in bytes.
 const ANSWER_MAX: u64 = 64 << 20;
+/// Longest answer while nothing is known of how fast copies are, in bytes.
+const ANSWER_FIRST: u64 = 8 << 20;
 /// The least that answers are shortened to, in bytes.
 const ANSWER_MIN: u64 = 1 << 20;
 /// How long an answer may take: whoever interrupts a program waits for the one in flight.
@@ -102,7 +104,7 @@ pub(super) struct Pace(std::sync::atomic::AtomicU64);
 
 impl Default for Pace {
     fn default() -> Self {
-        Self(std::sync::atomic::AtomicU64::new(ANSWER_MAX))
+        Self(std::sync::atomic::AtomicU64::new(ANSWER_FIRST))
     }
 }
 

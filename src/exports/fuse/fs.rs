@@ -40,6 +40,9 @@ struct Busy<'a> {
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            return self.shared.fail();
+        }
         self.shared.free.fetch_add(1, Ordering::Relaxed);
     }
 }
