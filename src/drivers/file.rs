@@ -323,6 +323,10 @@ impl Device for File {
     fn drop_cache(&self) {
         self.core.drop_pages(ByteRange::to(self.core.size()));
     }
+    fn allocated_bytes(&self) -> Option<u64> {
+        // In units of 512 bytes, whatever the file system's blocks are.
+        rustix::fs::fstat(&*self.core.fd).ok()?.st_blocks.unsigned_abs().checked_mul(512)
+    }
     fn as_any(&self) -> &dyn Any {
         self
     }
