@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 enum Notice {
     /// Forget these pages of these files; then `done`.
     Forget { pages: Vec<(INodeNo, ByteRange)>, done: Interrupt },
-    /// Ask for the attributes of this file again.
+    /// Have the kernel take the attributes of this file, which can be written, anew.
     Refresh(PathBuf),
 }
 
@@ -49,7 +49,7 @@ impl Notices {
         done
     }
 
-    /// Has the kernel ask for a file's attributes again, soon.
+    /// Has the kernel take a writable file's attributes anew, soon.
     pub(super) fn refresh(&self, path: PathBuf) {
         self.leave(Notice::Refresh(path));
     }
@@ -111,10 +111,14 @@ fn forget(notifier: &Notifier, ino: INodeNo, range: ByteRange) {
     }
 }
 
+/// Sets the mode to what it is: the answer holds the size, and the kernel takes it.
+///
+/// Asking for attributes would not do. The kernel keeps no size it hears of while a truncation of the file is under way, and
+/// that is over only some time after we have answered it; a change of mode waits for it.
 fn refresh(path: &Path) {
-    use rustix::fs::{AtFlags, CWD, StatxFlags};
-    let asked = rustix::fs::statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::SIZE);
-    if let Err(error) = asked {
+    use rustix::fs::{AtFlags, CWD, Mode};
+    let mode = Mode::from_raw_mode(super::volume::MODE.into());
+    if let Err(error) = rustix::fs::chmodat(CWD, path, mode, AtFlags::empty()) {
         tracing::debug!(%error, path = %path.display(), "attributes could not be asked for again");
     }
 }

@@ -15,6 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Copies a volume remembers.
 const LAST_MAX: usize = 16;
+/// Mode of a file that can be written.
+pub(super) const MODE: u16 = 0o600;
 /// Open files at once.
 const FILES_MAX: usize = 1 << 16;
 
@@ -114,7 +116,7 @@ impl Vol {
             ctime: modified,
             crtime: modified,
             kind: FileType::RegularFile,
-            perm: if self.read_only { 0o400 } else { 0o600 },
+            perm: if self.read_only { 0o400 } else { MODE },
             nlink: 1,
             uid: self.owner.0,
             gid: self.owner.1,
