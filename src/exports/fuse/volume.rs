@@ -101,6 +101,11 @@ impl Vol {
         }
     }
 
+    /// Permission bits shown.
+    pub(super) fn mode(&self) -> u16 {
+        self.access.mode & if self.read_only { 0o444 } else { 0o666 }
+    }
+
     pub(super) fn attr(&self, ino: INodeNo) -> FileAttr {
         let size = self.size();
         let modified = time_of(&self.modified);
@@ -114,7 +119,7 @@ impl Vol {
             ctime: modified,
             crtime: modified,
             kind: FileType::RegularFile,
-            perm: self.access.mode & if self.read_only { 0o444 } else { 0o666 },
+            perm: self.mode(),
             nlink: 1,
             uid: self.access.uid,
             gid: self.access.gid,

@@ -262,7 +262,7 @@ impl Worker {
                     attr.size = size;
                     reply.attr(&TTL_NONE, &attr);
                     if size != vol.size() {
-                        self.shared.notices.refresh(self.shared.dir.join(&*vol.name));
+                        self.shared.notices.refresh(self.shared.dir.join(&*vol.name), vol.mode());
                     }
                 }
                 Err(error) => reply.error(self.told("truncate", volume, &error)),
