@@ -28,7 +28,7 @@ fn blank(inner: Dev) -> Dev {
 fn lazily(steps: Vec<Step>) -> Vec<Step> {
     let kind = |s: Step| match s.kind {
         What::Discard => What::ZeroLazy,
-        What::Zero if s.other % 2 == 0 => What::ZeroLazy,
+        What::Zero if s.other.is_multiple_of(2) => What::ZeroLazy,
         kind => kind,
     };
     steps.into_iter().map(|s| Step { kind: kind(s), ..s }).collect()
@@ -242,7 +242,7 @@ impl World {
 
     /// Writes, zeroes and copies rows of its own, and finds in them what it put there.
     async fn own(&self, clients: &[Client], locks: &Rc<CoreLocks>, thread: u64, threads: u64, rng: &mut Rng) {
-        let mut held = vec![[0u64; ROWS as usize]; 3];
+        let mut held = [[0u64; ROWS as usize]; 3];
         for _ in 0..400 {
             let (d, n) = (rng.index(3), rng.below(ROWS));
             let (range, client) = (row(thread, n), &clients[d]);

@@ -107,7 +107,7 @@ impl World {
         let slow = |blocks: u64, salt: u64| {
             let leaf = Arc::new(DelayDevice::new(mem(blocks), seed ^ salt, 3)) as Dev;
             // Half of the worlds have leaves whose zeroes may be owed.
-            if seed % 2 == 0 { leaf } else { Blank::with_lazy_min(leaf, 1).unwrap() as Dev }
+            if seed.is_multiple_of(2) { leaf } else { Blank::with_lazy_min(leaf, 1).unwrap() as Dev }
         };
         let blocks = ROWS * ROW;
         // The border falls inside the first row that only copies change.

@@ -203,7 +203,7 @@ impl Outlet {
     /// Submits what the step has left, and takes in what has completed; false when nothing has.
     fn store(&mut self, step: &mut Step) -> bool {
         while step.error.is_none()
-            && !(self.by_writing && !step.out.is_empty())
+            && (!self.by_writing || step.out.is_empty())
             && let Some(range) = step.left.pop_front()
         {
             if let Err(error) = self.begin(range, step) {

@@ -14,6 +14,7 @@ use std::num::NonZeroU32;
 
 const BLOCK: u64 = 512;
 type Dev = Arc<dyn Device>;
+type Wrap = (&'static str, fn(Dev) -> Dev);
 
 fn mem_of(blocks: u64, block_size: u32) -> Arc<Mem> {
     let size = blocks * u64::from(block_size);
@@ -322,7 +323,7 @@ fn no_device_copies_from_what_is_owed() {
     let volatile =
         || Arc::new(VolatileDisk::new("disk", 16 * BLOCK, NonZeroU32::new(512).unwrap()).unwrap()) as Dev;
     let null = || Arc::new(Null::new("null", 16 * BLOCK, NonZeroU32::new(512).unwrap()).unwrap()) as Dev;
-    let wraps: [(&str, fn(Dev) -> Dev); 6] = [
+    let wraps: [Wrap; 6] = [
         ("plain", |d| d),
         ("blank", |d| blank(d)),
         ("error", |d| Arc::new(ErrorDevice::new(d, FaultPlan::none()))),
