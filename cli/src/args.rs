@@ -135,8 +135,8 @@ Examples:
 
 Namespaces are numbered from 1 in the order given. A host attaches with the line that is printed.")]
 pub(crate) struct ServeArgs {
-    /// A path, mem:SIZE or null:SIZE; each becomes a namespace
-    #[arg(value_name = "DEV", required = true)]
+    /// A path, mem:SIZE or null:SIZE; each becomes a namespace (and, with --mount, a file called NAME)
+    #[arg(value_name = "[NAME=]DEV", required = true)]
     pub(crate) devices: Vec<OsString>,
     /// Address and port to listen on (repeatable)
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4420")]
@@ -165,6 +165,49 @@ pub(crate) struct ServeArgs {
     /// Print a line for each of these
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) log: Vec<LogArg>,
+    /// Mount the same devices on this folder too, as files
+    #[arg(long, value_name = "DIR")]
+    pub(crate) mount: Option<PathBuf>,
+    /// Mount through the page cache
+    #[arg(long, requires = "mount")]
+    pub(crate) cache: bool,
+    /// Engine for reads and writes
+    #[arg(long, value_enum, default_value = "auto", value_name = "ENGINE")]
+    pub(crate) io_engine: EngineArg,
+}
+
+/// Show devices as files of a folder: copies between them are block copies, for any program
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  blkcopy mount /mnt/vols golden=golden.img vm01=nvme-tcp://192.0.2.7:4420/NQN?nsid=1 scratch=mem:1GiB
+  blkcopy mount /mnt/vols --ro golden.img vm01.img &
+  cp /mnt/vols/golden.img /mnt/vols/vm01.img             # a block copy, offloaded where it can be
+  getfattr -n user.blkcopy.receipt /mnt/vols/vm01.img    # how
+
+A volume keeps its size: cut to n bytes, it reads as zero from there on. SIGINT and SIGTERM unmount.")]
+pub(crate) struct MountArgs {
+    /// Folder to mount on
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// A path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N; called NAME, else as its path ends
+    #[arg(value_name = "[NAME=]DEV")]
+    pub(crate) devices: Vec<OsString>,
+    /// A volume that cannot be written (repeatable)
+    #[arg(long = "ro", value_name = "[NAME=]DEV")]
+    pub(crate) read_only: Vec<OsString>,
+    /// Through the page cache: repeated reads are faster, and other front ends' writes are seen a little later
+    #[arg(long)]
+    pub(crate) cache: bool,
+    /// Threads that read requests, 2 to 16; as many as cores when left out
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Let other users see the mount too
+    #[arg(long)]
+    pub(crate) allow_other: bool,
+    /// Mount also what is mounted, held or otherwise in use
+    #[arg(long)]
+    pub(crate) force_in_use: bool,
     /// Engine for reads and writes
     #[arg(long, value_enum, default_value = "auto", value_name = "ENGINE")]
     pub(crate) io_engine: EngineArg,

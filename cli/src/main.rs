@@ -7,12 +7,14 @@ mod ends;
 mod fail;
 mod file_dest;
 mod info;
+mod mount;
 mod output;
 mod plan;
 mod progress;
 mod run;
 mod serve;
 mod serve_log;
+mod served;
 mod target_info;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +40,7 @@ enum Command {
     Plan(args::PlanArgs),
     Info(args::InfoArgs),
     Serve(args::ServeArgs),
+    Mount(args::MountArgs),
     Demo(args::DemoArgs),
 }
 
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Mount(args) => mount::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

@@ -2,20 +2,18 @@
 
 use crate::args::{LogArg, ServeArgs};
 use crate::fail::{Code, Fail};
-use crate::file_dest::hold_dest;
+use crate::mount;
 use crate::output::{self, note, size};
 use crate::run::Interrupts;
 use crate::serve_log::Log;
-use blkcopy::block::{Device, Error, Kind};
-use blkcopy::drivers::nvme_tcp::Url;
-use blkcopy::drivers::{Hold, hold, in_use};
+use crate::served::{self, How, Served};
+use blkcopy::block::{Error, Kind};
+use blkcopy::exports::fuse;
 use blkcopy::exports::nvme_tcp::{OnCopy, Options, Server};
 use blkcopy::nvme::Nqn;
-use blkcopy::open::{self, Found, Name};
 use blkcopy::reactor::Waker;
 use blkcopy::target::{Hosts, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use std::ffi::OsStr;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +22,25 @@ use std::time::Duration;
 pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let interrupts = Interrupts::listen()?;
     raise_file_limit();
-    let served = args.devices.iter().map(|text| open_device(text, args)).collect::<Result<Vec<_>, _>>()?;
+    let how = How { read_only: args.read_only, force_in_use: args.force_in_use, remote: false };
+    let mut served: Vec<Served> = Vec::new();
+    for text in &args.devices {
+        served.push(served::open(text, served.len() + 1, how)?);
+    }
+    let mount = match &args.mount {
+        Some(dir) => {
+            let engine = args.io_engine.into();
+            let options =
+                fuse::Options { cache: args.cache, shared: true, engine, ..fuse::Options::default() };
+            Some(mount::start(dir, &served, options)?)
+        }
+        None => None,
+    };
     let target = Target::new(Settings::default())?;
     let nqn = Nqn::new(&args.nqn.clone().map_or_else(machine_nqn, Ok)?).map_err(|e| e.on("--nqn"))?;
     let subsystem = Subsystem::new(SubsystemOptions { nqn: nqn.clone(), serial: None });
     let hosts = if args.allow.is_empty() { Hosts::Any } else { Hosts::These(args.allow.clone()) };
-    for (device, _) in &served {
+    for Served { device, .. } in &served {
         let options = NamespaceOptions {
             block_bytes: args.block_size,
             read_only: args.read_only,
@@ -75,53 +86,22 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     if failure.is_none() {
         log.say("stopping\n".to_owned());
     }
+    // Hosts first: what they have written is flushed with the volumes.
     server.stop();
+    let unmounted = mount.map_or(Ok(Code::Done), mount::finish);
     log.end();
     match failure {
         Some(error) => Err(error.into()),
-        None => Ok(Code::Done),
+        None => unmounted,
     }
 }
 
 /// Every connection takes a descriptor, and the usual soft limit is lower than what the kernel would give.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // Where it is forbidden the server takes as many connections as it may.
     let _ = setrlimit(Resource::Nofile, limit);
-}
-
-/// Opens a device for the hosts to read and write, and keeps other programs off it while it is served.
-fn open_device(text: &OsStr, args: &ServeArgs) -> Result<(Arc<dyn Device>, Hold), Fail> {
-    let name = Name::parse(text)?;
-    if name.range.is_some() {
-        let text = format!("{}: a whole device is served, not a range of one", name.text());
-        return Err(Fail::invalid(text).hint("leave @offset+length out"));
-    }
-    if name.text().starts_with(Url::SCHEME) {
-        let text = format!("{}: a namespace of another target cannot be served yet", name.text());
-        return Err(Fail::invalid(text).hint("serve the device itself on the machine that has it"));
-    }
-    if let Some(path) = name.path() {
-        if open::find(path)? == Found::Nothing {
-            let error = Error::new(Kind::NotFound, "is not there").on(&name.device_text());
-            return Err(Fail::from(error).hint("make it first: truncate -s 10G disk.img"));
-        }
-        let holders = in_use(path)?;
-        if let Some(holder) = holders.first().filter(|_| !args.force_in_use && !args.read_only) {
-            let error = Error::new(Kind::InUse, format!("in use: {holder}")).on(&name.device_text());
-            let hint = "unmount or stop what uses it, or give --read-only, or --force-in-use if that is safe";
-            return Err(Fail::from(error).hint(hint));
-        }
-    }
-    let device =
-        if args.read_only { open::open_source(&name)? } else { open::open_dest(&name, args.force_in_use)? };
-    if device.read_only() && !args.read_only {
-        let error = Error::new(Kind::ReadOnly, "the device is read-only").on(&name.device_text());
-        return Err(Fail::from(error).hint("--read-only serves it as it is"));
-    }
-    let hold = if args.read_only { hold(&device, false)? } else { hold_dest(&device)? };
-    Ok((device, hold))
 }
 
 /// The addresses that `HOST:PORT` texts name.

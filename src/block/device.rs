@@ -67,6 +67,11 @@ pub trait Device: Send + Sync + 'static {
         Counters::default()
     }
 
+    /// STUB
+    fn allocated_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// For a driver to find its own kind behind [`super::CopyRequest::source`].
     fn as_any(&self) -> &dyn Any;
 }

@@ -6,6 +6,7 @@
 mod emulate;
 pub mod facts;
 pub mod job;
+pub mod native;
 pub mod plan;
 pub mod run;
 mod shared;

@@ -408,8 +408,14 @@ impl Client {
     ///
     /// Errors: those of [`Device::open_queue`].
     pub fn open(device: Arc<dyn Device>) -> Result<Self> {
+        let queue = device.clone().open_queue()?;
+        Ok(Self::over(device, queue))
+    }
+
+    /// STUB
+    pub fn over(device: Arc<dyn Device>, queue: Box<dyn Queue>) -> Self {
         let local = current();
-        let queue = RefCell::new(device.clone().open_queue()?);
+        let queue = RefCell::new(queue);
         let inner = Rc::new(ClientInner {
             device,
             queue,
@@ -421,7 +427,7 @@ impl Client {
             done: RefCell::default(),
         });
         local.clients.borrow_mut().push(inner.clone());
-        Ok(Self(inner))
+        Self(inner)
     }
 
     /// Submits `op` (now, with all others of this turn); the future gives its completion.

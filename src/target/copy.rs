@@ -16,10 +16,11 @@
 
 use super::features::COPY_FORMATS;
 use super::namespace::Namespace;
-use crate::block::{ByteRange, CopyPath, Device, Identity, Method};
+use crate::block::{ByteRange, Method};
+use crate::copy::native::one_request;
 use crate::nvme::copy::parse_ranges;
 use crate::nvme::{CopyCommand, Status};
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// Ranges that follow each other in the list and lie on one namespace.
@@ -116,45 +117,9 @@ impl Checked {
 
     /// The method by which one request of the destination's device moves every range, and the ranges with neighbours joined.
     ///
-    /// `None`: the planner has to cut it: several sources, maps, edges that are not aligned, more than one request takes,
-    /// source and destination overlapping, or holes that the method does not carry.
+    /// `None`: the planner has to cut it; several sources are one reason, the others are [`one_request`]'s.
     pub(super) fn native(&self) -> Option<(Method, SmallVec<[ByteRange; 1]>)> {
         let [run] = &self.runs[..] else { return None };
-        let (source, dest) = (run.namespace.device(), self.dest.device());
-        if !is_leaf(source) || !is_leaf(dest) {
-            return None;
-        }
-        let limits = source.limits().stack(dest.limits());
-        if !limits.can_copy() {
-            return None;
-        }
-        let path = shared(&source.copy_paths(), &dest.copy_paths())?;
-        let mut joined: SmallVec<[ByteRange; 1]> = smallvec![*self.sources.first()?];
-        for &range in &self.sources[1..] {
-            match joined.last_mut() {
-                Some(last) if last.end() == range.offset() => {
-                    *last = ByteRange::between(last.offset(), range.end());
-                }
-                _ => joined.push(range),
-            }
-        }
-        let overlaps = source.identity() == dest.identity() && joined.iter().any(|r| r.overlaps(self.range));
-        let aligned = self.range.is_aligned(path.align) && joined.iter().all(|r| r.is_aligned(path.align));
-        let bytes = limits.copy_max_bytes.get()?.get().min(path.max_bytes);
-        let range_bytes = limits.copy_max_range_bytes.get()?.get();
-        let fits = self.range.len() <= bytes
-            && joined.len() <= usize::try_from(limits.copy_max_nr_ranges.get()?.get()).ok()?
-            && joined.iter().all(|r| r.len() <= range_bytes);
-        (aligned && fits && !overlaps).then_some((path.method, joined))
+        one_request(run.namespace.device(), &self.sources, self.dest.device(), self.range)
     }
-}
-
-fn is_leaf(device: &Arc<dyn Device>) -> bool {
-    matches!(device.identity(), Identity::Leaf { .. })
-}
-
-/// The best method both ends share, if it is worth using and carries holes by itself.
-fn shared(source: &[CopyPath], dest: &[CopyPath]) -> Option<CopyPath> {
-    let best = dest.iter().find_map(|mine| source.iter().find_map(|theirs| mine.shared(theirs)))?;
-    (best.preferred && best.carries_holes).then_some(best)
 }

@@ -38,4 +38,4 @@ mod tests;
 pub use self::core::{Begun, CoreLocks, IoTicket, LockCounters, Released, WaitId};
 pub use claims::{Claim, Claims, Mode};
 pub use domain::{CORES_MAX, CopyTicket, LockDomain};
-pub use queue::LockedQueue;
+pub use queue::{LockedQueue, claims_of};

@@ -158,6 +158,15 @@ impl LockedQueue {
     }
 }
 
+impl LockedQueue {
+    /// STUB
+    pub fn try_submit(&mut self, request: Request) -> std::result::Result<(), Request> {
+        let mut b = VecDeque::from([request]);
+        self.submit(&mut b);
+        Ok(())
+    }
+}
+
 impl Queue for LockedQueue {
     fn submit(&mut self, batch: &mut VecDeque<Request>) {
         if self.ready.is_empty() && self.begin_in_place(batch) {
@@ -218,7 +227,7 @@ fn shifted(range: ByteRange, base: u64) -> ByteRange {
     ByteRange::between(base.saturating_add(range.offset()), base.saturating_add(range.end()))
 }
 
-fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims: &mut Claims) -> Result<()> {
+pub fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims: &mut Claims) -> Result<()> {
     if let Identity::Leaf { leaf, base } = device.identity() {
         claims.push(Claim { leaf, range: shifted(range, base), mode });
         return Ok(());

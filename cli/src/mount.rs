@@ -1,0 +1,74 @@
+//! `blkcopy mount`: devices as files of one mount, whose copies are block copies.
+
+use crate::args::MountArgs;
+use crate::fail::{Code, Fail};
+use crate::output::{self, note, size};
+use crate::run::Interrupts;
+use crate::served::{self, How, Served};
+use blkcopy::block::{Error, Kind};
+use blkcopy::exports::fuse::{Mount, Options, Volume};
+use blkcopy::reactor::Waker;
+use std::path::Path;
+
+/// Runs the command: until a signal or somebody's `umount` ends it.
+pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
+    let interrupts = Interrupts::listen()?;
+    crate::serve::raise_file_limit();
+    let mut all = Vec::new();
+    for (texts, read_only) in [(&args.devices, false), (&args.read_only, true)] {
+        for text in texts {
+            let how = How { read_only, force_in_use: args.force_in_use, remote: true };
+            all.push(served::open(text, all.len() + 1, how)?);
+        }
+    }
+    if all.is_empty() {
+        return Err(Fail::invalid("no volume is given").hint("blkcopy mount DIR NAME=DEV..."));
+    }
+    let mut options = Options {
+        cache: args.cache,
+        allow_other: args.allow_other,
+        engine: args.io_engine.into(),
+        ..Options::default()
+    };
+    if let Some(threads) = args.threads {
+        options.readers = threads;
+    }
+    let mount = start(&args.dir, &all, options)?;
+    let thread = std::thread::current();
+    mount.watch(Waker::new(move || thread.unpark()));
+    interrupts.wait_unless(|| mount.is_over());
+    finish(mount)
+}
+
+/// Mounts what is served, and says so.
+pub(crate) fn start(dir: &Path, all: &[Served], options: Options) -> Result<Mount, Fail> {
+    if !dir.is_dir() {
+        let error = Error::new(Kind::NotFound, "is no folder to mount on").on(&dir.display().to_string());
+        return Err(Fail::from(error).hint("mkdir it first"));
+    }
+    let volumes = all.iter().map(|s| Volume {
+        name: s.name.clone(),
+        device: s.device.clone(),
+        read_only: s.read_only,
+        serve: s.serve,
+    });
+    let mount = Mount::start(dir, volumes.collect(), options)?;
+    for s in all {
+        let how = if s.read_only { ", read-only" } else { "" };
+        output::out(&format!("volume {}: {}, {}{how}\n", s.name, s.device.name(), size(s.device.size())));
+    }
+    output::out(&format!("mounted on {}\n", mount.dir().display()));
+    Ok(mount)
+}
+
+/// Unmounts; a mount that ended by itself because somebody unmounted it ended well.
+pub(crate) fn finish(mount: Mount) -> Result<Code, Fail> {
+    let failure = mount.failure();
+    let flushed = mount.stop();
+    if let Some(error) = failure {
+        note("the mount ended by itself");
+        return Err(error.into());
+    }
+    flushed?;
+    Ok(Code::Done)
+}

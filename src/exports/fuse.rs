@@ -1,0 +1,412 @@
+//! The mount: volumes as files of one FUSE mount, whose `copy_file_range` and ioctls are block copies.
+//!
+//! `docs/notes/006-mount.md` has threads, calls and reasons. `fs` takes requests on reader threads, `lane` is what such a
+//! thread has of its own, `worker` serves what is handed over, `copying` is copies on either, `notify` speaks to the kernel.
+
+mod abi;
+mod copying;
+mod errno;
+mod fs;
+mod lane;
+mod notify;
+mod volume;
+mod worker;
+
+use crate::block::device::is_one_device;
+use crate::block::{ByteRange, Device, Error, Kind, Result};
+use crate::reactor::local::Interrupt;
+use crate::reactor::{EngineChoice, Waker};
+use fs::Volumes;
+use fuser::{Config, INodeNo, MountOption, Session, SessionACL};
+use notify::Notices;
+use rustix::mount::UnmountFlags;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+use volume::{Files, Vol};
+use worker::{Job, Post};
+
+/// Most threads that read requests.
+pub const READERS_MAX: usize = 16;
+/// Most threads that make copies.
+pub const WORKERS_MAX: usize = 8;
+/// How long the kernel may believe what it was told of a file.
+const TTL: Duration = Duration::from_secs(1);
+/// Not at all.
+const TTL_NONE: Duration = Duration::ZERO;
+/// How long open files of a mount that ends are waited for.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One volume to show.
+pub struct Volume {
+    /// Its file's name.
+    pub name: String,
+    /// What it shows.
+    pub device: Arc<dyn Device>,
+    /// Refuse every write.
+    pub read_only: bool,
+    /// Who serves its reads and writes.
+    pub serve: Serve,
+}
+
+/// Who serves reads and writes of a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Serve {
+    /// The device answers at once (memory): whoever reads the request serves it.
+    AtOnce,
+    /// It may block (files, disks): whoever reads the request, while another reader is free.
+    MayBlock,
+    /// It waits for others (networks), and its queues are few: always one worker.
+    Elsewhere,
+}
+
+/// How a mount runs.
+#[derive(Clone)]
+pub struct Options {
+    /// Threads that read requests: 2 to [`READERS_MAX`].
+    pub readers: usize,
+    /// Threads that make copies: 1 to [`WORKERS_MAX`].
+    pub workers: usize,
+    /// Through the page cache. Else each read and write comes here.
+    pub cache: bool,
+    /// Others than this process use the devices: what the kernel knows of files is asked for each time.
+    pub shared: bool,
+    /// Let other users see the mount, each with the rights of the files' modes.
+    pub allow_other: bool,
+    /// Engine for files and block devices.
+    pub engine: EngineChoice,
+    /// Volumes are as long as they are made, up to their capacity, and empty at first: for testing tools that need that.
+    #[cfg(feature = "sim")]
+    pub resizable: bool,
+    /// The kernel keeps writes back: for tests.
+    #[cfg(feature = "sim")]
+    pub writeback: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let cores = thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Self {
+            readers: cores.clamp(2, READERS_MAX),
+            workers: cores.clamp(1, WORKERS_MAX),
+            cache: false,
+            shared: false,
+            allow_other: false,
+            engine: EngineChoice::Auto,
+            #[cfg(feature = "sim")]
+            resizable: false,
+            #[cfg(feature = "sim")]
+            writeback: false,
+        }
+    }
+}
+
+impl Options {
+    fn is_resizable(&self) -> bool {
+        #[cfg(feature = "sim")]
+        return self.resizable;
+        #[cfg(not(feature = "sim"))]
+        false
+    }
+
+    fn is_writeback(&self) -> bool {
+        #[cfg(feature = "sim")]
+        return self.writeback;
+        #[cfg(not(feature = "sim"))]
+        false
+    }
+}
+
+/// What the threads of a mount share.
+struct Shared {
+    dir: PathBuf,
+    volumes: Vec<Vol>,
+    options: Options,
+    files: Files,
+    /// Readers that wait for a request.
+    free: AtomicUsize,
+    /// The first is the I/O worker's, the others are those of the copiers.
+    posts: Vec<Post>,
+    notices: Notices,
+    stop: Interrupt,
+    begun: SystemTime,
+    end: Mutex<End>,
+}
+
+/// Whether the mount is over, and who is told.
+#[derive(Default)]
+struct End {
+    is_over: bool,
+    why: Option<Error>,
+    waker: Option<Waker>,
+}
+
+fn ino_of(volume: usize) -> INodeNo {
+    INodeNo(volume as u64 + 2)
+}
+
+impl Shared {
+    fn io(&self) -> &Post {
+        &self.posts[0]
+    }
+
+    /// The copier with least to do.
+    fn copier(&self) -> &Post {
+        let copiers = self.posts[1..].iter();
+        copiers.min_by_key(|post| post.load.load(Ordering::Relaxed)).expect("there is at least one worker")
+    }
+
+    fn ttl(&self) -> Duration {
+        if self.options.shared { TTL_NONE } else { TTL }
+    }
+
+    fn end(&self) -> MutexGuard<'_, End> {
+        // What is held under this lock cannot be left half changed.
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A mount that is served. Dropping it ends it, as [`Mount::stop`] does.
+pub struct Mount {
+    shared: Arc<Shared>,
+    session: Option<JoinHandle<()>>,
+    notifier: Option<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// Tells a mount that others have changed its volumes. Clones tell the same mount.
+#[derive(Clone)]
+pub struct Changed(Arc<Shared>);
+
+impl Changed {
+    /// Bytes of a volume (by its place in the list the mount was started with) have changed: the kernel forgets its pages of
+    /// them soon.
+    pub fn tell(&self, volume: usize, range: ByteRange) {
+        if let Some(vol) = self.0.volumes.get(volume) {
+            vol.touch();
+            self.0.notices.changed(ino_of(volume), range);
+        }
+    }
+}
+
+impl Mount {
+    /// Mounts `volumes` at the folder `dir` and serves them; returns when they can be used.
+    ///
+    /// Errors: names that cannot be files' or are there twice, a device that is there twice, counts of threads that are out of
+    /// range, a folder that cannot be mounted on.
+    pub fn start(dir: &Path, volumes: Vec<Volume>, options: Options) -> Result<Self> {
+        check(&volumes, &options)?;
+        let here = |e: std::io::Error| Error::os("cannot be mounted on", e).on(&dir.display().to_string());
+        let dir = dir.canonicalize().map_err(here)?;
+        let readers = options.readers;
+        let resizable = options.is_resizable();
+        let shared = Arc::new(Shared {
+            volumes: volumes.into_iter().map(|v| Vol::new(v, resizable)).collect(),
+            files: Files::default(),
+            free: AtomicUsize::new(readers),
+            posts: (0..=options.workers).map(|_| Post::default()).collect(),
+            notices: Notices::default(),
+            stop: Interrupt::default(),
+            begun: SystemTime::now(),
+            end: Mutex::default(),
+            dir: dir.clone(),
+            options,
+        });
+        let mut mount = Self { shared: shared.clone(), session: None, notifier: None, workers: Vec::new() };
+        for index in 0..shared.posts.len() {
+            mount.workers.push(worker::start(&shared, index)?);
+        }
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::FSName("blkcopy".to_owned()),
+            MountOption::Subtype("blkcopy".to_owned()),
+            MountOption::DefaultPermissions,
+            MountOption::NoDev,
+            MountOption::NoSuid,
+            MountOption::NoExec,
+        ];
+        config.acl = if shared.options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        config.n_threads = Some(readers);
+        // A descriptor for each reader: measured as 0 to 10 % more at depth 16.
+        config.clone_fd = true;
+        let session = Session::new(Volumes(shared.clone()), &dir, &config).map_err(|e| here(explained(e)))?;
+        let thread = shared.notices.serve(session.notifier());
+        mount.notifier = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
+        let serve = move || {
+            let served = session.run();
+            let mut end = shared.end();
+            end.is_over = true;
+            if let Err(error) = served {
+                end.why.get_or_insert_with(|| Error::os("the mount ended", error));
+            }
+            if let Some(waker) = &end.waker {
+                waker.wake();
+            }
+        };
+        let thread = thread::Builder::new().name("blkcopy-mount".into()).spawn(serve);
+        mount.session = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
+        Ok(mount)
+    }
+
+    /// Where it is mounted.
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// For others who change the devices.
+    pub fn changed(&self) -> Changed {
+        Changed(self.shared.clone())
+    }
+
+    /// Calls `waker` when the mount ends by itself (somebody unmounted it, a thread failed), or did already.
+    pub fn watch(&self, waker: Waker) {
+        let mut end = self.shared.end();
+        if end.is_over {
+            waker.wake();
+        }
+        end.waker = Some(waker);
+    }
+
+    /// True when the mount has ended by itself.
+    pub fn is_over(&self) -> bool {
+        self.shared.end().is_over
+    }
+
+    /// Why the mount ended by itself, once; none when somebody unmounted it.
+    pub fn failure(&self) -> Option<Error> {
+        self.shared.end().why.take()
+    }
+
+    /// Unmounts (files that are still open are waited for a few seconds, then fail), ends what is in flight and flushes every volume.
+    ///
+    /// Errors: that of the flush.
+    pub fn stop(mut self) -> Result<()> {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        if let Some(session) = self.session.take() {
+            if !session.is_finished() {
+                unmount(&self.shared);
+            }
+            let begun = Instant::now();
+            while !session.is_finished() && begun.elapsed() < CLOSE_PATIENCE {
+                thread::sleep(CLOSE_PATIENCE / 1000);
+            }
+            if !session.is_finished() {
+                tracing::warn!(
+                    files = self.shared.files.count(),
+                    "files are still open; they fail from now on"
+                );
+                abort(&self.shared.dir);
+            }
+            while !session.is_finished() && begun.elapsed() < 2 * CLOSE_PATIENCE {
+                thread::sleep(CLOSE_PATIENCE / 1000);
+            }
+            if session.is_finished() && session.join().is_err() {
+                tracing::error!("a thread of the mount panicked; please report this as a bug");
+            }
+        }
+        self.shared.notices.end();
+        if let Some(notifier) = self.notifier.take() {
+            let _ = notifier.join();
+        }
+        let mut flushed = Ok(());
+        if !self.workers.is_empty() && !self.shared.stop.is_set() {
+            let (told, tells) = mpsc::channel();
+            self.shared.io().leave(Job::FlushAll(told));
+            let lost = || Error::new(Kind::Aborted, "the worker that flushes ended before it had");
+            flushed = tells.recv().unwrap_or_else(|_| Err(lost()));
+        }
+        self.shared.stop.set();
+        for worker in self.workers.drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a worker of the mount panicked; please report this as a bug");
+            }
+        }
+        flushed
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.finish() {
+            tracing::error!(?error, "the volumes could not be flushed");
+        }
+    }
+}
+
+fn check(volumes: &[Volume], options: &Options) -> Result<()> {
+    let invalid = |text: String| Err(Error::new(Kind::InvalidInput, text));
+    if !(2..=READERS_MAX).contains(&options.readers) {
+        return invalid(format!("{} reading threads: a mount needs 2 to {READERS_MAX}", options.readers));
+    }
+    if !(1..=WORKERS_MAX).contains(&options.workers) {
+        return invalid(format!("{} copying threads: a mount needs 1 to {WORKERS_MAX}", options.workers));
+    }
+    for (at, volume) in volumes.iter().enumerate() {
+        let name = &volume.name;
+        if name.is_empty() || name.len() > 255 || name.contains(['/', '\0']) || name == "." || name == ".." {
+            return invalid(format!("{name:?} cannot be the name of a file; give another: NAME=DEV"));
+        }
+        for other in &volumes[..at] {
+            if other.name == *name {
+                return invalid(format!("two volumes are called {name}; give one another name: NAME=DEV"));
+            }
+            if is_one_device(&volume.device, &other.device)? {
+                let text = format!("{name} and {} show the same device; leave one out", other.name);
+                return Err(Error::new(Kind::InUse, text).on(volume.device.name()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same error; where there is a usual reason, with it.
+fn explained(error: std::io::Error) -> std::io::Error {
+    let hint = match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV) => {
+            "the kernel has no FUSE here: is there a /dev/fuse, is the module loaded?"
+        }
+        Some(libc::EPERM | libc::EACCES) => "this user may not mount; run it as root, or install fusermount3",
+        Some(libc::ENOTCONN) => "an earlier mount there was left by its server: umount -l it first",
+        _ => return error,
+    };
+    std::io::Error::new(error.kind(), format!("{hint} ({error})"))
+}
+
+/// Takes the mount away; files that are open stay usable until they are closed.
+fn unmount(shared: &Shared) {
+    use rustix::io::Errno;
+    let dir = &shared.dir;
+    match rustix::mount::unmount(dir, UnmountFlags::NOFOLLOW) {
+        Ok(()) => {}
+        Err(Errno::BUSY)
+            if rustix::mount::unmount(dir, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH).is_ok() =>
+        {
+            tracing::info!(files = shared.files.count(), "files are open: unmounted once they are closed");
+        }
+        // Not root: the helper that mounted it takes it away.
+        Err(error) => {
+            let mut helper = Command::new("fusermount3");
+            helper
+                .args(["-u", "-z", "--"])
+                .arg(dir)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            if !helper.status().is_ok_and(|status| status.success()) {
+                tracing::warn!(%error, dir = %dir.display(), "cannot be unmounted");
+            }
+        }
+    }
+}
+
+/// Ends the connection: whoever still waits for an answer gets an error.
+fn abort(dir: &Path) {
+    // Forced, the kernel lets go of the connection of a mount that is there; one that was detached ends with this process.
+    let _ = rustix::mount::unmount(dir, UnmountFlags::FORCE | UnmountFlags::DETACH);
+}

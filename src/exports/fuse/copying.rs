@@ -1,0 +1,305 @@
+//! Copies: what one answer of `copy_file_range` or one entry of an ioctl becomes.
+
+use super::abi::{self, Asked, Call};
+use super::errno::{copy_errno, errno};
+use super::lane::{self, Tried};
+use super::volume::Copied;
+use super::worker::{Job, Worker};
+use super::{Shared, ino_of};
+use crate::block::receipt::HostBytes;
+use crate::block::request::Cancel;
+use crate::block::{ByteRange, CopyRequest, Error, Kind, Method, Op, Result};
+use crate::copy::native::one_request;
+use crate::copy::run::Options;
+use crate::copy::whole::{Part, check_offloaded, copy_ranges};
+use crate::copy::{Offload, Policy};
+use fuser::{INodeNo, ReplyIoctl, ReplyWrite};
+use smallvec::{SmallVec, smallvec};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longest answer of `copy_file_range`, in bytes.
+const ANSWER_MAX: u64 = 64 << 20;
+/// The least that answers are shortened to, in bytes.
+const ANSWER_MIN: u64 = 1 << 20;
+/// How long an answer may take: whoever interrupts a program waits for the one in flight.
+const ANSWER_TIME: Duration = Duration::from_millis(250);
+/// Longest copy in memory that a reader makes itself, in bytes: about 50 microseconds.
+const INLINE_MAX: u64 = 256 << 10;
+/// Memory for payload of one copy, in bytes.
+const PAYLOAD: usize = 16 << 20;
+/// How many invalidations a call asks for by range; with more entries, one range around all.
+const PAGES_MAX: usize = 16;
+
+/// A range of one volume to a place on another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Ends {
+    pub(super) source: usize,
+    pub(super) from: ByteRange,
+    pub(super) dest: usize,
+    pub(super) to: u64,
+}
+
+impl Ends {
+    fn to(&self) -> ByteRange {
+        ByteRange::between(self.to, self.to + self.from.len())
+    }
+}
+
+/// A `copy_file_range` that was handed over.
+pub(super) struct CopyJob {
+    pub(super) ends: Ends,
+    pub(super) durable: bool,
+    pub(super) reply: ReplyWrite,
+}
+
+/// A checked ioctl.
+pub(super) struct IoctlJob {
+    pub(super) asked: Asked,
+    pub(super) argument: Vec<u8>,
+    pub(super) call: Call,
+    pub(super) source: usize,
+    pub(super) dest: usize,
+    pub(super) durable: bool,
+    pub(super) reply: ReplyIoctl,
+}
+
+/// What became of a copy.
+#[derive(Default)]
+struct End {
+    good: u64,
+    methods: SmallVec<[(Method, u64); 2]>,
+    host: HostBytes,
+    error: Option<Error>,
+}
+
+/// How much one answer copies, given what is asked for and the room on both sides: `Ok(0)` only at the end of the source.
+///
+/// Errors: ENOSPC at or behind the end of the destination; EINVAL where both overlap (the kernel looks too, at its own sizes).
+pub(super) fn answer_len(shared: &Shared, ends: &Ends, asked: u64) -> Result<u64, fuser::Errno> {
+    let (source, dest) = (&shared.volumes[ends.source], &shared.volumes[ends.dest]);
+    let left = source.size().saturating_sub(ends.from.offset()).min(asked);
+    let room = dest.capacity.saturating_sub(ends.to);
+    if left == 0 {
+        return Ok(0);
+    }
+    if room == 0 {
+        return Err(fuser::Errno::ENOSPC);
+    }
+    let len = left.min(room);
+    let overlaps = |len| {
+        let at = |offset: u64| ByteRange::between(offset, offset.saturating_add(len));
+        ends.source == ends.dest && at(ends.from.offset()).overlaps(at(ends.to))
+    };
+    if overlaps(len) {
+        return Err(fuser::Errno::EINVAL);
+    }
+    Ok(len.min(dest.pace.answer_max()))
+}
+
+/// How long answers may be, by how fast copies onto a volume have been.
+pub(super) struct Pace(std::sync::atomic::AtomicU64);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(std::sync::atomic::AtomicU64::new(ANSWER_MAX))
+    }
+}
+
+impl Pace {
+    fn answer_max(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn learn(&self, bytes: u64, time: Duration) {
+        if bytes < ANSWER_MIN {
+            return;
+        }
+        let fits = u128::from(bytes) * ANSWER_TIME.as_nanos() / time.as_nanos().max(1);
+        let fits = u64::try_from(fits).unwrap_or(u64::MAX);
+        // Half the way there: one slow answer says little.
+        let next = u64::midpoint(self.answer_max(), fits.clamp(ANSWER_MIN, ANSWER_MAX));
+        self.0.store(next - next % ANSWER_MIN, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Makes the copy on this reader if it is short enough and nothing is in its way; else says no, and nothing was begun.
+pub(super) fn inline(shared: &Shared, ends: &Ends) -> Option<Result<u64, fuser::Errno>> {
+    let (source, dest) = (&shared.volumes[ends.source], &shared.volumes[ends.dest]);
+    let (method, sources) = one_request(&source.device, &[ends.from], &dest.device, ends.to())?;
+    let is_short = match method {
+        Method::Null => true,
+        Method::Memory => ends.from.len() <= INLINE_MAX,
+        _ => false,
+    };
+    if !is_short {
+        return None;
+    }
+    let request = CopyRequest {
+        method,
+        source: source.device.clone(),
+        sources,
+        dest: ends.to(),
+        fua: false,
+        cancel: Cancel::default(),
+    };
+    let begun = Instant::now();
+    let tried = lane::with(shared, |lane| lane.run(shared, ends.dest, Op::Copy(Box::new(request))));
+    let done = match tried {
+        Ok(Ok(Tried::Done(done))) => done,
+        // Whoever it is handed to finds out what the matter is.
+        Ok(Ok(Tried::InTheWay(_)) | Err(_)) | Err(_) => return None,
+    };
+    let good = done.good_bytes.min(ends.from.len());
+    match &done.result {
+        // Not what it looked like a moment ago: it is planned, from the front.
+        Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::TooLarge { .. }) => return None,
+        _ => {}
+    }
+    let end = End { good, methods: smallvec![(method, good)], error: done.result.err(), ..End::default() };
+    let answer = match &end.error {
+        Some(error) if good == 0 => Err(copy_errno(error)),
+        _ => Ok(good),
+    };
+    ended(shared, "copy_file_range", ends, end, false, begun.elapsed(), true);
+    Some(answer)
+}
+
+/// Takes down what became of a copy.
+fn ended(
+    shared: &Shared,
+    call: &'static str,
+    ends: &Ends,
+    end: End,
+    flushed: bool,
+    time: Duration,
+    inline: bool,
+) {
+    let dest = &shared.volumes[ends.dest];
+    dest.touch();
+    dest.reaches(ends.to + end.good);
+    let copied = Copied {
+        call,
+        source: shared.volumes[ends.source].name.clone(),
+        from: ends.from,
+        to: ends.to,
+        good: end.good,
+        methods: end.methods,
+        host: end.host,
+        flushed,
+        time,
+        error: end.error.map(|e| format!("{e:?}")),
+    };
+    dest.copied(copied, inline);
+}
+
+impl Worker {
+    /// One copy, whole under the range locks.
+    async fn copy_one(&self, ends: &Ends, offload: Offload, durable: bool) -> End {
+        let source = self.volume(ends.source).device.clone();
+        let dest = self.volume(ends.dest).device.clone();
+        let parts = [Part { source, ranges: vec![ends.from] }];
+        if offload == Offload::Require
+            && let Err(error) = check_offloaded(&parts, &dest, ends.to)
+        {
+            return End { error: Some(error), ..End::default() };
+        }
+        let options = Options {
+            policy: Policy { offload, unsynced: !durable, ..Policy::default() },
+            flush: false,
+            payload_bytes: PAYLOAD,
+            locks: Some(self.locks.clone()),
+            ..Options::default()
+        };
+        let ended = copy_ranges(&parts, &dest, ends.to, &options).await;
+        End {
+            good: ended.good_prefix_bytes,
+            methods: ended.methods.into_iter().collect(),
+            host: ended.host_bytes,
+            error: ended.error,
+        }
+    }
+
+    pub(super) async fn copy(&self, job: CopyJob) {
+        let CopyJob { ends, durable, reply } = job;
+        let begun = Instant::now();
+        let mut end = self.copy_one(&ends, Offload::Auto, durable).await;
+        let time = begun.elapsed();
+        let dest = self.volume(ends.dest);
+        dest.pace.learn(end.good, time);
+        let mut flushed = false;
+        if durable && end.good > 0 {
+            match self.flush(ends.dest).await {
+                Ok(()) => flushed = true,
+                // Not durable is as good as not done, for whoever asked for both.
+                Err(error) => {
+                    end.good = 0;
+                    end.error = Some(error);
+                }
+            }
+        }
+        let answer = match &end.error {
+            Some(error) if end.good == 0 => Err(copy_errno(error)),
+            _ => Ok(end.good),
+        };
+        if let Some(error) = &end.error {
+            self.told("copy onto", ends.dest, error);
+        }
+        ended(&self.shared, "copy_file_range", &ends, end, flushed, time, false);
+        match answer {
+            Ok(good) => reply.written(u32::try_from(good).unwrap_or(u32::MAX)),
+            Err(number) => reply.error(number),
+        }
+    }
+
+    pub(super) async fn ioctl(&self, job: IoctlJob) {
+        let IoctlJob { asked, mut argument, call, source, dest, durable, reply } = job;
+        let (source_ino, dest_ino) = (ino_of(source), ino_of(dest));
+        let dests = pages(dest_ino, call.entries.iter().map(|e| e.dest));
+        let mut before = pages(source_ino, call.entries.iter().map(|e| e.source));
+        before.extend(&dests);
+        self.shared.notices.forget(before).wait().await;
+        let offload = if call.flags.offload_only { Offload::Require } else { Offload::Auto };
+        let name = if source == dest && call.token.is_none() { "BLKCOPY" } else { "BLKCOPY_FROM" };
+        let mut completed = Vec::with_capacity(call.entries.len());
+        let mut failed = None;
+        for entry in &call.entries {
+            let ends = Ends { source, from: entry.source, dest, to: entry.dest.offset() };
+            let begun = Instant::now();
+            let end = self.copy_one(&ends, offload, durable).await;
+            completed.push(end.good);
+            if let Some(error) = &end.error {
+                self.told("copy onto", dest, error);
+                failed = Some(errno(error));
+            }
+            ended(&self.shared, name, &ends, end, false, begun.elapsed(), false);
+            if failed.is_some() {
+                break;
+            }
+        }
+        if durable
+            && completed.iter().any(|&good| good > 0)
+            && let Err(error) = self.flush(dest).await
+        {
+            failed = Some(self.told("flush", dest, &error));
+            completed.clear();
+        }
+        self.shared.notices.forget(dests).wait().await;
+        abi::complete(asked, &mut argument, &completed);
+        reply.ioctl(failed.map_or(0, |number| -number.code()), &argument);
+    }
+}
+
+/// Pages to be forgotten.
+fn pages(ino: INodeNo, ranges: impl ExactSizeIterator<Item = ByteRange>) -> Vec<(INodeNo, ByteRange)> {
+    if ranges.len() <= PAGES_MAX {
+        return ranges.map(|range| (ino, range)).collect();
+    }
+    let around = ranges.reduce(|a, b| ByteRange::between(a.offset().min(b.offset()), a.end().max(b.end())));
+    around.map(|range| (ino, range)).into_iter().collect()
+}
+
+/// Hands a copy over.
+pub(super) fn hand_over(shared: &Arc<Shared>, ends: Ends, durable: bool, reply: ReplyWrite) {
+    shared.copier().leave(Job::Copy(CopyJob { ends, durable, reply }));
+}

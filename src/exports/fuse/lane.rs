@@ -1,0 +1,141 @@
+//! What a reader thread has of its own: range locks, a reactor, a queue of each volume, one buffer.
+//!
+//! The threads are the FUSE library's; between two requests they sleep in `read(/dev/fuse)`. So a lane is parked except while
+//! it serves a request, and it serves one at a time, to its end.
+
+use super::Shared;
+use crate::block::lock::{CoreLocks, LockDomain, LockedQueue};
+use crate::block::{Buf, Completion, Error, Kind, Op, Queue, Result, Submitter};
+use crate::reactor::{self, Entered, Reactor};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Longest single read or write, in bytes: what the kernel sends at most is told to it at the start.
+pub(super) const TRANSFER_MAX: u32 = 1 << 20;
+
+thread_local! {
+    static LANE: RefCell<Option<Lane>> = const { RefCell::new(None) };
+    /// Not dropped when the thread ends, so it may be looked at before `LANE` is.
+    static BEGUN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A reader thread's own.
+pub(super) struct Lane {
+    locks: Rc<CoreLocks>,
+    queues: Vec<Option<LockedQueue>>,
+    submitter: Submitter,
+    next_tag: u64,
+    done: Vec<Completion>,
+    buf: Buf,
+    reactor: Rc<dyn Reactor>,
+    // The last to go: queues use the reactor to the end.
+    _entered: Entered,
+}
+
+/// What became of a request that was tried.
+pub(super) enum Tried {
+    /// It has ended.
+    Done(Completion),
+    /// A copy is in its way. Nothing was begun; its buffer comes back.
+    InTheWay(Buf),
+}
+
+/// Runs `work` on the calling reader's lane, which is made when it is first used.
+///
+/// Errors: those of the engine and of the range locks when it cannot be made.
+pub(super) fn with<T>(shared: &Shared, work: impl FnOnce(&mut Lane) -> T) -> Result<T> {
+    if !BEGUN.get() {
+        // Thread-locals go in the reverse order of their first use, and a lane leaves the thread's reactor as it goes.
+        let _ = reactor::current();
+        BEGUN.set(true);
+    }
+    LANE.with(|lane| {
+        let mut lane = lane.borrow_mut();
+        let lane = match &mut *lane {
+            Some(lane) => lane,
+            none => none.insert(Lane::new(shared)?),
+        };
+        lane.locks.enter();
+        lane.locks.pump();
+        let result = work(lane);
+        // Nothing of ours is in flight, so what is told about now is told to nobody.
+        while !lane.locks.park() {}
+        Ok(result)
+    })
+}
+
+/// Takes the calling reader's buffer back, once it was answered from.
+pub(super) fn give_back(buf: Buf) {
+    LANE.with(|lane| {
+        if let Some(lane) = &mut *lane.borrow_mut()
+            && buf.capacity() >= TRANSFER_MAX as usize
+        {
+            lane.buf = buf;
+        }
+    });
+}
+
+impl Lane {
+    fn new(shared: &Shared) -> Result<Self> {
+        // Buffered writes are made by this thread: a hop to another costs more, and the readers are several.
+        let (reactor, _) = reactor::choose(shared.options.engine, true)
+            .map_err(|e| Error::os("the I/O engine cannot be started", e))?;
+        let entered = reactor::enter(reactor.clone());
+        let waker = reactor.waker();
+        let locks = Rc::new(LockDomain::process().attach(move || waker.wake())?);
+        // As between two requests.
+        while !locks.park() {}
+        let buf = Buf::alloc(TRANSFER_MAX as usize)
+            .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for one transfer"))?;
+        Ok(Self {
+            locks,
+            queues: shared.volumes.iter().map(|_| None).collect(),
+            submitter: Submitter::default(),
+            next_tag: 0,
+            done: Vec::new(),
+            buf,
+            reactor,
+            _entered: entered,
+        })
+    }
+
+    /// The lane's buffer, showing `len` bytes; see [`give_back`].
+    pub(super) fn buffer(&mut self, len: usize) -> Option<Buf> {
+        let mut buf = std::mem::take(&mut self.buf);
+        if buf.capacity() < len {
+            // It went along with a request that was handed over, or this is a longer one than there should be.
+            buf = Buf::alloc(len.max(TRANSFER_MAX as usize))?;
+        }
+        buf.set_len(len);
+        Some(buf)
+    }
+
+    /// Serves one operation of a volume to its end, unless a copy is in its way.
+    pub(super) fn run(&mut self, shared: &Shared, volume: usize, op: Op) -> Result<Tried> {
+        let queue = match &mut self.queues[volume] {
+            Some(queue) => queue,
+            none => {
+                none.insert(LockedQueue::open(shared.volumes[volume].device.clone(), self.locks.clone())?)
+            }
+        };
+        self.next_tag += 1;
+        if let Err(mut request) = queue.try_submit(self.submitter.request(self.next_tag, op)) {
+            let buf = request.take_buf();
+            let _never_begun = request.complete(0, Ok(()));
+            return Ok(Tried::InTheWay(buf));
+        }
+        loop {
+            queue.poll(&mut self.done);
+            self.submitter.take_aborted(&mut self.done);
+            if let Some(done) = self.done.pop() {
+                return Ok(Tried::Done(done));
+            }
+            // Others look after this core's table meanwhile.
+            if self.locks.park() {
+                self.reactor.wait(None);
+                self.locks.enter();
+            }
+            self.locks.pump();
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! Worker threads: what readers hand over. Each serves many jobs at once, as small tasks over its own queues.
+
+use super::copying::{CopyJob, IoctlJob};
+use super::errno::errno;
+use super::lane::TRANSFER_MAX;
+use super::volume::Vol;
+use super::{Shared, TTL_NONE, ino_of};
+use crate::block::lock::CoreLocks;
+use crate::block::lock::{Claims, CopyTicket, LockDomain, LockedQueue, Mode, claims_of};
+use crate::block::{Buf, BufPool, ByteRange, Completion, Error, Kind, Op, Result};
+use crate::reactor::local::{self, Client, Interrupt, Local, Notify};
+use crate::reactor::{self, Waker};
+use fuser::{ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite};
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+
+/// Memory for payload of a worker, in bytes: address space until it is used.
+const PAYLOAD: usize = 64 << 20;
+/// One buffer: a transfer, and the rest of the blocks its edges lie in.
+const BUFFER: usize = TRANSFER_MAX as usize + (64 << 10);
+
+/// A request that was handed over, with the means to answer it.
+pub(super) enum Job {
+    Read {
+        volume: usize,
+        range: ByteRange,
+        reply: ReplyData,
+    },
+    Write {
+        volume: usize,
+        range: ByteRange,
+        buf: Buf,
+        durable: bool,
+        reply: ReplyWrite,
+    },
+    Flush {
+        volume: usize,
+        reply: ReplyEmpty,
+    },
+    Zero {
+        volume: usize,
+        range: ByteRange,
+        may_unmap: bool,
+        durable: bool,
+        reply: ReplyEmpty,
+    },
+    Truncate {
+        volume: usize,
+        size: u64,
+        reply: ReplyAttr,
+    },
+    Seek {
+        volume: usize,
+        from: u64,
+        data: bool,
+        reply: ReplyLseek,
+    },
+    Copy(CopyJob),
+    Ioctl(Box<IoctlJob>),
+    /// Flushes every volume.
+    FlushAll(mpsc::Sender<Result<()>>),
+}
+
+/// Where jobs for one worker are left.
+#[derive(Default)]
+pub(super) struct Post {
+    inbox: Mutex<Vec<Job>>,
+    waker: Mutex<Option<Waker>>,
+    /// Jobs left and not ended.
+    pub(super) load: AtomicUsize,
+}
+
+impl Post {
+    pub(super) fn leave(&self, job: Job) {
+        self.load.fetch_add(1, Ordering::Relaxed);
+        // A push cannot leave the list half changed.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+        if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
+            waker.wake();
+        }
+    }
+
+    fn take(&self) -> Vec<Job> {
+        std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A worker's own.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) locks: Rc<CoreLocks>,
+    clients: RefCell<Vec<Option<Client>>>,
+    /// Queues whose user holds the locks already.
+    bare: RefCell<Vec<Option<Client>>>,
+    pool: BufPool,
+    running: Cell<usize>,
+    ended: Notify,
+}
+
+/// Starts the worker that serves `posts[index]` of the mount; returns when it can take jobs.
+pub(super) fn start(shared: &Arc<Shared>, index: usize) -> Result<JoinHandle<()>> {
+    let (shared, (begun, begins)) = (shared.clone(), mpsc::channel());
+    let name = format!("blkcopy-work-{index}");
+    let run = move || {
+        let told = begun.clone();
+        if let Err(error) = run(&shared, index, || drop(begun.send(Ok(())))) {
+            drop(told.send(Err(error)));
+        }
+    };
+    let thread = thread::Builder::new().name(name).spawn(run);
+    let thread = thread.map_err(|e| Error::os("a thread cannot be started", e))?;
+    begins.recv().map_err(|_| Error::new(Kind::Aborted, "a worker ended while it began"))??;
+    Ok(thread)
+}
+
+fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
+    let (reactor, _) = reactor::choose(shared.options.engine, false)
+        .map_err(|e| Error::os("the I/O engine cannot be started", e))?;
+    let local = Local::new(reactor);
+    let woken = local.waker();
+    let locks = Rc::new(LockDomain::process().attach(move || woken.wake())?);
+    local.serve_locks(&locks);
+    let none = || shared.volumes.iter().map(|_| None).collect();
+    let worker = Rc::new(Worker {
+        shared: shared.clone(),
+        locks,
+        clients: RefCell::new(none()),
+        bare: RefCell::new(none()),
+        pool: BufPool::new(PAYLOAD, BUFFER)
+            .filter(|pool| pool.chunk_bytes() >= BUFFER)
+            .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for the transfers of a worker"))?,
+        running: Cell::new(0),
+        ended: Notify::default(),
+    });
+    let post = &shared.posts[index];
+    *post.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.waker());
+    let (taking, from) = (worker.clone(), shared.clone());
+    local.on_turn(move || {
+        let jobs = from.posts[index].take();
+        let busy = !jobs.is_empty();
+        for job in jobs {
+            taking.running.set(taking.running.get() + 1);
+            let (worker, from) = (taking.clone(), from.clone());
+            drop(local::spawn(async move {
+                worker.clone().serve(job).await;
+                from.posts[index].load.fetch_sub(1, Ordering::Relaxed);
+                worker.running.set(worker.running.get() - 1);
+                worker.ended.notify_one();
+            }));
+        }
+        busy
+    });
+    begun();
+    let stop: Interrupt = shared.stop.clone();
+    local.block_on(async {
+        stop.wait().await;
+        while worker.running.get() > 0 {
+            worker.ended.notified().await;
+        }
+        // Queues are closed while the executor still runs.
+        worker.clients.borrow_mut().clear();
+        worker.bare.borrow_mut().clear();
+    });
+    Ok(())
+}
+
+/// The whole of a request was done, or why not.
+fn whole(done: Completion, len: u64) -> Result<()> {
+    done.result?;
+    if done.good_bytes < len {
+        return Err(Error::new(Kind::Io, "the device did less than it was asked to and gave no reason"));
+    }
+    Ok(())
+}
+
+impl Worker {
+    pub(super) fn volume(&self, volume: usize) -> &Vol {
+        &self.shared.volumes[volume]
+    }
+
+    /// This worker's locked queue of a volume.
+    pub(super) fn client(&self, volume: usize) -> Result<Client> {
+        let mut clients = self.clients.borrow_mut();
+        if let Some(client) = &clients[volume] {
+            return Ok(client.clone());
+        }
+        let device = self.volume(volume).device.clone();
+        let queue = LockedQueue::open(device.clone(), self.locks.clone())?;
+        let client = Client::over(device, Box::new(queue));
+        clients[volume] = Some(client.clone());
+        Ok(client)
+    }
+
+    fn bare(&self, volume: usize) -> Result<Client> {
+        let mut bare = self.bare.borrow_mut();
+        if let Some(client) = &bare[volume] {
+            return Ok(client.clone());
+        }
+        let client = Client::open(self.volume(volume).device.clone())?;
+        bare[volume] = Some(client.clone());
+        Ok(client)
+    }
+
+    fn buffer(&self, len: u64) -> Result<Buf> {
+        let none = || Error::new(Kind::NoMemory, "no memory for a transfer");
+        let len = usize::try_from(len).map_err(|_| none())?;
+        let pooled = if len <= BUFFER { self.pool.take(len) } else { None };
+        pooled.or_else(|| Buf::alloc(len)).ok_or_else(none)
+    }
+
+    async fn serve(self: Rc<Self>, job: Job) {
+        match job {
+            Job::Read { volume, range, reply } => match self.read(volume, range).await {
+                Ok((buf, skip)) => {
+                    let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+                    reply.data(&buf[skip..skip + len]);
+                }
+                Err(error) => reply.error(self.told("read", volume, &error)),
+            },
+            Job::Write { volume, range, buf, durable, reply } => {
+                match self.write(volume, range, buf, durable).await {
+                    Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
+                    Err(error) => reply.error(self.told("write", volume, &error)),
+                }
+            }
+            Job::Flush { volume, reply } => match self.flush(volume).await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(self.told("flush", volume, &error)),
+            },
+            Job::Zero { volume, range, may_unmap, durable, reply } => {
+                let mut done = self.zero(volume, range, may_unmap, false).await;
+                if done.is_ok() && durable {
+                    done = self.flush(volume).await;
+                }
+                match done {
+                    Ok(()) => reply.ok(),
+                    Err(error) => reply.error(self.told("zero", volume, &error)),
+                }
+            }
+            Job::Truncate { volume, size, reply } => match self.truncate(volume, size).await {
+                Ok(()) => {
+                    let (vol, ino) = (self.volume(volume), ino_of(volume));
+                    // The kernel drops its pages behind the size it is told, so it is told the one that was asked for; the
+                    // real one it hears of when it asks again.
+                    let mut attr = vol.attr(ino);
+                    attr.size = size;
+                    reply.attr(&TTL_NONE, &attr);
+                    if size != vol.size() {
+                        self.shared.notices.refresh(self.shared.dir.join(&*vol.name));
+                    }
+                }
+                Err(error) => reply.error(self.told("truncate", volume, &error)),
+            },
+            Job::Seek { volume, from, data, reply } => match self.volume(volume).seek(from, data) {
+                Ok(Some(at)) => reply.offset(at.cast_signed()),
+                Ok(None) => reply.error(fuser::Errno::ENXIO),
+                Err(error) => reply.error(self.told("look for holes in", volume, &error)),
+            },
+            Job::Copy(job) => self.copy(job).await,
+            Job::Ioctl(job) => self.ioctl(*job).await,
+            Job::FlushAll(done) => {
+                let mut all = Ok(());
+                for volume in (0..self.shared.volumes.len()).filter(|&v| !self.volume(v).read_only) {
+                    all = all.and(self.flush(volume).await);
+                }
+                // Whoever asked may have stopped waiting.
+                let _ = done.send(all);
+            }
+        }
+    }
+
+    /// The error number of an error, which is logged: the caller gets nothing but the number.
+    pub(super) fn told(&self, doing: &str, volume: usize, error: &Error) -> fuser::Errno {
+        let number = errno(error);
+        tracing::warn!(volume = &*self.volume(volume).name, ?error, "cannot {doing}");
+        number
+    }
+
+    /// Reads a range; the buffer, and where in it the range begins.
+    async fn read(&self, volume: usize, range: ByteRange) -> Result<(Buf, usize)> {
+        let covered = self.volume(volume).cover(range);
+        let skip = usize::try_from(range.offset() - covered.offset()).unwrap_or(usize::MAX);
+        let op = Op::Read { range: covered, buf: self.buffer(covered.len())? };
+        let mut done = self.client(volume)?.submit(op).await;
+        let buf = std::mem::take(&mut done.buf);
+        whole(done, covered.len())?;
+        Ok((buf, skip))
+    }
+
+    /// Writes a range; the bytes written, fewer than asked for only when an error follows them.
+    async fn write(&self, volume: usize, range: ByteRange, buf: Buf, durable: bool) -> Result<u64> {
+        let vol = self.volume(volume);
+        let written = if vol.cover(range) == range {
+            let done = self.client(volume)?.submit(Op::Write { range, buf, fua: durable }).await;
+            let good = done.good_bytes.min(range.len());
+            match done.result {
+                Err(error) if good == 0 => return Err(error),
+                _ => good,
+            }
+        } else {
+            self.write_ragged(volume, range, Some(&buf), durable).await?;
+            range.len()
+        };
+        vol.touch();
+        vol.reaches(range.offset() + written);
+        Ok(written)
+    }
+
+    /// Writes a range whose edges lie inside blocks, or zeroes it (`None`): the blocks are read, changed and written under locks
+    /// that keep all others off them.
+    async fn write_ragged(
+        &self,
+        volume: usize,
+        range: ByteRange,
+        bytes: Option<&[u8]>,
+        durable: bool,
+    ) -> Result<()> {
+        let vol = self.volume(volume);
+        let covered = vol.cover(range);
+        let held = self.hold(volume, covered).await?;
+        let client = self.bare(volume)?;
+        let mut buf = self.buffer(covered.len())?;
+        let block = vol.block;
+        let mut edges: smallvec::SmallVec<[ByteRange; 2]> = smallvec::SmallVec::new();
+        let first = covered.prefix(block);
+        let last = covered.after(covered.len() - block.min(covered.len()));
+        if range.offset() != covered.offset() {
+            edges.push(first);
+        }
+        if range.end() != covered.end() && !(edges.len() == 1 && first == last) {
+            edges.push(last);
+        }
+        for edge in edges {
+            let mut done = client.submit(Op::Read { range: edge, buf: self.buffer(edge.len())? }).await;
+            let old = std::mem::take(&mut done.buf);
+            whole(done, edge.len())?;
+            let at = usize::try_from(edge.offset() - covered.offset()).unwrap_or(usize::MAX);
+            buf[at..at + old.len()].copy_from_slice(&old);
+        }
+        let at = usize::try_from(range.offset() - covered.offset()).unwrap_or(usize::MAX);
+        let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        match bytes {
+            Some(bytes) => buf[at..at + len].copy_from_slice(&bytes[..len]),
+            None => buf[at..at + len].fill(0),
+        }
+        let done = client.submit(Op::Write { range: covered, buf, fua: durable }).await;
+        self.locks.end_copy(held);
+        whole(done, covered.len())
+    }
+
+    /// Keeps everybody else off a range.
+    async fn hold(&self, volume: usize, range: ByteRange) -> Result<CopyTicket> {
+        let mut claims = Claims::new();
+        claims_of(&self.volume(volume).device, range, Mode::Exclusive, &mut claims)?;
+        let ticket = self.locks.begin_copy(claims);
+        poll_fn(|cx| ticket.poll_granted(cx)).await;
+        Ok(ticket)
+    }
+
+    pub(super) async fn flush(&self, volume: usize) -> Result<()> {
+        self.client(volume)?.submit(Op::Flush).await.result
+    }
+
+    /// Makes a range read as zero.
+    async fn zero(&self, volume: usize, range: ByteRange, may_unmap: bool, lazy: bool) -> Result<()> {
+        let vol = self.volume(volume);
+        let start = range.offset().next_multiple_of(vol.block).min(range.end());
+        let end = (range.end() - range.end() % vol.block).max(start);
+        // The end of the device needs no rest of a block behind it.
+        let end = if range.end() == vol.capacity { range.end() } else { end };
+        for edge in [ByteRange::between(range.offset(), start), ByteRange::between(end, range.end())] {
+            if !edge.is_empty() {
+                self.write_ragged(volume, edge, None, false).await?;
+            }
+        }
+        let middle = ByteRange::between(start, end);
+        if !middle.is_empty() {
+            let client = self.client(volume)?;
+            let done = client.submit(Op::WriteZeroes { range: middle, may_unmap } /*lazy*/).await;
+            match done.result {
+                Err(error) if error.kind() == Kind::Unsupported => {
+                    let mut rest = middle;
+                    while !rest.is_empty() {
+                        let range = rest.prefix(u64::from(TRANSFER_MAX));
+                        let mut buf = self.buffer(range.len())?;
+                        buf.fill(0);
+                        whole(client.submit(Op::Write { range, buf, fua: false }).await, range.len())?;
+                        rest = rest.after(range.len());
+                    }
+                }
+                other => other?,
+            }
+        }
+        vol.touch();
+        Ok(())
+    }
+
+    /// The bytes from `size` on read as zero.
+    async fn truncate(&self, volume: usize, size: u64) -> Result<()> {
+        let vol = self.volume(volume);
+        if self.shared.options.is_resizable() {
+            // From the smaller size on: what lies behind the end reads as zero already, and stays so.
+            vol.set_size(size.min(vol.size()));
+        }
+        let behind = ByteRange::between(size, vol.capacity);
+        if !behind.is_empty() {
+            self.zero(volume, behind, true, true).await?;
+        }
+        if self.shared.options.is_resizable() {
+            vol.set_size(size);
+        }
+        Ok(())
+    }
+}
