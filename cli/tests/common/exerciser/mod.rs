@@ -31,6 +31,7 @@ pub(crate) struct Ground {
     pub(crate) paths: Vec<PathBuf>,
     /// Counts steps, for whoever watches that it goes on.
     pub(crate) beat: Arc<AtomicU64>,
+    #[allow(dead_code)] // held for what its drop takes apart
     pub(crate) keep: Box<dyn Any>,
 }
 
@@ -345,16 +346,37 @@ fn said<T>(what: &str, answer: io::Result<T>) -> Judged<T> {
 /// Fresh ground, again and again.
 pub(crate) type Make<'a> = &'a dyn Fn() -> Ground;
 
+/// Copies of a run that went well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Copied {
+    /// Answers of `copy_file_range` and entries of the copy calls, as counted here.
+    pub(crate) here: u64,
+    /// As the server's receipts tell them; none where there is no server.
+    pub(crate) told: Option<u64>,
+}
+
 /// Runs `steps` on fresh ground.
-pub(crate) fn run(plan: &Plan, make: Make<'_>, steps: &[Op]) -> Result<u64, Failure> {
+pub(crate) fn run(plan: &Plan, make: Make<'_>, steps: &[Op]) -> Result<Copied, Failure> {
     let ground = make();
     let mut run = Run::new(plan, &ground).map_err(|fault| Failure { step: 0, fault })?;
     run.all(steps)?;
-    Ok(run.copied)
+    Ok(Copied { here: run.copied, told: copies_told(&ground.paths) })
 }
 
-/// Runs a plan on the place `name`; the number of ranges copied. A failure is a panic that tells all.
-pub(crate) fn exercise(name: &str, plan: &Plan, make: Make<'_>) -> u64 {
+/// The copies that the server of these volumes has made, by its receipts.
+pub(crate) fn copies_told(paths: &[PathBuf]) -> Option<u64> {
+    paths.iter().map(|path| receipt(path)?["copies"].as_u64()).sum()
+}
+
+/// The receipt of a mounted volume.
+pub(crate) fn receipt(path: &Path) -> Option<serde_json::Value> {
+    let mut text = vec![0; 1 << 16];
+    let len = rustix::fs::getxattr(path, "user.blkcopy.receipt", &mut text[..]).ok()?;
+    serde_json::from_slice(&text[..len]).ok()
+}
+
+/// Runs a plan on the place `name`; what was copied. A failure is a panic that tells all.
+pub(crate) fn exercise(name: &str, plan: &Plan, make: Make<'_>) -> Copied {
     let steps = plan.steps();
     match run(plan, make, &steps) {
         Ok(copied) => copied,
@@ -380,7 +402,8 @@ pub(crate) fn report(name: &str, plan: &Plan, make: Make<'_>, steps: &[Op], fail
         put(format!("  {i} {}", json(&steps[i])));
     }
     let replay = "cargo test -p blkcopy-cli --test exerciser replay -- --nocapture";
-    let what = format!("place={name},seed={},ops={},growing={}", plan.seed, plan.ops, u8::from(plan.caps.growing));
+    let what =
+        format!("place={name},seed={},ops={},growing={}", plan.seed, plan.ops, u8::from(plan.caps.growing));
     put(format!("again: BLKCOPY_EXERCISE=\"{what}\" {replay}"));
     let only: Vec<String> = short.iter().map(ToString::to_string).collect();
     put(format!("short: BLKCOPY_EXERCISE=\"{what},only={}\" {replay}", only.join("+")));

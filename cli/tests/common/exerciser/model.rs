@@ -110,7 +110,9 @@ impl Model {
     /// What is told as a hole is zero.
     pub(crate) fn judge_hole(&self, volume: usize, from: u64, to: u64) -> Judged {
         if to < from || to > self.size(volume) {
-            return wrong(format!("volume {volume}: a hole is told from {from:#x} to {to:#x}, which cannot be"));
+            return wrong(format!(
+                "volume {volume}: a hole is told from {from:#x} to {to:#x}, which cannot be"
+            ));
         }
         match self.0[volume][index(from)..index(to)].iter().position(|&b| b != 0) {
             None => Ok(()),
@@ -125,7 +127,9 @@ impl Model {
 /// The answer of one `copy_file_range` that had `left` bytes to copy.
 pub(crate) fn judge_step(answer: io::Result<u64>, left: u64) -> Judged<u64> {
     match answer {
-        Ok(0) if left > 0 => wrong(format!("copy_file_range answers 0, {left} bytes before the end of the source")),
+        Ok(0) if left > 0 => {
+            wrong(format!("copy_file_range answers 0, {left} bytes before the end of the source"))
+        }
         Ok(n) if n > left => wrong(format!("copy_file_range answers {n}, where {left} bytes were left")),
         Ok(n) => Ok(n),
         Err(e) => wrong(format!("copy_file_range with {left} bytes left: {e}")),

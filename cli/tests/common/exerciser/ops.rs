@@ -189,9 +189,7 @@ impl Make {
                 69..73 => Some(Op::Punch(self.span(IO_MAX))),
                 73..77 => self.plan.caps.zero_range.then(|| Op::Zero(self.span(IO_MAX))),
                 77..79 => Some(self.truncate()),
-                79..83 => {
-                    Some(Op::Sync { volume: self.volume(), data_only: self.rng.below(2) == 0 })
-                }
+                79..83 => Some(Op::Sync { volume: self.volume(), data_only: self.rng.below(2) == 0 }),
                 83..85 => Some(Op::Reopen { volume: self.volume() }),
                 85..89 => Some(Op::Seek { volume: self.volume(), at: self.edge() }),
                 89..93 => Some(Op::Invalidate(self.span(COPY_MAX))),
@@ -316,7 +314,8 @@ impl Make {
             }
             let dest = Span { volume: to, at, len: source.len };
             let clash = |p: &Pair| {
-                let (s, d) = (Span { at: p.source, len: p.len, ..source }, Span { at: p.dest, len: p.len, ..dest });
+                let (s, d) =
+                    (Span { at: p.source, len: p.len, ..source }, Span { at: p.dest, len: p.len, ..dest });
                 d.overlaps(source) || d.overlaps(dest) || s.overlaps(dest)
             };
             if source.overlaps(dest) || pairs.iter().any(clash) {

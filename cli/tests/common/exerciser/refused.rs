@@ -25,7 +25,8 @@ impl Run<'_> {
             }
             Wrong::RangePastEnd => self.range_past_end(volume, len),
             Wrong::WritePastEnd => {
-                let answer = self.open[volume].plain.write_at(&[0xEE; 16], self.model.size(volume) + at % 4096);
+                let answer =
+                    self.open[volume].plain.write_at(&[0xEE; 16], self.model.size(volume) + at % 4096);
                 judge_error("a write behind the end", answer, &[errno(Errno::NOSPC), errno(Errno::FBIG)])
             }
             _ => self.ioctl(volume, wrong, len),
@@ -55,7 +56,10 @@ impl Run<'_> {
         let (mut source, mut dest) = (0, size - len / 2);
         while dest < size {
             let (a, b) = (&self.open[from].plain, &self.open[volume].plain);
-            let n = judge_step(calls::copy_file_range(a, b, Entry::new(source, dest, len - source)), size - dest)?;
+            let n = judge_step(
+                calls::copy_file_range(a, b, Entry::new(source, dest, len - source)),
+                size - dest,
+            )?;
             self.model.copy((from, source), (volume, dest), n);
             (source, dest) = (source + n, dest + n);
             self.copied += 1;
@@ -132,4 +136,3 @@ impl Run<'_> {
 const fn errno(errno: Errno) -> i32 {
     errno.raw_os_error()
 }
-

@@ -1,0 +1,241 @@
+//! Servers of mounts: the command, or this test binary again with devices that the command has no name for.
+//!
+//! A mount is never served by the process that uses it: a page fault that waits for its own process waits for ever. And it is
+//! watched: when nothing goes on for a while, the connection is aborted and the server killed, so that a hang is a failure.
+
+use crate::common::{BIN, sh};
+use blkcopy::block::Device;
+use blkcopy::drivers::mem::Mem;
+use blkcopy::exports::fuse::{Mount, Options, Serve, Volume};
+use blkcopy::map::Linear;
+use blkcopy::sim::{CopyBug, MiscopyDevice};
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Read, Write as _};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Without a step for so long, a mount is taken to hang.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Names the variable that makes `mount_child` a server.
+const SPEC: &str = "BLKCOPY_TEST_SERVER";
+
+/// What a server of our own serves.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub(crate) dir: PathBuf,
+    /// Size of each volume in bytes.
+    pub(crate) size: u64,
+    pub(crate) devices: Vec<Kind>,
+    pub(crate) cache: bool,
+    pub(crate) resizable: bool,
+}
+
+/// A test device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    Memory,
+    /// Two memory devices in a row.
+    Map,
+    /// Memory with the bug of this place in `CopyBug::ALL`.
+    Miscopying(usize),
+}
+
+impl Kind {
+    fn open(self, name: &str, size: u64) -> Arc<dyn Device> {
+        let mem = |name: &str, size| -> Arc<dyn Device> {
+            Arc::new(Mem::new(name, size, NonZeroU32::MIN).expect("a size of a test"))
+        };
+        match self {
+            Self::Memory => mem(name, size),
+            Self::Map => {
+                // The border lies inside a block of the page cache.
+                let first = size / 2 + 512;
+                let legs = [mem("first", first), mem("second", size - first)];
+                Arc::new(Linear::new(name, legs).expect("two legs of memory"))
+            }
+            Self::Miscopying(bug) => Arc::new(MiscopyDevice::new(mem(name, size), CopyBug::ALL[bug])),
+        }
+    }
+}
+
+/// Serves what the variable says until standard input ends; at once back without the variable.
+pub(crate) fn serve_if_asked() {
+    let Some(spec) = std::env::var_os(SPEC) else { return };
+    let spec: Spec = serde_json::from_slice(spec.as_encoded_bytes()).expect("written by `own`");
+    let volume = |(i, kind): (usize, &Kind)| {
+        let name = format!("vol{i}");
+        let device = kind.open(&name, spec.size);
+        Volume { name, device, read_only: false, serve: Serve::AtOnce }
+    };
+    let volumes = spec.devices.iter().enumerate().map(volume).collect();
+    let options = Options { cache: spec.cache, resizable: spec.resizable, ..Options::default() };
+    let mount = Mount::start(&spec.dir, volumes, options).expect("the mount begins");
+    println!("\nmounted on {}", spec.dir.display());
+    std::io::stdout().flush().expect("the parent reads");
+    // It ends with the parent, however that ends.
+    let _ = std::io::stdin().read(&mut [0]);
+    mount.stop().expect("the volumes are flushed");
+}
+
+/// A server in another process.
+pub(crate) struct Server {
+    child: Child,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.end() {
+            eprintln!("the server {} does not end; killed", self.child.id());
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+impl Server {
+    /// Starts it; the lines it prints up to one that begins with `ready`.
+    fn start(mut command: Command, ready: &str) -> (Self, Vec<String>) {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut this = Self { child: command.spawn().expect("a server starts") };
+        let out = this.child.stdout.take().expect("piped above");
+        let (told, tells) = mpsc::channel();
+        // Reads on to the end, so that the server never waits for a reader.
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                let _ = told.send(line);
+            }
+        });
+        let mut lines = Vec::new();
+        loop {
+            match tells.recv_timeout(PATIENCE) {
+                Ok(line) => lines.push(line),
+                Err(e) => panic!("{command:?} is not ready: {e}; it said {lines:#?}"),
+            }
+            if lines.last().is_some_and(|l| l.starts_with(ready)) {
+                return (this, lines);
+            }
+        }
+    }
+
+    /// Asks it to end; true when it has.
+    fn end(&mut self) -> bool {
+        drop(self.child.stdin.take());
+        let _ = sh(&format!("kill -TERM {} 2>/dev/null", self.child.id()));
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+                _ => return true,
+            }
+        }
+        false
+    }
+}
+
+/// A mount, its server, and who watches both.
+pub(crate) struct Mounted {
+    pub(crate) dir: PathBuf,
+    pub(crate) beat: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
+    watch: Option<std::thread::JoinHandle<()>>,
+    server: Option<Server>,
+    _folder: TempDir,
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // The watch stays until the server has ended: unmounting may hang too.
+        drop(self.server.take());
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(watch) = self.watch.take() {
+            watch.thread().unpark();
+            let _ = watch.join();
+        }
+        let _ = sh(&format!("mountpoint -q {0} && umount -l {0}", self.dir.display()));
+    }
+}
+
+/// Mounts by the command: `NAME=DEV` words.
+pub(crate) fn by_command(devices: &[String], cache: bool) -> Mounted {
+    let folder = crate::common::folder();
+    let dir = folder.path().join("m");
+    std::fs::create_dir(&dir).expect("a new folder");
+    let mut command = Command::new(BIN);
+    command.arg("mount").args(cache.then_some("--cache")).arg(&dir).args(devices);
+    watched(folder, dir, command)
+}
+
+/// Mounts by this binary, whose test `mount_child` calls [`serve_if_asked`].
+pub(crate) fn own(size: u64, devices: &[Kind], cache: bool, resizable: bool) -> Mounted {
+    let folder = crate::common::folder();
+    let dir = folder.path().join("m");
+    std::fs::create_dir(&dir).expect("a new folder");
+    let spec = Spec { dir: dir.clone(), size, devices: devices.to_vec(), cache, resizable };
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    command.args(["mount_child", "--exact", "--nocapture"]);
+    command.env(SPEC, serde_json::to_string(&spec).expect("plain data"));
+    watched(folder, dir, command)
+}
+
+fn watched(folder: TempDir, dir: PathBuf, command: Command) -> Mounted {
+    let (server, _) = Server::start(command, "mounted on ");
+    let connection = connection(&dir);
+    let (beat, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (pid, seen, ends) = (server.child.id(), beat.clone(), over.clone());
+    let watch = std::thread::spawn(move || {
+        let (mut last, mut since) = (0, Instant::now());
+        while !ends.load(Ordering::Relaxed) {
+            std::thread::park_timeout(Duration::from_secs(1));
+            let now = seen.load(Ordering::Relaxed);
+            if now != last {
+                (last, since) = (now, Instant::now());
+            } else if since.elapsed() > PATIENCE {
+                eprintln!("nothing goes on at step {now}: the mount is aborted, its server killed");
+                let _ = sh(&format!("echo 1 > {connection}/abort; kill -KILL {pid}"));
+                return;
+            }
+        }
+    });
+    Mounted { dir, beat, over, watch: Some(watch), server: Some(server), _folder: folder }
+}
+
+/// Where the kernel lets a mount's connection be aborted; found without asking the mount.
+fn connection(dir: &Path) -> String {
+    let control = "/sys/fs/fuse/connections";
+    let _ = sh(&format!("mountpoint -q {control} || mount -t fusectl none {control}"));
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("there is a /proc");
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    // Fields: number, parent, major:minor, root, mount point (proc_pid_mountinfo(5)).
+    let line = table.lines().find(|l| l.split(' ').nth(4) == dir.to_str());
+    let device = line.and_then(|l| l.split(' ').nth(2)).unwrap_or_default();
+    format!("{control}/{}", device.split(':').nth(1).unwrap_or("none"))
+}
+
+/// A target over NVMe/TCP with `count` namespaces of memory, and their names.
+pub(crate) fn target(count: usize, size: u64) -> (Server, Vec<String>) {
+    let mut command = Command::new(BIN);
+    let nqn = "nqn.2014-08.org.example:exerciser";
+    command.args(["serve", "--listen", "127.0.0.1:0", "--nqn", nqn]);
+    command.args((0..count).map(|_| format!("mem:{size}")));
+    let (server, lines) = Server::start(command, "listening on ");
+    let line = lines.last().expect("one at least");
+    let address = line.strip_prefix("listening on ").and_then(|l| l.split_once(": ")).expect("an address").0;
+    let name = |nsid| format!("nvme-tcp://{address}/{nqn}?nsid={nsid}");
+    (server, (1..=count).map(name).collect())
+}
+
+/// Why nothing can be mounted here.
+pub(crate) fn mounts_or_why() -> Result<(), String> {
+    if let Err(e) = std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+        return Err(format!("/dev/fuse: {e}"));
+    }
+    if sh("id -u")? != "0" && sh("command -v fusermount3").is_err() {
+        return Err("not root, and no fusermount3".to_owned());
+    }
+    Ok(())
+}
