@@ -9,9 +9,10 @@
 //!   holds the last number up to `m` that its writer, who does one thing after the other, gave it;
 //! - after all threads have ended every way to read agrees with what was written and copied last.
 
-use super::model::{Judged, wrong};
+use super::model::{Fault, Judged, wrong};
 use super::ops::{Caps, Way};
 use super::{Open, said};
+use blkcopy::block::Buf;
 use blkcopy::sim::Rng;
 use blkcopy::sys::blkcopy::{self as calls, Entry, Token};
 use std::collections::BTreeMap;
@@ -66,7 +67,11 @@ impl Place {
 }
 
 /// The groups of one answer and their numbers, all of one writer.
-type Snapshot = Vec<(Place, u64)>;
+struct Snapshot {
+    /// By which call, and where to.
+    how: String,
+    groups: Vec<(Place, u64)>,
+}
 
 /// What threads know of each other.
 struct Known {
@@ -140,9 +145,9 @@ impl Crowd<'_> {
             return Ok(());
         }
         for snapshot in told.iter().flat_map(|t| &t.snapshots) {
-            let writer = snapshot[0].0.group / HOME;
+            let writer = snapshot.groups[0].0.group / HOME;
             let log = &told[usize::try_from(writer).expect("few threads")].log;
-            judge_snapshot(snapshot, log)?;
+            judge_snapshot(&snapshot.groups, log).map_err(|e| Fault(format!("{}: {}", snapshot.how, e.0)))?;
         }
         Ok(())
     }
@@ -163,7 +168,7 @@ impl Crowd<'_> {
             for way in ways.into_iter().flatten() {
                 for (place, words) in due.iter().filter(|(p, _)| p.volume == volume) {
                     let mut buf =
-                        blkcopy::block::Buf::alloc(usize::try_from(GROUP).expect("16 KiB")).expect("memory");
+                        Buf::alloc(usize::try_from(GROUP).expect("16 KiB")).expect("memory for a test");
                     match way {
                         Way::Mapped => said("mmap", open.map(size))?
                             .read(usize::try_from(place.at()).expect("small"), &mut buf),
@@ -186,7 +191,7 @@ impl Crowd<'_> {
 }
 
 /// All groups are as they were at one moment, by the writer's log.
-fn judge_snapshot(snapshot: &Snapshot, log: &[Place]) -> Judged {
+fn judge_snapshot(snapshot: &[(Place, u64)], log: &[Place]) -> Judged {
     let newest = snapshot.iter().map(|(_, n)| *n).max().unwrap_or(0);
     for (place, number) in snapshot {
         let upto = usize::try_from(newest).expect("few numbers");
@@ -248,20 +253,19 @@ struct One<'a> {
     rng: Rng,
     open: Vec<Open>,
     tokens: Vec<Option<Token>>,
-    buf: Vec<u8>,
+    buf: Buf,
     told: Told,
 }
 
 impl<'a> One<'a> {
     fn new(crowd: &'a Crowd<'a>, known: &'a Known, thread: u64) -> Judged<Self> {
-        let caps = Caps { direct: None, ..crowd.caps };
-        let open = crowd.paths[..2].iter().map(|p| Open::new(p, &caps)).collect();
+        let open = crowd.paths[..2].iter().map(|p| Open::new(p, &crowd.caps)).collect();
         let open: Vec<Open> = said("opening", open)?;
         let token = |o: &Open| crowd.caps.ioctl.then(|| calls::blkcopy_source(&o.plain)).transpose();
         let tokens = said("BLKCOPY_SOURCE", open.iter().map(token).collect())?;
         let told = Told { log: Vec::new(), snapshots: Vec::new(), den: BTreeMap::new(), copies: 0 };
         let rng = Rng::new(crowd.seed ^ thread.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let buf = vec![0; usize::try_from(HOME * GROUP).expect("128 KiB")];
+        let buf = Buf::alloc(usize::try_from(HOME * GROUP).expect("128 KiB")).expect("memory for a test");
         Ok(Self { crowd, known, thread, rng, open, tokens, buf, told })
     }
 
@@ -328,9 +332,13 @@ impl<'a> One<'a> {
     }
 
     fn words(&mut self, place: Place, groups: u64) -> Judged<Vec<u64>> {
+        self.words_by(Way::Plain, place, groups)
+    }
+
+    fn words_by(&mut self, way: Way, place: Place, groups: u64) -> Judged<Vec<u64>> {
         let mut buf = std::mem::take(&mut self.buf);
         let part = &mut buf[..usize::try_from(groups * GROUP).expect("small")];
-        let got = self.open(place.volume).plain.read_exact_at(part, place.at());
+        let got = self.open(place.volume).file(way).read_exact_at(part, place.at());
         let words = words_of(part);
         self.buf = buf;
         said("read", got)?;
@@ -376,7 +384,9 @@ impl<'a> One<'a> {
         let least = self.numbers(&self.known.done, source, groups);
         // Groups of one answer or entry, which is whole.
         let mut parts = Vec::new();
-        if self.crowd.caps.ioctl && self.rng.below(2) == 0 {
+        let by_ioctl = self.crowd.caps.ioctl && self.rng.below(2) == 0;
+        let call = if by_ioctl { "BLKCOPY" } else { "copy_file_range" };
+        if by_ioctl {
             let mut entries = Vec::new();
             let mut left = groups;
             while left > 0 {
@@ -408,7 +418,7 @@ impl<'a> One<'a> {
         }
         let most = self.numbers(&self.known.begun, source, groups);
         self.told.copies += parts.len() as u64;
-        self.look(source, dest, &parts, &least, &most)
+        self.look(call, source, dest, &parts, &least, &most)
     }
 
     fn numbers(&self, of: &[AtomicU64], first: Place, groups: u64) -> Vec<u64> {
@@ -416,9 +426,28 @@ impl<'a> One<'a> {
     }
 
     /// Reads back what was just copied: nobody else copies there.
-    fn look(&mut self, source: Place, dest: Place, parts: &[u64], least: &[u64], most: &[u64]) -> Judged {
+    fn look(
+        &mut self,
+        call: &str,
+        source: Place,
+        dest: Place,
+        parts: &[u64],
+        least: &[u64],
+        most: &[u64],
+    ) -> Judged {
         let groups: u64 = parts.iter().sum();
         let words = self.words(dest, groups)?;
+        // Round the page cache: what the server holds. Nobody else writes here, so both are the same.
+        let held = self.words_by(Way::Direct, dest, groups)?;
+        if let Some(at) = words.iter().zip(&held).position(|(a, b)| a != b) {
+            return wrong(format!(
+                "after {call}, byte {:#x} of volume {}: the page cache holds {:?}, the volume {:?}",
+                dest.at() + at as u64 * 8,
+                dest.volume,
+                Place::of(words[at]),
+                Place::of(held[at])
+            ));
+        }
         let each = usize::try_from(GROUP / 8).expect("2048");
         let mut numbers = Vec::new();
         for (i, words) in words.chunks(each).enumerate() {
@@ -432,7 +461,8 @@ impl<'a> One<'a> {
         let mut rest = &numbers[..];
         for &n in parts {
             let (part, behind) = rest.split_at(usize::try_from(n).expect("few groups"));
-            self.told.snapshots.push(part.to_vec());
+            let how = format!("{call} of {groups} groups to {dest:?}");
+            self.told.snapshots.push(Snapshot { how, groups: part.to_vec() });
             rest = behind;
         }
         Ok(())
@@ -451,12 +481,12 @@ mod tests {
     fn a_copy_of_two_moments_is_told_from_one_of_one() {
         let log = [place(0), place(1), place(0), place(1)];
         for (a, b) in [(1, 2), (3, 2), (3, 4)] {
-            judge_snapshot(&vec![(place(0), a), (place(1), b)], &log).unwrap();
+            judge_snapshot(&[(place(0), a), (place(1), b)], &log).unwrap();
         }
         // Group 1 as of its second number, group 0 as it was before its second: that came first.
-        assert!(judge_snapshot(&vec![(place(0), 1), (place(1), 4)], &log).is_err());
+        assert!(judge_snapshot(&[(place(0), 1), (place(1), 4)], &log).is_err());
         // Group 0 as of number 1, before group 1 had any, and group 1 with one.
-        assert!(judge_snapshot(&vec![(place(0), 3), (place(1), 0)], &log).is_err());
+        assert!(judge_snapshot(&[(place(0), 3), (place(1), 0)], &log).is_err());
     }
 
     #[test]
