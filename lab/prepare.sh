@@ -13,7 +13,7 @@ F=$(mkdir -p "$1" && cd "$1" && pwd)
 
 PACKAGES="busybox-static nvme-cli xfsprogs e2fsprogs kmod"
 PROGRAMS="nvme mkfs.xfs xfs_repair mke2fs e2fsck"
-MODULES="nvme-tcp nvmet nvmet-tcp null_blk loop xfs ext4 virtio_pci virtio_net
+MODULES="nvme-tcp nvmet nvmet-tcp null_blk loop xfs ext4 fuse virtio_pci virtio_net
  crc32c_generic crc32c_intel crc32c_cryptoapi"
 
 cannot() { echo "$*" >&2; exit 3; }

@@ -15,7 +15,7 @@ use blkcopy::block::{
 };
 use blkcopy::copy::run::{Consistency, Options, Progress, copy};
 use blkcopy::copy::{Job, Offload, Policy, Segment};
-use blkcopy::map::{Linear, Mirror};
+use blkcopy::map::{Blank, Linear, Mirror};
 use blkcopy::reactor::local::{Client, Local, spawn};
 use blkcopy::reactor::{EngineChoice, choose};
 use blkcopy::sim::{DelayDevice, Rng};
@@ -104,7 +104,11 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let slow = |blocks: u64, salt: u64| Arc::new(DelayDevice::new(mem(blocks), seed ^ salt, 3)) as Dev;
+        let slow = |blocks: u64, salt: u64| {
+            let leaf = Arc::new(DelayDevice::new(mem(blocks), seed ^ salt, 3)) as Dev;
+            // Half of the worlds have leaves whose zeroes may be owed.
+            if seed.is_multiple_of(2) { leaf } else { Blank::with_lazy_min(leaf, 1).unwrap() as Dev }
+        };
         let blocks = ROWS * ROW;
         // The border falls inside the first row that only copies change.
         let border = OPEN * ROW + ROW / 2;
@@ -229,9 +233,13 @@ impl Task {
             5 => {
                 let at = self.kept(false);
                 let range = rows(at.1, 1);
-                let zero = Op::WriteZeroes { range, may_unmap: false };
-                let op = if self.rng.below(2) == 0 { Op::Discard { range } } else { zero };
+                let dice = self.rng.below(4);
+                let zero = Op::WriteZeroes { range, may_unmap: false, lazy: dice > 1 };
+                let op = if dice == 0 { Op::Discard { range } } else { zero };
                 self.fronts[at.0].submit(op).await.result.unwrap();
+                if dice == 3 {
+                    self.fronts[at.0].submit(Op::Flush).await.result.unwrap();
+                }
             }
             6 | 7 => {
                 // A copy to a row of one's own reads the row it comes from.

@@ -111,7 +111,7 @@ fn a_checked_device_refuses_other_bytes() {
     let device = checked.clone() as Dev;
     write(&device, blocks(1, 2), 7);
     assert_eq!(checked.checked_bytes(), 2 * BLOCK);
-    let wrong = run_op(&device, Op::WriteZeroes { range: blocks(1, 1), may_unmap: false });
+    let wrong = run_op(&device, Op::WriteZeroes { range: blocks(1, 1), may_unmap: false, lazy: false });
     assert_eq!(wrong.result.unwrap_err().kind(), Kind::Mismatch);
     assert_eq!(read(&device, blocks(1, 2)), [7; 1024]);
 }

@@ -105,7 +105,7 @@ fn every_operation_does_at_our_target_what_it_says() {
         let bytes = pattern(1, 3 << 20);
         assert!(client.submit(write(512, &bytes)).await.result.is_ok());
         let range = ByteRange::new(1 << 20, 1 << 20).unwrap();
-        assert!(client.submit(Op::WriteZeroes { range, may_unmap: true }).await.result.is_ok());
+        assert!(client.submit(Op::WriteZeroes { range, may_unmap: true, lazy: false }).await.result.is_ok());
         let done = client.submit(read(0, SIZE)).await;
         assert!(done.result.is_ok());
         let mut model = vec![0; SIZE as usize];

@@ -5,7 +5,7 @@ use crate::fail::{Code, Fail};
 use crate::output::{self, note, size};
 use crate::run::Interrupts;
 use crate::served::{self, How, Served};
-use blkcopy::block::{Error, Kind};
+use blkcopy::block::{Device as _, Error, Kind};
 use blkcopy::exports::fuse::{Mount, Options, Volume};
 use blkcopy::reactor::Waker;
 use std::path::Path;

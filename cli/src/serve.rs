@@ -7,7 +7,7 @@ use crate::output::{self, note, size};
 use crate::run::Interrupts;
 use crate::serve_log::Log;
 use crate::served::{self, How, Served};
-use blkcopy::block::{Error, Kind};
+use blkcopy::block::{Device, Error, Kind};
 use blkcopy::exports::fuse;
 use blkcopy::exports::nvme_tcp::{OnCopy, Options, Server};
 use blkcopy::nvme::Nqn;
@@ -40,7 +40,15 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let nqn = Nqn::new(&args.nqn.clone().map_or_else(machine_nqn, Ok)?).map_err(|e| e.on("--nqn"))?;
     let subsystem = Subsystem::new(SubsystemOptions { nqn: nqn.clone(), serial: None });
     let hosts = if args.allow.is_empty() { Hosts::Any } else { Hosts::These(args.allow.clone()) };
-    for Served { device, .. } in &served {
+    for (at, Served { device, .. }) in served.iter().enumerate() {
+        let device: Arc<dyn Device> = match &mount {
+            // The kernel keeps pages of what is mapped, and must hear of what hosts write.
+            Some(mount) => {
+                let changed = mount.changed();
+                device.told(move |range| changed.tell(at, range))
+            }
+            None => device.clone(),
+        };
         let options = NamespaceOptions {
             block_bytes: args.block_size,
             read_only: args.read_only,

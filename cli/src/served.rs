@@ -2,9 +2,10 @@
 
 use crate::fail::Fail;
 use crate::file_dest::hold_dest;
-use blkcopy::block::{Device, Error, Kind};
+use blkcopy::block::{Error, Kind};
 use blkcopy::drivers::{Hold, hold, in_use};
 use blkcopy::exports::fuse::Serve;
+use blkcopy::map::Blank;
 use blkcopy::open::{self, Found, Name, Place};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +15,8 @@ use std::sync::Arc;
 /// A device that is served, and what keeps other programs off it meanwhile.
 pub(crate) struct Served {
     pub(crate) name: String,
-    pub(crate) device: Arc<dyn Device>,
+    /// What was opened, under its list of zeroes that are owed: all front ends use it through that.
+    pub(crate) device: Arc<Blank>,
     pub(crate) read_only: bool,
     pub(crate) serve: Serve,
     _hold: Hold,
@@ -51,6 +53,7 @@ pub(crate) fn open(text: &OsStr, number: usize, how: How) -> Result<Served, Fail
         return Err(Fail::from(error).hint("serve it read-only"));
     }
     let hold = if how.read_only { hold(&device, false)? } else { hold_dest(&device)? };
+    let device = Blank::new(device)?;
     let serve = match place.place {
         Place::Mem(_) | Place::Null(_) => Serve::AtOnce,
         Place::Path(_) => Serve::MayBlock,

@@ -59,6 +59,32 @@ pub trait Device: Send + Sync + 'static {
     /// A queue for the calling thread, served by that thread's reactor.
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>>;
 
+    /// True while a range reads as zero without the zeroes being stored: a flush of it settles first ([`super::lock::LockedQueue`]).
+    /// Costs one atomic load on a leaf.
+    fn owes_zeroes(&self) -> bool {
+        false
+    }
+
+    /// The parts of `within` that a leaf owes zeroes for, in order, apart from each other; whole blocks. Nothing on a map: ask its
+    /// leaves ([`Device::owing`]), for a leg of a mirror may owe what the other holds.
+    fn owed_zeroes(&self, _within: ByteRange) -> Vec<ByteRange> {
+        Vec::new()
+    }
+
+    /// Appends the leaves below it, or itself, that owe zeroes now.
+    fn owing(self: Arc<Self>, _leaves: &mut Vec<Arc<dyn Device>>) {}
+
+    /// True when what is stored in `range` is what it reads as. Asked with the range's locks held, before a native copy takes
+    /// the range as its source.
+    fn reads_as_stored(&self, _range: ByteRange) -> bool {
+        true
+    }
+
+    /// Bytes of storage it takes; `None`: as many as its size.
+    fn allocated_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Lets go of what the system caches of it, so that the next reads come from the device. Best effort.
     fn drop_cache(&self) {}
 
@@ -67,12 +93,8 @@ pub trait Device: Send + Sync + 'static {
         Counters::default()
     }
 
-    /// STUB
-    fn allocated_bytes(&self) -> Option<u64> {
-        None
-    }
-
-    /// For a driver to find its own kind behind [`super::CopyRequest::source`].
+    /// For a driver to find its own kind behind [`super::CopyRequest::source`]. A device that is another one, seen through (not a
+    /// map), may give that one's.
     fn as_any(&self) -> &dyn Any;
 }
 
@@ -168,9 +190,9 @@ pub fn is_one_device(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<bool> {
     if identity != b.identity() {
         return Ok(false);
     }
-    // The same controller's is one object in this process.
+    // The same controller's is one object in this process, maybe seen through two views of it.
     let by_name = matches!(identity, Identity::Leaf { leaf, .. } if leaf.space == LeafSpace::Namespace);
-    if by_name && !std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)) {
+    if by_name && !std::ptr::addr_eq(a.as_any(), b.as_any()) {
         let text = format!(
             "{} and {} call themselves the same namespace, and two targets that are clones of each other do so too; give one \
              URL on both sides if they are one, else give one of the targets names of its own (NQN, serial number, UUID)",

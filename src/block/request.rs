@@ -32,6 +32,9 @@ pub enum Op {
         range: ByteRange,
         /// True: space may be given back (a hole); false: space stays allocated.
         may_unmap: bool,
+        /// True: may complete before the zeroes are on the medium, as long as reads return zero and a flush makes them durable
+        /// (see `map::Blank`). A device that cannot be lazy ignores it.
+        lazy: bool,
     },
     /// Tell the device that the range is not needed; what it reads as afterwards is undefined.
     Discard {
@@ -119,10 +122,10 @@ pub struct CopyRequest {
 }
 
 impl CopyRequest {
-    /// Checks what every driver relies on: the sources add up to the destination, and no source overlaps it when both
-    /// lie on the device `dest`.
+    /// Checks what every driver relies on: the sources add up to the destination, no source overlaps it when both lie on the
+    /// device `dest`, and what is stored there is what the sources read as.
     ///
-    /// Errors: `InvalidInput`, `Overlap`.
+    /// Errors: `InvalidInput`, `Overlap`; `Unsupported` when zeroes are owed under a source.
     pub fn check(&self, dest: Identity) -> Result<(), Error> {
         let total = self.sources.iter().try_fold(0u64, |sum, r| sum.checked_add(r.len()));
         if total != Some(self.dest.len()) {
@@ -137,7 +140,22 @@ impl CopyRequest {
                 Error::new(Kind::Overlap, "source and destination of one copy request overlap").at(self.dest)
             );
         }
-        Ok(())
+        self.check_stored()
+    }
+
+    /// Checks that each source range is stored as it reads: the part of [`CopyRequest::check`] for whoever replaces the source by
+    /// what is inside it.
+    ///
+    /// Errors: `Unsupported`, so that the range is planned again and its zeroes are found.
+    pub fn check_stored(&self) -> Result<(), Error> {
+        match self.sources.iter().find(|range| !self.source.reads_as_stored(**range)) {
+            None => Ok(()),
+            Some(&range) => {
+                let text =
+                    "the source owes zeroes there that are not stored yet: read it, or zero the destination";
+                Err(Error::new(Kind::Unsupported, text).on(self.source.name()).at(range))
+            }
+        }
     }
 }
 

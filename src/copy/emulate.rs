@@ -301,7 +301,7 @@ impl Mover<'_> {
             }
             let place = self.step.legs[leg].place;
             let range = ByteRange::between(place.offset + at, place.offset + at + len);
-            let op = Op::WriteZeroes { range, may_unmap: true };
+            let op = Op::WriteZeroes { range, may_unmap: true, lazy: false };
             let done = self.shared.client(place.leaf).submit(op).await;
             if done.result.as_ref().is_err_and(|e| e.kind() == Kind::Unsupported) {
                 return false;

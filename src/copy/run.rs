@@ -559,7 +559,7 @@ async fn zero_leg(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -> (u64, Res
     }
     if head < tail {
         let may_unmap = shared.options.policy.sparse != Sparse::Never;
-        let op = Op::WriteZeroes { range: ByteRange::between(first, last), may_unmap };
+        let op = Op::WriteZeroes { range: ByteRange::between(first, last), may_unmap, lazy: false };
         let done = shared.client(place.leaf).submit(op).await;
         match done.result {
             Ok(()) => shared.moved(leg, Method::WriteZeroes, tail - head),

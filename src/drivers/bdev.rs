@@ -240,7 +240,7 @@ mod tests {
         }
         assert!(q.reactor.log().iter().all(|l| l.starts_with("write direct")));
         for (may_unmap, at) in [(true, 4096), (false, 65536usize)] {
-            let op = Op::WriteZeroes { range: range(at as u64, 8192), may_unmap };
+            let op = Op::WriteZeroes { range: range(at as u64, 8192), may_unmap, lazy: false };
             assert_eq!(q.run(op).result.err().map(|e| e.kind()), None);
             model[at..][..8192].fill(0);
         }

@@ -320,6 +320,11 @@ impl Device for File {
         counters.calls[Call::Lseek as usize] = self.lseeks.load(Ordering::Relaxed);
         counters
     }
+    fn allocated_bytes(&self) -> Option<u64> {
+        // Blocks of 512 bytes, whatever the file system's are (stat(2)).
+        let stat = rustix::fs::fstat(&*self.core.fd).ok()?;
+        u64::try_from(stat.st_blocks).ok()?.checked_mul(512)
+    }
     fn drop_cache(&self) {
         self.core.drop_pages(ByteRange::to(self.core.size()));
     }

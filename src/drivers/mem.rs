@@ -12,6 +12,7 @@ use crate::sys::aligned::copy_past_cache;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::num::{NonZeroU32, NonZeroU64};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Bytes per stripe: the unit of locking and of allocation, and one huge page. Absent stripes read as zero.
@@ -31,6 +32,8 @@ pub struct Mem {
     size: u64,
     limits: LimitsCell,
     stripes: Box<[RwLock<Option<Buf>>]>,
+    /// Stripes that are there.
+    held: AtomicU64,
 }
 
 impl Mem {
@@ -62,6 +65,7 @@ impl Mem {
             size,
             limits: LimitsCell::new(limits),
             stripes: (0..count).map(|_| RwLock::new(None)).collect(),
+            held: AtomicU64::new(0),
         })
     }
 
@@ -92,6 +96,21 @@ impl Mem {
         self.stripes[index].write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The bytes of a stripe, made when it is not there; `None`: no memory.
+    fn fill<'a>(&self, stripe: &'a mut Option<Buf>) -> Option<&'a mut Buf> {
+        if stripe.is_none() {
+            *stripe = Some(Buf::alloc(usize::try_from(STRIPE).expect("2 MiB"))?);
+            self.held.fetch_add(1, Ordering::Relaxed);
+        }
+        stripe.as_mut()
+    }
+
+    fn drop_stripe(&self, stripe: &mut Option<Buf>) {
+        if stripe.take().is_some() {
+            self.held.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     fn read(&self, range: ByteRange, out: &mut [u8]) {
         let mut done = 0;
         for (index, at, len) in Self::parts(range) {
@@ -109,7 +128,7 @@ impl Mem {
         let mut done = 0;
         for (index, at, len) in Self::parts(range) {
             let mut stripe = self.write_lock(index);
-            let Some(held) = stripe_of(&mut stripe) else {
+            let Some(held) = self.fill(&mut stripe) else {
                 let error =
                     Error::new(Kind::NoMemory, "no memory for another 2 MiB of the device; make it smaller");
                 return (done as u64, Err(error.on(&self.name).at(range)));
@@ -124,7 +143,7 @@ impl Mem {
         for (index, at, len) in Self::parts(range) {
             let mut stripe = self.write_lock(index);
             if len as u64 == STRIPE {
-                *stripe = None;
+                self.drop_stripe(&mut stripe);
             } else if let Some(bytes) = &mut *stripe {
                 bytes[at..at + len].fill(0);
             }
@@ -180,14 +199,14 @@ impl Mem {
                     held = source.read_lock(fi);
                 }
                 match &*held {
-                    None if len == STRIPE => *stripe = None,
+                    None if len == STRIPE => self.drop_stripe(&mut stripe),
                     None => {
                         if let Some(mine) = &mut *stripe {
                             mine[tat..tat + n].fill(0);
                         }
                     }
                     Some(bytes) => {
-                        let Some(mine) = stripe_of(&mut stripe) else {
+                        let Some(mine) = self.fill(&mut stripe) else {
                             let error =
                                 Error::new(Kind::NoMemory, "no memory for another 2 MiB of the device");
                             return (good, Err(error.on(&self.name).at(t)));
@@ -251,13 +270,6 @@ impl Mem {
     }
 }
 
-fn stripe_of(stripe: &mut Option<Buf>) -> Option<&mut Buf> {
-    if stripe.is_none() {
-        *stripe = Buf::alloc(usize::try_from(STRIPE).expect("2 MiB"));
-    }
-    stripe.as_mut()
-}
-
 impl Device for Mem {
     fn name(&self) -> &str {
         &self.name
@@ -301,6 +313,9 @@ impl Device for Mem {
     }
     fn resolve(self: Arc<Self>, range: ByteRange, _: Access) -> Result<Resolution> {
         resolve_plain(self, range)
+    }
+    fn allocated_bytes(&self) -> Option<u64> {
+        Some((self.held.load(Ordering::Relaxed) * STRIPE).min(self.size))
     }
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>> {
         Ok(Box::new(MemQueue { device: self, done: Vec::new(), counters: Counters::default() }))

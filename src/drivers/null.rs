@@ -54,6 +54,11 @@ impl Null {
                     Error::new(Kind::Unsupported, format!("the null device cannot copy by {}", copy.method));
                 return request.complete_err(error);
             }
+            Op::Copy(copy) => {
+                if let Err(error) = copy.check(Identity::Leaf { leaf: self.leaf, base: 0 }) {
+                    return request.complete_err(error.on(&self.name));
+                }
+            }
             Op::Read { buf, .. } => buf.fill(0),
             _ => {}
         }

@@ -90,7 +90,7 @@ pub(super) fn op_on_leg(op: &Op, range: ByteRange, buf: Buf) -> Op {
     match *op {
         Op::Read { .. } => Op::Read { range, buf },
         Op::Write { fua, .. } => Op::Write { range, buf, fua },
-        Op::WriteZeroes { may_unmap, .. } => Op::WriteZeroes { range, may_unmap },
+        Op::WriteZeroes { may_unmap, lazy, .. } => Op::WriteZeroes { range, may_unmap, lazy },
         Op::Discard { .. } => Op::Discard { range },
         Op::Compare { .. } => Op::Compare { range, buf },
         Op::Flush | Op::Copy(_) => Op::Flush,

@@ -146,6 +146,22 @@ impl Device for Linear {
             ended: Vec::new(),
         }))
     }
+    fn owes_zeroes(&self) -> bool {
+        self.legs.iter().any(|leg| leg.owes_zeroes())
+    }
+    fn owing(self: Arc<Self>, leaves: &mut Vec<Arc<dyn Device>>) {
+        self.legs.iter().for_each(|leg| leg.clone().owing(leaves));
+    }
+    fn reads_as_stored(&self, range: ByteRange) -> bool {
+        self.parts(range).iter().all(|&(leg, part)| self.legs[leg].reads_as_stored(part))
+    }
+    fn allocated_bytes(&self) -> Option<u64> {
+        let [first, second] = self.legs.each_ref().map(|leg| (leg.allocated_bytes(), leg.size()));
+        match (first.0, second.0) {
+            (None, None) => None,
+            (a, b) => Some(a.unwrap_or(first.1).saturating_add(b.unwrap_or(second.1))),
+        }
+    }
     fn counters(&self) -> Counters {
         let mut sum = self.legs[0].counters();
         sum += self.legs[1].counters();

@@ -324,6 +324,20 @@ impl Device for Mirror {
             ended: Vec::new(),
         }))
     }
+    fn owes_zeroes(&self) -> bool {
+        self.legs.iter().any(|leg| leg.owes_zeroes())
+    }
+    fn owing(self: Arc<Self>, leaves: &mut Vec<Arc<dyn Device>>) {
+        self.legs.iter().for_each(|leg| leg.clone().owing(leaves));
+    }
+    fn reads_as_stored(&self, range: ByteRange) -> bool {
+        self.legs.iter().all(|leg| leg.reads_as_stored(range))
+    }
+    /// Of the leg that takes more: a mirror is as large as one of them.
+    fn allocated_bytes(&self) -> Option<u64> {
+        let [first, second] = self.legs.each_ref().map(|leg| leg.allocated_bytes());
+        first.zip(second).map(|(a, b)| a.max(b))
+    }
     fn counters(&self) -> Counters {
         let mut sum = self.legs[0].counters();
         sum += self.legs[1].counters();

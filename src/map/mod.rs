@@ -1,12 +1,14 @@
-//! One device from several.
+//! One device from several, or from one that may owe its zeroes.
 //!
 //! Plain requests (read, write, zero, discard, compare, flush) go through a map's queue, which fans them out. Copies do
 //! not: they go to the leaves that `resolve` names, and what happened there comes back through the guard.
 
+pub mod blank;
 mod fan;
 pub mod linear;
 pub mod mirror;
 
+pub use blank::Blank;
 pub use linear::Linear;
 pub use mirror::Mirror;
 

@@ -412,7 +412,7 @@ impl Client {
         Ok(Self::over(device, queue))
     }
 
-    /// STUB
+    /// A client on a queue of `device` that the caller opened on this thread, for itself and for nobody else.
     pub fn over(device: Arc<dyn Device>, queue: Box<dyn Queue>) -> Self {
         let local = current();
         let queue = RefCell::new(queue);

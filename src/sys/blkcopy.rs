@@ -17,10 +17,13 @@ pub const DURABLE: u32 = 1;
 pub const OFFLOAD_ONLY: u32 = 2;
 
 /// Longest argument the size bits can tell, in bytes.
-const ARG_MAX: usize = (1 << 14) - 1;
-const HEADER: usize = 16;
-const FROM_HEADER: usize = 32;
-const ENTRY: usize = 32;
+pub const ARG_MAX: usize = (1 << 14) - 1;
+/// Bytes before the entries of a [`blkcopy`].
+pub const HEADER: usize = 16;
+/// Bytes before the entries of a [`blkcopy_from`].
+pub const FROM_HEADER: usize = 32;
+/// Bytes of an entry.
+pub const ENTRY: usize = 32;
 /// Direction bits of `_IOC` (asm-generic/ioctl.h).
 const READ: u32 = 2;
 const READ_WRITE: u32 = 3;

@@ -65,7 +65,7 @@ impl Core {
                 let flush = extent.fua || through;
                 (
                     State::Then { doing: Doing::WriteZeroes, flush },
-                    Op::WriteZeroes { range, may_unmap: deallocate },
+                    Op::WriteZeroes { range, may_unmap: deallocate, lazy: false },
                 )
             }
             IoCommand::Flush { .. } => (State::Plain(Doing::Flush), Op::Flush),

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test binary uses its part
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // small numbers; a failed unwrap is a failed test
 
+use blkcopy::block::lock::{CoreLocks, LockDomain, LockedQueue};
 use blkcopy::block::{
     Access, Buf, BufPool, ByteRange, Completion, Device, Kind, Op, Queue, Request, Submitter,
 };
@@ -115,6 +116,8 @@ pub(crate) enum What {
     Write,
     WriteFua,
     Zero,
+    /// Zeroes that may be owed.
+    ZeroLazy,
     Discard,
     Compare,
     Flush,
@@ -232,6 +235,8 @@ pub(crate) struct Rig {
     next_tag: u64,
     /// Errors are to be expected.
     pub(crate) faults: bool,
+    /// Its queues hold range locks of this core, and store what is owed before they flush.
+    locks: Option<Rc<CoreLocks>>,
 }
 
 /// An operation in flight.
@@ -259,7 +264,33 @@ impl Rig {
             next_id: 1,
             next_tag: 0,
             faults: false,
+            locks: None,
         }
+    }
+
+    /// The same on queues that hold range locks, as front ends have them.
+    pub(crate) fn locked(devices: [Dev; 2], same: bool) -> Self {
+        let mut rig = Self::new(devices, same);
+        rig.locks = Some(Rc::new(LockDomain::new().attach(|| ()).unwrap()));
+        rig.open();
+        rig
+    }
+
+    fn open(&mut self) {
+        self.queues = [0, 1].map(|i| {
+            let device = self.devices[i].clone();
+            match &self.locks {
+                Some(locks) => Box::new(LockedQueue::open(device, locks.clone()).unwrap()) as Box<dyn Queue>,
+                None => device.open_queue().unwrap(),
+            }
+        });
+    }
+
+    /// After a power cut: the same storage made into devices anew, which remember nothing.
+    pub(crate) fn restart(&mut self, devices: [Dev; 2]) {
+        self.devices = devices;
+        self.open();
+        self.after_power_cut();
     }
 
     fn model_no(&self, device: usize) -> usize {
@@ -324,7 +355,10 @@ impl Rig {
                 self.next_id += blocks as u64;
                 Op::Write { range, buf, fua: step.kind == What::WriteFua }
             }
-            What::Zero => Op::WriteZeroes { range, may_unmap: step.other.is_multiple_of(2) },
+            What::Zero | What::ZeroLazy => {
+                let lazy = step.kind == What::ZeroLazy;
+                Op::WriteZeroes { range, may_unmap: step.other.is_multiple_of(2), lazy }
+            }
             What::Discard => Op::Discard { range },
             What::Compare => {
                 let held: Option<Vec<u64>> = (first..first + blocks).map(|b| model.certain(b)).collect();
@@ -364,6 +398,9 @@ impl Rig {
         let mut polls_after = 0;
         for turn in 0.. {
             assert!(turn < PATIENCE, "{} operations hang", in_flight.len());
+            if let Some(locks) = &self.locks {
+                locks.pump();
+            }
             for (queue, batch) in self.queues.iter_mut().zip(&mut to_submit) {
                 queue.submit(batch);
                 queue.poll(&mut done);
@@ -416,7 +453,7 @@ impl Rig {
             let at = flying.first + i;
             let new = match flying.what {
                 What::Write | What::WriteFua => Some(flying.id + i as u64),
-                What::Zero => Some(0),
+                What::Zero | What::ZeroLazy => Some(0),
                 What::Discard => None,
                 What::Read if i < good => {
                     model.saw(at, &done.buf[i * BLOCK as usize..][..BLOCK as usize]);
@@ -529,8 +566,7 @@ impl Rig {
         for model in &mut self.models {
             model.now = model.cut.iter().cloned().map(Some).collect();
         }
-        self.queues =
-            [self.devices[0].clone().open_queue().unwrap(), self.devices[1].clone().open_queue().unwrap()];
+        self.open();
         self.finish();
     }
 

@@ -1,8 +1,11 @@
-//! Development tasks: `cargo xtask test | planted | soak | lab | spdk | bench copy | bench target`.
+//! Development tasks: `cargo xtask test | planted | soak | lab | spdk | bench copy | bench target |
+//! bench mount`.
 
 mod bench;
+mod bench_mount;
 mod bench_target;
 mod lab;
+mod mounted;
 mod planted;
 mod spdk;
 mod suite;
@@ -17,7 +20,8 @@ cargo xtask soak              the long set: many more property-test cases, stres
 cargo xtask lab [NAME..]      a stock Linux under QEMU against the target, and our host driver against its target: lab/README.md
 cargo xtask spdk              SPDK's hosts against our target, our host driver against SPDK's target, and both in a row
 cargo xtask bench copy        against cp, dd, qemu-img and nbdcopy [--size 2GiB] [--runs 5] [--rows PART,PART] [--out FILE]
-cargo xtask bench target      NVMe/TCP over loopback, one core each side [--seconds 2] [--runs 5] [--rows PART,PART] [--out FILE]";
+cargo xtask bench target      NVMe/TCP over loopback, one core each side [--seconds 2] [--runs 5] [--rows PART,PART] [--out FILE]
+cargo xtask bench mount       the mount beside an empty and a minimal FUSE server, and nbdfuse [--seconds 1] [--runs 5] [--rows PART,PART] [--out FILE]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +33,7 @@ fn main() -> ExitCode {
         ["lab", names @ ..] => lab::lab(names),
         ["spdk"] => spdk::spdk(),
         ["bench", "copy", flags @ ..] => bench::copy(flags),
+        ["bench", "mount", flags @ ..] => bench_mount::mount(flags),
         ["bench", "target", flags @ ..] => bench_target::target(flags),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");

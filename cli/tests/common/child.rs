@@ -3,6 +3,8 @@
 //! A mount is never served by the process that uses it: a page fault that waits for its own process waits for ever. And it is
 //! watched: when nothing goes on for a while, the connection is aborted and the server killed, so that a hang is a failure.
 
+#![allow(dead_code)] // each test file uses a part of it
+
 use crate::common::{BIN, sh};
 use blkcopy::block::Device;
 use blkcopy::drivers::mem::Mem;
@@ -141,10 +143,20 @@ impl Server {
 pub(crate) struct Mounted {
     pub(crate) dir: PathBuf,
     pub(crate) beat: Arc<AtomicU64>,
+    /// Of the same volumes as namespaces, when they are.
+    pub(crate) urls: Vec<String>,
+    said: Vec<String>,
     over: Arc<AtomicBool>,
     watch: Option<std::thread::JoinHandle<()>>,
     server: Option<Server>,
     _folder: TempDir,
+}
+
+impl Mounted {
+    /// Says that the test goes on.
+    pub(crate) fn step(&self) {
+        self.beat.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Mounted {
@@ -167,7 +179,20 @@ pub(crate) fn by_command(devices: &[String], cache: bool) -> Mounted {
     std::fs::create_dir(&dir).expect("a new folder");
     let mut command = Command::new(BIN);
     command.arg("mount").args(cache.then_some("--cache")).arg(&dir).args(devices);
-    watched(folder, dir, command)
+    watched(folder, dir, command, "mounted on ")
+}
+
+/// Mounts by `serve`, so that NVMe hosts have the same volumes: `NAME=DEV` words.
+pub(crate) fn by_serve(devices: &[String], cache: bool) -> Mounted {
+    let folder = crate::common::folder();
+    let dir = folder.path().join("m");
+    std::fs::create_dir(&dir).expect("a new folder");
+    let mut command = Command::new(BIN);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--nqn", NQN, "--mount"]).arg(&dir);
+    command.args(cache.then_some("--cache")).args(devices);
+    let mut mounted = watched(folder, dir, command, "listening on ");
+    mounted.urls = urls(&mounted.said, devices.len());
+    mounted
 }
 
 /// Mounts by this binary, whose test `mount_child` calls [`serve_if_asked`].
@@ -179,11 +204,11 @@ pub(crate) fn own(size: u64, devices: &[Kind], cache: bool, resizable: bool) -> 
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command.args(["mount_child", "--exact", "--nocapture"]);
     command.env(SPEC, serde_json::to_string(&spec).expect("plain data"));
-    watched(folder, dir, command)
+    watched(folder, dir, command, "mounted on ")
 }
 
-fn watched(folder: TempDir, dir: PathBuf, command: Command) -> Mounted {
-    let (server, _) = Server::start(command, "mounted on ");
+fn watched(folder: TempDir, dir: PathBuf, command: Command, ready: &str) -> Mounted {
+    let (server, said) = Server::start(command, ready);
     let connection = connection(&dir);
     let (beat, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let (pid, seen, ends) = (server.child.id(), beat.clone(), over.clone());
@@ -201,7 +226,16 @@ fn watched(folder: TempDir, dir: PathBuf, command: Command) -> Mounted {
             }
         }
     });
-    Mounted { dir, beat, over, watch: Some(watch), server: Some(server), _folder: folder }
+    Mounted {
+        dir,
+        beat,
+        said,
+        urls: Vec::new(),
+        over,
+        watch: Some(watch),
+        server: Some(server),
+        _folder: folder,
+    }
 }
 
 /// Where the kernel lets a mount's connection be aborted; found without asking the mount.
@@ -219,14 +253,20 @@ fn connection(dir: &Path) -> String {
 /// A target over NVMe/TCP with `count` namespaces of memory, and their names.
 pub(crate) fn target(count: usize, size: u64) -> (Server, Vec<String>) {
     let mut command = Command::new(BIN);
-    let nqn = "nqn.2014-08.org.example:exerciser";
-    command.args(["serve", "--listen", "127.0.0.1:0", "--nqn", nqn]);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--nqn", NQN]);
     command.args((0..count).map(|_| format!("mem:{size}")));
     let (server, lines) = Server::start(command, "listening on ");
-    let line = lines.last().expect("one at least");
+    let urls = urls(&lines, count);
+    (server, urls)
+}
+
+const NQN: &str = "nqn.2014-08.org.example:exerciser";
+
+/// The names of the first namespaces of a target, from what it said last.
+fn urls(said: &[String], count: usize) -> Vec<String> {
+    let line = said.last().expect("one at least");
     let address = line.strip_prefix("listening on ").and_then(|l| l.split_once(": ")).expect("an address").0;
-    let name = |nsid| format!("nvme-tcp://{address}/{nqn}?nsid={nsid}");
-    (server, (1..=count).map(name).collect())
+    (1..=count).map(|nsid| format!("nvme-tcp://{address}/{NQN}?nsid={nsid}")).collect()
 }
 
 /// Why nothing can be mounted here.

@@ -16,7 +16,9 @@ blkcopy-lab check FILE UNIT SEED THREADS FLUSHED [copy]
 blkcopy-lab copy DEVICE DEST RANGE.. [format=N] [count=N] [bytes=N] [uid=N] [read-only] [fua]
     one Copy command, its status and result; RANGE is SLBA+BLOCKS[:SNSID[:OPTIONS]]; count and bytes lie about the list
 blkcopy-lab relay LISTEN TO [FEATURE]
-    carries connections on; Set Features of FEATURE becomes one of Host Behavior Support";
+    carries connections on; Set Features of FEATURE becomes one of Host Behavior Support
+blkcopy-lab attribute FILE NAME
+    an extended attribute";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
             Ok(feature) => relay::run(listen, to, Some(feature)),
             Err(e) => Err(format!("{feature}: {e}")),
         },
+        ["attribute", file, name] => attribute(file, name),
         _ => Err(HELP.to_owned()),
     };
     match done {
@@ -46,4 +49,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn attribute(file: &str, name: &str) -> Result<String, String> {
+    let mut value = vec![0; 64 << 10];
+    let len = rustix::fs::getxattr(file, name, &mut value).map_err(|e| format!("{file}: {name}: {e}"))?;
+    Ok(String::from_utf8_lossy(&value[..len]).into_owned())
 }

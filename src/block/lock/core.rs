@@ -402,11 +402,16 @@ impl CoreLocks {
     /// Takes in what other cores posted: one plain load when that is nothing. True: there is released I/O to take, or
     /// a copy begun here was granted since the last time.
     pub fn pump(&self) -> bool {
+        self.take_in();
+        self.owner.with(Table::take_news)
+    }
+
+    /// Takes in what other cores posted, and leaves the news to the next [`CoreLocks::pump`].
+    pub(super) fn take_in(&self) {
         // Again when serving granted a copy begun here: that is posted to this core too.
         while self.core.mail.load(Ordering::Relaxed) {
             self.serve();
         }
-        self.owner.with(Table::take_news)
     }
 
     #[cold]

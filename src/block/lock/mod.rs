@@ -32,6 +32,9 @@ mod model;
 mod queue;
 #[cfg(all(test, not(loom)))]
 mod queue_tests;
+mod settle;
+#[cfg(all(test, not(loom)))]
+mod settle_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
 

@@ -1,5 +1,6 @@
 //! A queue whose every operation holds its range locks: what front ends open instead of a device's own queue.
 
+use super::settle::Settler;
 use super::{Begun, Claim, Claims, CopyTicket, CoreLocks, IoTicket, Mode, WaitId};
 use crate::block::{
     Access, ByteRange, Completion, Counters, Device, Identity, LeafId, Op, Queue, Request, Result,
@@ -9,7 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// Reads, writes, zeroes, discards and compares go straight through unless a copy is in the way; copies wait for their
-/// turn. Flushes claim nothing. Pump the core's locks ([`CoreLocks::pump`]) once a turn, before [`Queue::poll`].
+/// turn. Flushes claim nothing, but where the device owes zeroes these are stored first, claimed as by a copy: the device
+/// answers for what was zeroed before the flush came in. Pump the core's locks ([`CoreLocks::pump`]) once a turn, before [`Queue::poll`].
 ///
 /// The tags of requests in flight must differ from each other, as those of one submitter do. Drop it when nothing is in
 /// flight: what still waits for a copy gives up its wait, but I/O the device has begun keeps its claims until the core
@@ -28,7 +30,12 @@ pub struct LockedQueue {
     copies: VecDeque<(CopyTicket, Request)>,
     ready: VecDeque<Request>,
     early: Vec<Completion>,
+    settler: Settler,
 }
+
+/// How often [`LockedQueue::try_submit`] looks whether a copy is granted: as long as another core takes to say that nothing of
+/// its own is in the way, were it running.
+const TRIES: u32 = 200;
 
 impl LockedQueue {
     /// A queue of `device` on the calling thread, whose core `locks` is.
@@ -48,7 +55,76 @@ impl LockedQueue {
             copies: VecDeque::new(),
             ready: VecDeque::new(),
             early: Vec::new(),
+            settler: Settler::default(),
         })
+    }
+
+    /// Begins a request if nothing is in its way now; else gives it back as it was. What is in the way of a copy is given a
+    /// moment to get out of it; a flush is in its own way while zeroes are owed.
+    ///
+    /// Begun, it is as if submitted, its completion to be polled.
+    pub fn try_submit(&mut self, request: Request) -> std::result::Result<(), Request> {
+        let copies = matches!(request.op(), Op::Copy(_));
+        match request.op().range() {
+            None if self.device.owes_zeroes() => return Err(request),
+            None => {}
+            Some(range) if !copies && let Some((leaf, base)) = self.leaf => {
+                let claim = Claim { leaf, range: shifted(range, base), mode: mode_of(request.op()) };
+                if !self.try_io(request.tag(), &[claim]) {
+                    return Err(request);
+                }
+            }
+            Some(range) => {
+                let claims = match self.claims_of_request(&request, range) {
+                    Ok(claims) => claims,
+                    Err(error) => {
+                        self.early.push(request.complete_err(error));
+                        return Ok(());
+                    }
+                };
+                let begun = if copies {
+                    self.try_copy(request.tag(), claims)
+                } else {
+                    self.try_io(request.tag(), &claims)
+                };
+                if !begun {
+                    return Err(request);
+                }
+            }
+        }
+        self.ready.push_back(request);
+        self.inner.submit(&mut self.ready);
+        Ok(())
+    }
+
+    #[inline]
+    fn try_io(&mut self, tag: u64, claims: &[Claim]) -> bool {
+        match self.locks.begin_io(claims) {
+            Begun::Held(ticket) => {
+                self.held.insert(tag, ticket);
+                true
+            }
+            Begun::Waiting(id) => {
+                let ours = self.locks.cancel_wait(id);
+                debug_assert!(ours, "nobody else knows of this wait");
+                false
+            }
+        }
+    }
+
+    fn try_copy(&mut self, tag: u64, claims: Claims) -> bool {
+        let ticket = self.locks.begin_copy(claims);
+        for _ in 0..TRIES {
+            if ticket.is_granted() {
+                self.held_copies.push((tag, ticket));
+                return true;
+            }
+            // The news of it is left to the pump of this turn: others look at their waits by it.
+            self.locks.take_in();
+            std::hint::spin_loop();
+        }
+        self.locks.end_copy(ticket);
+        false
     }
 
     /// Where a range lies. All legs, also for a read: a mirror may serve it from any of them.
@@ -60,6 +136,18 @@ impl LockedQueue {
         claims_of(&self.device, range, mode, claims)
     }
 
+    /// What a request claims, both ends of a copy.
+    fn claims_of_request(&self, request: &Request, range: ByteRange) -> Result<Claims> {
+        let mut claims = Claims::new();
+        self.claims(range, mode_of(request.op()), &mut claims)?;
+        if let Op::Copy(copy) = request.op() {
+            for &from in &copy.sources {
+                claims_of(&copy.source, from, Mode::Shared, &mut claims)?;
+            }
+        }
+        Ok(claims)
+    }
+
     /// Begins plain I/O on a leaf where it stands. True when all of the batch holds its claims; otherwise those that do have
     /// moved on to the device's line, and the batch begins with one that is not begun.
     #[inline]
@@ -67,7 +155,13 @@ impl LockedQueue {
         let Some((leaf, base)) = self.leaf else { return false };
         for at in 0..batch.len() {
             let op = batch[at].op();
-            let Some(range) = op.range() else { continue };
+            let Some(range) = op.range() else {
+                if self.device.owes_zeroes() {
+                    self.ready.extend(batch.drain(..at));
+                    return false;
+                }
+                continue;
+            };
             let mode = mode_of(op);
             let claim = Claim { leaf, range: shifted(range, base), mode };
             if !matches!(op, Op::Copy(_)) {
@@ -86,18 +180,16 @@ impl LockedQueue {
     }
 
     fn begin(&mut self, request: Request) {
-        let Some(range) = request.op().range() else { return self.ready.push_back(request) };
-        let mode = mode_of(request.op());
-        let mut claims = Claims::new();
-        let mut claimed = self.claims(range, mode, &mut claims);
-        if let Op::Copy(copy) = request.op() {
-            for &from in &copy.sources {
-                claimed = claimed.and_then(|()| claims_of(&copy.source, from, Mode::Shared, &mut claims));
+        let Some(range) = request.op().range() else {
+            if self.device.owes_zeroes() {
+                return self.settler.add(&self.device, request);
             }
-        }
-        if let Err(error) = claimed {
-            return self.early.push(request.complete_err(error));
-        }
+            return self.ready.push_back(request);
+        };
+        let claims = match self.claims_of_request(&request, range) {
+            Ok(claims) => claims,
+            Err(error) => return self.early.push(request.complete_err(error)),
+        };
         if matches!(request.op(), Op::Copy(_)) {
             return self.copies.push_back((self.locks.begin_copy(claims), request));
         }
@@ -113,6 +205,10 @@ impl LockedQueue {
     /// Moves what was granted meanwhile to the device.
     #[inline]
     fn advance(&mut self) {
+        if !self.settler.is_idle() {
+            // First: what it lets go of may be what others wait for.
+            self.settler.advance(&self.locks, &mut self.ready, &mut self.early);
+        }
         if !(self.waiting.is_empty() && self.copies.is_empty()) {
             self.look_at_waits();
         }
@@ -158,15 +254,6 @@ impl LockedQueue {
     }
 }
 
-impl LockedQueue {
-    /// STUB
-    pub fn try_submit(&mut self, request: Request) -> std::result::Result<(), Request> {
-        let mut b = VecDeque::from([request]);
-        self.submit(&mut b);
-        Ok(())
-    }
-}
-
 impl Queue for LockedQueue {
     fn submit(&mut self, batch: &mut VecDeque<Request>) {
         if self.ready.is_empty() && self.begin_in_place(batch) {
@@ -185,16 +272,19 @@ impl Queue for LockedQueue {
     }
 
     fn poll(&mut self, done: &mut Vec<Completion>) {
-        done.append(&mut self.early);
         loop {
             self.advance();
+            done.append(&mut self.early);
             let first = done.len();
             self.inner.poll(done);
             for completion in &done[first..] {
                 self.end(completion.tag);
             }
             // What has completed made room in the device, or let go of what waits here: nobody else would look again.
-            let more = !(self.ready.is_empty() && self.waiting.is_empty() && self.copies.is_empty());
+            let more = !(self.ready.is_empty()
+                && self.waiting.is_empty()
+                && self.copies.is_empty()
+                && self.settler.is_idle());
             if done.len() == first || !more {
                 return;
             }
@@ -202,7 +292,9 @@ impl Queue for LockedQueue {
     }
 
     fn counters(&self) -> Counters {
-        self.inner.counters()
+        let mut sum = self.inner.counters();
+        sum += self.settler.counters();
+        sum
     }
 }
 
@@ -223,10 +315,13 @@ fn mode_of(op: &Op) -> Mode {
     if op.is_write() { Mode::Exclusive } else { Mode::Shared }
 }
 
-fn shifted(range: ByteRange, base: u64) -> ByteRange {
+pub(super) fn shifted(range: ByteRange, base: u64) -> ByteRange {
     ByteRange::between(base.saturating_add(range.offset()), base.saturating_add(range.end()))
 }
 
+/// Adds the claims on a range of a device: on all legs of its leaves, also to read, as a mirror may serve it from any.
+///
+/// Errors: those of [`Device::resolve`].
 pub fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims: &mut Claims) -> Result<()> {
     if let Identity::Leaf { leaf, base } = device.identity() {
         claims.push(Claim { leaf, range: shifted(range, base), mode });

@@ -275,7 +275,7 @@ fn an_error_lets_go_as_success_does() {
             Ops::READ => read(0, 8),
             Ops::WRITE => write(0, 8, 1),
             Ops::COPY => copy(inner.clone(), 0, 8, 8),
-            Ops::WRITE_ZEROES => Op::WriteZeroes { range: at(0, 8), may_unmap: false },
+            Ops::WRITE_ZEROES => Op::WriteZeroes { range: at(0, 8), may_unmap: false, lazy: false },
             _ => Op::Discard { range: at(0, 8) },
         };
         user.submit(1, op);

@@ -112,7 +112,7 @@ fn oracle(dir: &Path, seed: u64) {
                 model[at].copy_from_slice(&bytes);
             }
             3 => {
-                let done = q.run(Op::WriteZeroes { range: r, may_unmap: random(2) == 0 });
+                let done = q.run(Op::WriteZeroes { range: r, may_unmap: random(2) == 0, lazy: false });
                 assert!(done.result.is_ok() && done.good_bytes == n, "{done:?}");
                 model[at].fill(0);
             }
@@ -645,7 +645,7 @@ fn every_engine_serves_files() {
                 })))
                 .await;
             assert!(done.result.is_ok() && done.good_bytes == len as u64, "{done:?}");
-            let zeroes = Op::WriteZeroes { range: range(4096, 8192), may_unmap: true };
+            let zeroes = Op::WriteZeroes { range: range(4096, 8192), may_unmap: true, lazy: false };
             assert!(to.submit(zeroes).await.result.is_ok());
             for client in [&from, &to] {
                 let reads: Vec<_> = pieces()

@@ -21,7 +21,9 @@ async fn script(devices: &[Arc<Namespace>; 2], clients: &[Client; 2]) -> Vec<Com
     done.push(clients[0].submit(write(512, &pattern(2, 512))).await);
     done.push(clients[0].submit(read(0, 300 << 10)).await);
     done.push(clients[1].submit(copy_op(&devices[0], &[(0, 512), (1024, 1024)], 4096)).await);
-    done.push(clients[1].submit(Op::WriteZeroes { range: range(4096, 512), may_unmap: false }).await);
+    done.push(
+        clients[1].submit(Op::WriteZeroes { range: range(4096, 512), may_unmap: false, lazy: false }).await,
+    );
     let three = [
         clients[1].submit(write(8192, &pattern(3, 4096))),
         clients[1].submit(write(16384, &pattern(4, 16384))),

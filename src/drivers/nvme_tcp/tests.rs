@@ -132,7 +132,7 @@ async fn mix(fake: &Fake, devices: &[Arc<Namespace>; 2], seed: u64) {
                 }
                 2 => {
                     model[which][at(r)].fill(0);
-                    (Op::WriteZeroes { range: r, may_unmap: dice.below(2) == 0 }, None)
+                    (Op::WriteZeroes { range: r, may_unmap: dice.below(2) == 0, lazy: false }, None)
                 }
                 3 => {
                     let buf = Buf::copy_of(&model[which][at(r)]).unwrap();
@@ -279,7 +279,7 @@ fn zeroes_and_discards_keep_to_the_controllers_limits() {
     let device = open(&fake, 1, quick());
     with(&device, async |client| {
         assert!(client.submit(write(0, &pattern(1, 64 << 10))).await.result.is_ok());
-        let op = Op::WriteZeroes { range: range(512, 40 << 10), may_unmap: true };
+        let op = Op::WriteZeroes { range: range(512, 40 << 10), may_unmap: true, lazy: false };
         assert!(client.submit(op).await.result.is_ok());
         assert!(client.submit(Op::Discard { range: range(48 << 10, 16 << 10) }).await.result.is_ok());
     });
@@ -315,7 +315,7 @@ fn what_the_controller_lacks_is_unsupported_and_no_cache_needs_no_flush() {
         for op in [
             Op::Compare { range: range(0, 512), buf: Buf::alloc(512).unwrap() },
             Op::Discard { range: range(0, 512) },
-            Op::WriteZeroes { range: range(0, 512), may_unmap: false },
+            Op::WriteZeroes { range: range(0, 512), may_unmap: false, lazy: false },
             copy_op(&device, &[(0, 512)], 4096),
         ] {
             assert_eq!(error_of(client.submit(op).await).0, Kind::Unsupported);

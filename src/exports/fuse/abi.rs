@@ -4,31 +4,15 @@
 //! argument is. The size bits of a command carry the whole argument: that is what makes it reach a FUSE server.
 
 use crate::block::ByteRange;
+use crate::sys::blkcopy::{ARG_MAX, Call as Number, DURABLE, ENTRY, FROM_HEADER, HEADER, OFFLOAD_ONLY};
 
-/// Direction bits, type and number of a command without its size.
-const READ_WRITE: u32 = 3 << 30;
-const READ: u32 = 2 << 30;
-const TYPE: u32 = 0x12 << 8;
-
-/// Bytes of one entry.
-pub(super) const ENTRY: usize = 32;
-const HEAD: usize = 16;
-const FROM_HEAD: usize = 32;
 /// Bytes of a token.
 pub(super) const TOKEN: usize = 16;
-/// Largest argument that 14 size bits can tell.
-const ARGUMENT_MAX: usize = (1 << 14) - 1;
 /// Most bytes one call copies, all entries together (the series' bound from its fourth version on).
 pub(super) const TOTAL_MAX: u64 = 128 << 20;
 
 /// `BLKGETSIZE64`, which programs ask of files too.
 const BLKGETSIZE64: u32 = 0x8008_1272;
-
-const fn command(direction: u32, number: u32, size: usize) -> u32 {
-    #[allow(clippy::cast_possible_truncation)] // 14 bits
-    let size = (size as u32) << 16;
-    direction | size | TYPE | number
-}
 
 /// What a command asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,21 +32,15 @@ pub(super) enum Asked {
 impl Asked {
     /// Reads a command number.
     pub(super) fn of(cmd: u32) -> Self {
-        let size = (cmd >> 16) as usize & ARGUMENT_MAX;
-        let entries = |head: usize| {
-            let rest = size.checked_sub(head).filter(|rest| rest % ENTRY == 0);
-            rest.map(|rest| rest / ENTRY)
-        };
-        let without_size = cmd & !((ARGUMENT_MAX as u32) << 16);
-        if without_size == command(READ_WRITE, 129, 0) {
-            return entries(HEAD).map_or(Self::Unknown, Self::Copy);
-        }
-        if without_size == command(READ_WRITE, 201, 0) {
-            return entries(FROM_HEAD).map_or(Self::Unknown, Self::CopyFrom);
-        }
+        let size = (cmd >> 16) as usize & ARG_MAX;
+        let is = |number: Number| number.request(size) == Some(cmd);
+        let entries =
+            |head: usize| size.checked_sub(head).filter(|rest| rest % ENTRY == 0).map(|rest| rest / ENTRY);
         match cmd {
-            _ if cmd == command(READ, 200, TOKEN) => Self::Token,
             BLKGETSIZE64 => Self::Size,
+            _ if is(Number::Copy) => entries(HEADER).map_or(Self::Unknown, Self::Copy),
+            _ if is(Number::From) => entries(FROM_HEADER).map_or(Self::Unknown, Self::CopyFrom),
+            _ if is(Number::Source) && size == TOKEN => Self::Token,
             _ => Self::Unknown,
         }
     }
@@ -70,8 +48,8 @@ impl Asked {
     /// Bytes before the entries.
     pub(super) const fn head(self) -> usize {
         match self {
-            Self::CopyFrom(_) => FROM_HEAD,
-            _ => HEAD,
+            Self::CopyFrom(_) => FROM_HEADER,
+            _ => HEADER,
         }
     }
 }
@@ -118,10 +96,10 @@ pub(super) fn parse(asked: Asked, bytes: &[u8]) -> Option<Call> {
     let (flags, token) = if matches!(asked, Asked::CopyFrom(_)) {
         let flags = u32::from_ne_bytes(bytes[8..12].try_into().ok()?);
         let reserved = u32::from_ne_bytes(bytes[12..16].try_into().ok()?);
-        if flags & !3 != 0 || reserved != 0 {
+        if flags & !(DURABLE | OFFLOAD_ONLY) != 0 || reserved != 0 {
             return None;
         }
-        let flags = Flags { durable: flags & 1 != 0, offload_only: flags & 2 != 0 };
+        let flags = Flags { durable: flags & DURABLE != 0, offload_only: flags & OFFLOAD_ONLY != 0 };
         (flags, Some(bytes[16..32].try_into().ok()?))
     } else {
         if word(bytes, 8) != 0 {

@@ -380,7 +380,7 @@ impl Worker {
         let middle = ByteRange::between(start, end);
         if !middle.is_empty() {
             let client = self.client(volume)?;
-            let done = client.submit(Op::WriteZeroes { range: middle, may_unmap } /*lazy*/).await;
+            let done = client.submit(Op::WriteZeroes { range: middle, may_unmap, lazy }).await;
             match done.result {
                 Err(error) if error.kind() == Kind::Unsupported => {
                     let mut rest = middle;

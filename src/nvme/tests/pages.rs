@@ -345,7 +345,7 @@ fn namespace_lists_ascend_and_end() {
     let list = namespace_list(1..=2000, 500);
     let read = parse_namespace_list(&list, 500).unwrap();
     assert_eq!(read, (501..=1524).collect::<Vec<_>>(), "1024 at a time");
-    assert_eq!(parse_namespace_list(&namespace_list([], 0), 0).unwrap(), []);
+    assert_eq!(parse_namespace_list(&namespace_list([], 0), 0).unwrap(), [0u32; 0]);
     assert_eq!(namespace_list([3, 5], 3)[..8], [5, 0, 0, 0, 0, 0, 0, 0]);
     let raw = |nsids: &[u32]| {
         let mut bytes = [0; 4096];
@@ -377,7 +377,7 @@ fn controller_lists_ascend_and_are_counted() {
     let list = controller_list([1, 2, 0x1234], 2);
     assert_eq!(list[..8], [2, 0, 2, 0, 0x34, 0x12, 0, 0]);
     assert_eq!(parse_controller_list(&list).unwrap(), [2, 0x1234]);
-    assert_eq!(parse_controller_list(&controller_list([], 0)).unwrap(), []);
+    assert_eq!(parse_controller_list(&controller_list([], 0)).unwrap(), [0u16; 0]);
     let most: Vec<u16> = (1..=2048).collect();
     assert_eq!(parse_controller_list(&controller_list(most.iter().copied(), 0)).unwrap(), most[..2047]);
     let mut wrong = [0; 4096];
