@@ -14,6 +14,7 @@ mod exerciser;
 mod places;
 
 use blkcopy::sim::{CopyBug, Rng};
+use blkcopy::sys::blkcopy::{self as calls, Entry};
 use common::{MIB, skip};
 use exerciser::crowd::Crowd;
 use exerciser::model::{self, judge_entries, judge_error, judge_refusal, judge_step};
@@ -163,6 +164,36 @@ fn a_crowd_on_mounts_sees_whole_copies_and_no_old_bytes() {
     }
 }
 
+/// The kernel finds out with the first copy which opcode the server knows, and two first copies at once confused it: from then
+/// on it copied by itself, and nothing failed.
+#[test]
+fn first_copies_that_meet_all_reach_the_server() {
+    const COPIERS: usize = 6;
+    let place = Place::new(Under::Memory, false);
+    if let Err(why) = place.or_why() {
+        return skip("first_copies_that_meet_all_reach_the_server", &why);
+    }
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..10 {
+        let ground = place.ground(COPIERS, 64 << 10, false);
+        let barrier = std::sync::Barrier::new(COPIERS);
+        std::thread::scope(|scope| {
+            for path in &ground.paths {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+                    barrier.wait();
+                    assert_eq!(
+                        calls::copy_file_range(&file, &file, Entry::new(0, 4096, 4096)).unwrap(),
+                        4096
+                    );
+                });
+            }
+        });
+        assert_eq!(exerciser::copies_told(&ground.paths), Some(COPIERS as u64));
+    }
+}
+
 // --- planted bugs --------------------------------------------------------------------------------------------------------
 
 /// Each mistake of a copying device is found, in about as many steps as fsx needs.
@@ -292,7 +323,7 @@ fn answers_are_judged() {
     assert!(judge_error::<()>("", Err(io(inval)), &[nospc, inval]).is_ok());
     assert!(judge_refusal("", Err(io(inval)), &[0, 0], &[inval]).is_ok());
     assert!(judge_refusal("", Err(io(inval)), &[0, 1], &[inval]).is_err());
-    let mut entry = blkcopy::sys::blkcopy::Entry::new(0, 10, 5);
+    let mut entry = Entry::new(0, 10, 5);
     assert!(judge_entries(Ok(()), &[entry]).is_err());
     entry.comp_len = 5;
     assert!(judge_entries(Ok(()), &[entry]).is_ok() && judge_entries(Err(io(5)), &[entry]).is_err());
