@@ -23,7 +23,7 @@ use notify::Notices;
 use rustix::mount::UnmountFlags;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -154,6 +154,8 @@ struct Shared {
     posts: Vec<Post>,
     notices: Notices,
     stop: Interrupt,
+    /// The kernel has asked for a copy.
+    copy_asked: AtomicBool,
     begun: SystemTime,
     end: Mutex<End>,
 }
@@ -245,6 +247,7 @@ impl Mount {
             posts: (0..=options.workers).map(|_| Post::default()).collect(),
             notices: Notices::default(),
             stop: Interrupt::default(),
+            copy_asked: AtomicBool::new(false),
             begun: SystemTime::now(),
             end: Mutex::default(),
             dir: dir.clone(),
@@ -293,6 +296,7 @@ impl Mount {
         };
         let thread = thread::Builder::new().name("blkcopy-mount".into()).spawn(serve);
         mount.session = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
+        first_copy(&mount.shared);
         Ok(mount)
     }
 
@@ -389,6 +393,29 @@ impl Drop for Mount {
         if let Err(error) = self.finish() {
             tracing::error!(?error, "the volumes could not be flushed");
         }
+    }
+}
+
+/// Makes the first `copy_file_range` of the mount, one that copies nothing, before others make theirs.
+///
+/// Linux 6.18 tries a newer opcode first, which the FUSE library does not know, and then keeps to the older one. When two first
+/// copies meet, the second refusal of the newer opcode is taken for one of the older: from then on the kernel copies by itself
+/// for as long as the mount lives, past our locks, and nobody is told (`__fuse_copy_file_range`, measured in half of the mounts
+/// that several threads began to use at once).
+fn first_copy(shared: &Shared) {
+    // The kernel asks for nothing where the source has no byte.
+    let Some(vol) = shared.volumes.iter().find(|v| !v.read_only && v.size() > 0) else { return };
+    let path = shared.dir.join(&*vol.name);
+    let asked = std::fs::File::options().read(true).write(true).open(&path).and_then(|file| {
+        // Behind the end of the volume there is no room: ENOSPC, without a byte touched.
+        let (mut from, mut to) = (0, vol.capacity);
+        Ok(rustix::fs::copy_file_range(&file, Some(&mut from), &file, Some(&mut to), 1)?)
+    });
+    if !shared.copy_asked.load(Ordering::Relaxed) {
+        tracing::warn!(
+            ?asked,
+            "the kernel does not hand copy_file_range to the mount: only the ioctls offload"
+        );
     }
 }
 

@@ -15,6 +15,9 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("losetup", "mount"),
 ];
 
+/// Version of the fsx tool: the one whose settings `cli/tests/fsx.rs` writes.
+const FSX: &str = "0.3.2";
+
 #[derive(Default)]
 struct Tally {
     passed: u64,
@@ -81,6 +84,7 @@ impl Tally {
 /// All that CI runs.
 pub(crate) fn test() -> Done {
     install_programs();
+    install_fsx();
     let mut tally = Tally::default();
     let log = tempfile::NamedTempFile::new().map_err(|e| cannot("a temporary file", &e))?;
     tally.step("format", cargo(&["fmt", "--all", "--check"]))?;
@@ -111,6 +115,7 @@ fn loom(log: &std::path::Path) -> Command {
 /// The long set: hours rather than minutes. `BLKCOPY_SOAK_ROUNDS` (default 20) repeats the stress tests.
 pub(crate) fn soak() -> Done {
     install_programs();
+    install_fsx();
     let rounds = std::env::var("BLKCOPY_SOAK_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
     let mut tally = Tally::default();
     let log = tempfile::NamedTempFile::new().map_err(|e| cannot("a temporary file", &e))?;
@@ -149,6 +154,20 @@ fn install_programs() {
     let done = run(&mut update).is_ok_and(|ok| ok) && run(&mut install).is_ok_and(|ok| ok);
     if !done {
         println!("==> could not be installed: {}; tests that need them are skipped", packages.join(" "));
+    }
+}
+
+/// Installs the fsx tool of the crates registry into `target/tools`, once. It is run, never linked: its licence is the APSL.
+fn install_fsx() {
+    let tools = root().join("target/tools");
+    if tools.join("bin/fsx").is_file() {
+        return;
+    }
+    println!("==> installing fsx {FSX}");
+    let mut install = cargo(&["install", "fsx", "--quiet", "--version", FSX, "--locked", "--root"]);
+    install.arg(&tools);
+    if !run(&mut install).is_ok_and(|ok| ok) {
+        println!("==> fsx {FSX} could not be installed; tests that need it are skipped");
     }
 }
 

@@ -518,6 +518,7 @@ impl Filesystem for Volumes {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        self.0.copy_asked.store(true, Ordering::Relaxed);
         let busy = self.begin();
         let (Some((source, _)), Some((dest, vol))) = (self.find(ino_in), self.find(ino_out)) else {
             return reply.error(Errno::EINVAL);
