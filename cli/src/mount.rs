@@ -18,7 +18,8 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
     for (texts, read_only) in [(&args.devices, false), (&args.read_only, true)] {
         for text in texts {
             let how = How { read_only, force_in_use: args.force_in_use, remote: true };
-            all.push(served::open(text, all.len() + 1, how)?);
+            let served = served::open(text, &all, how)?;
+            all.push(served);
         }
     }
     if all.is_empty() {
@@ -42,7 +43,9 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
 
 /// Mounts what is served, and says so.
 pub(crate) fn start(dir: &Path, all: &[Served], options: Options) -> Result<Mount, Fail> {
-    if !dir.is_dir() {
+    // A dead mount cannot even be looked at; the mount itself says so, and what to do.
+    let dead = |e: std::io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
+    if !dir.is_dir() && !dir.metadata().is_err_and(dead) {
         let error = Error::new(Kind::NotFound, "is no folder to mount on").on(&dir.display().to_string());
         return Err(Fail::from(error).hint("mkdir it first"));
     }
@@ -51,6 +54,7 @@ pub(crate) fn start(dir: &Path, all: &[Served], options: Options) -> Result<Moun
         device: s.device.clone(),
         read_only: s.read_only,
         serve: s.serve,
+        access: s.access,
     });
     let mount = Mount::start(dir, volumes.collect(), options)?;
     for s in all {

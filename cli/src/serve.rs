@@ -25,7 +25,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let how = How { read_only: args.read_only, force_in_use: args.force_in_use, remote: false };
     let mut served: Vec<Served> = Vec::new();
     for text in &args.devices {
-        served.push(served::open(text, served.len() + 1, how)?);
+        let one = served::open(text, &served, how)?;
+        served.push(one);
     }
     let mount = match &args.mount {
         Some(dir) => {

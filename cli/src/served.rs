@@ -2,13 +2,15 @@
 
 use crate::fail::Fail;
 use crate::file_dest::hold_dest;
+use blkcopy::block::device::is_one_device;
 use blkcopy::block::{Error, Kind};
 use blkcopy::drivers::{Hold, hold, in_use};
-use blkcopy::exports::fuse::Serve;
+use blkcopy::exports::fuse::{Access, Serve};
 use blkcopy::map::Blank;
 use blkcopy::open::{self, Found, Name, Place};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ pub(crate) struct Served {
     pub(crate) device: Arc<Blank>,
     pub(crate) read_only: bool,
     pub(crate) serve: Serve,
+    /// Whoever may open the device may open its file in a mount.
+    pub(crate) access: Access,
     _hold: Hold,
 }
 
@@ -31,8 +35,8 @@ pub(crate) struct How {
     pub(crate) remote: bool,
 }
 
-/// Opens `[NAME=]DEV`; `number` names it where it has no name of its own.
-pub(crate) fn open(text: &OsStr, number: usize, how: How) -> Result<Served, Fail> {
+/// Opens `[NAME=]DEV`, behind those that are open already; its number names it where it has no name of its own.
+pub(crate) fn open(text: &OsStr, before: &[Served], how: How) -> Result<Served, Fail> {
     let (name, text) = split_name(text);
     let place = Name::parse(text)?;
     if place.range.is_some() {
@@ -52,6 +56,15 @@ pub(crate) fn open(text: &OsStr, number: usize, how: How) -> Result<Served, Fail
         let error = Error::new(Kind::ReadOnly, "the device is read-only").on(&place.device_text());
         return Err(Fail::from(error).hint("serve it read-only"));
     }
+    let own = || place.path().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
+    let name = name.or_else(own).unwrap_or_else(|| format!("vol{}", before.len() + 1));
+    // Before it is held: the hold would say that another program has it.
+    for other in before {
+        if is_one_device(&device, other.device.inner())? {
+            let text = format!("{name} and {} are the same device; leave one out", other.name);
+            return Err(Error::new(Kind::InUse, text).on(&place.device_text()).into());
+        }
+    }
     let hold = if how.read_only { hold(&device, false)? } else { hold_dest(&device)? };
     let device = Blank::new(device)?;
     let serve = match place.place {
@@ -59,9 +72,14 @@ pub(crate) fn open(text: &OsStr, number: usize, how: How) -> Result<Served, Fail
         Place::Path(_) => Serve::MayBlock,
         Place::NvmeTcp(_) => Serve::Elsewhere,
     };
-    let own = || place.path().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
-    let name = name.or_else(own).unwrap_or_else(|| format!("vol{number}"));
-    Ok(Served { name, device, read_only: how.read_only, serve, _hold: hold })
+    // Who may open the device may open its file. Only root can say so of others.
+    let seen = place.path().filter(|_| rustix::process::geteuid().is_root()).and_then(|p| p.metadata().ok());
+    let access = seen.map_or_else(Access::default, |m| Access {
+        uid: m.uid(),
+        gid: m.gid(),
+        mode: u16::try_from(m.mode() & 0o666).unwrap_or(0o600),
+    });
+    Ok(Served { name, device, read_only: how.read_only, serve, access, _hold: hold })
 }
 
 fn look(path: &Path, how: How) -> Result<(), Fail> {

@@ -250,37 +250,37 @@ fn after(by: By, view: View) {
 }
 
 macro_rules! matrix {
-    ($($name:ident: $cell:ident($by:ident, $view:ident);)*) => {
+    ($(fn $name:ident(): $cell:ident($by:ident, $view:ident);)*) => {
         $(#[test] fn $name() { $cell(By::$by, View::$view); })*
     };
 }
 
 matrix! {
-    copy_file_range_takes_what_was_cached_before: before(CopyFileRange, Cached);
-    copy_file_range_takes_what_was_mapped_before: before(CopyFileRange, Mapped);
-    copy_file_range_takes_what_was_written_before: before(CopyFileRange, Direct);
-    the_ioctl_takes_what_was_cached_before: before(Ioctl, Cached);
-    the_ioctl_takes_what_was_mapped_before: before(Ioctl, Mapped);
-    the_ioctl_takes_what_was_written_before: before(Ioctl, Direct);
-    an_nvme_copy_takes_what_was_cached_before: before(Other, Cached);
-    an_nvme_copy_takes_what_was_mapped_and_synced_before: before(Other, Mapped);
-    an_nvme_copy_takes_what_was_written_before: before(Other, Direct);
-    half_a_copy_file_range_is_seen_in_no_cached_page: during(CopyFileRange, Cached);
-    half_a_copy_file_range_is_seen_by_no_mapped_load: during(CopyFileRange, Mapped);
-    half_a_copy_file_range_is_never_read: during(CopyFileRange, Direct);
-    half_an_ioctl_is_seen_in_no_cached_page: during(Ioctl, Cached);
-    half_an_ioctl_is_seen_by_no_mapped_load: during(Ioctl, Mapped);
-    half_an_entry_of_an_ioctl_is_never_read: during(Ioctl, Direct);
-    half_an_nvme_copy_is_seen_in_no_cached_page: during(Other, Cached);
-    half_an_nvme_copy_is_seen_by_no_mapped_load: during(Other, Mapped);
-    half_an_nvme_copy_is_never_read: during(Other, Direct);
-    cached_reads_see_a_copy_file_range_that_has_ended: after(CopyFileRange, Cached);
-    mapped_loads_see_a_copy_file_range_that_has_ended: after(CopyFileRange, Mapped);
-    reads_see_a_copy_file_range_that_has_ended: after(CopyFileRange, Direct);
-    cached_reads_see_an_ioctl_that_has_ended: after(Ioctl, Cached);
-    mapped_loads_see_an_ioctl_that_has_ended: after(Ioctl, Mapped);
-    reads_see_an_ioctl_that_has_ended: after(Ioctl, Direct);
-    cached_reads_see_an_nvme_copy_that_has_ended: after(Other, Cached);
-    mapped_loads_see_an_nvme_copy_soon: after(Other, Mapped);
-    reads_see_an_nvme_copy_that_has_ended: after(Other, Direct);
+    fn copy_file_range_takes_what_was_cached_before(): before(CopyFileRange, Cached);
+    fn copy_file_range_takes_what_was_mapped_before(): before(CopyFileRange, Mapped);
+    fn copy_file_range_takes_what_was_written_before(): before(CopyFileRange, Direct);
+    fn the_ioctl_takes_what_was_cached_before(): before(Ioctl, Cached);
+    fn the_ioctl_takes_what_was_mapped_before(): before(Ioctl, Mapped);
+    fn the_ioctl_takes_what_was_written_before(): before(Ioctl, Direct);
+    fn an_nvme_copy_takes_what_was_cached_before(): before(Other, Cached);
+    fn an_nvme_copy_takes_what_was_mapped_and_synced_before(): before(Other, Mapped);
+    fn an_nvme_copy_takes_what_was_written_before(): before(Other, Direct);
+    fn half_a_copy_file_range_is_seen_in_no_cached_page(): during(CopyFileRange, Cached);
+    fn half_a_copy_file_range_is_seen_by_no_mapped_load(): during(CopyFileRange, Mapped);
+    fn half_a_copy_file_range_is_never_read(): during(CopyFileRange, Direct);
+    fn half_an_ioctl_is_seen_in_no_cached_page(): during(Ioctl, Cached);
+    fn half_an_ioctl_is_seen_by_no_mapped_load(): during(Ioctl, Mapped);
+    fn half_an_entry_of_an_ioctl_is_never_read(): during(Ioctl, Direct);
+    fn half_an_nvme_copy_is_seen_in_no_cached_page(): during(Other, Cached);
+    fn half_an_nvme_copy_is_seen_by_no_mapped_load(): during(Other, Mapped);
+    fn half_an_nvme_copy_is_never_read(): during(Other, Direct);
+    fn cached_reads_see_a_copy_file_range_that_has_ended(): after(CopyFileRange, Cached);
+    fn mapped_loads_see_a_copy_file_range_that_has_ended(): after(CopyFileRange, Mapped);
+    fn reads_see_a_copy_file_range_that_has_ended(): after(CopyFileRange, Direct);
+    fn cached_reads_see_an_ioctl_that_has_ended(): after(Ioctl, Cached);
+    fn mapped_loads_see_an_ioctl_that_has_ended(): after(Ioctl, Mapped);
+    fn reads_see_an_ioctl_that_has_ended(): after(Ioctl, Direct);
+    fn cached_reads_see_an_nvme_copy_that_has_ended(): after(Other, Cached);
+    fn mapped_loads_see_an_nvme_copy_soon(): after(Other, Mapped);
+    fn reads_see_an_nvme_copy_that_has_ended(): after(Other, Direct);
 }

@@ -4,6 +4,7 @@
 //! thread has of its own, `worker` serves what is handed over, `copying` is copies on either, `notify` speaks to the kernel.
 
 mod abi;
+mod attach;
 mod copying;
 mod errno;
 mod fs;
@@ -50,6 +51,27 @@ pub struct Volume {
     pub read_only: bool,
     /// Who serves its reads and writes.
     pub serve: Serve,
+    /// Whose file it is, and who else may open it.
+    pub access: Access,
+}
+
+/// Owner and permission bits of a volume's file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits: read and write are looked at.
+    pub mode: u16,
+}
+
+impl Default for Access {
+    /// This user, and nobody else.
+    fn default() -> Self {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        Self { uid, gid, mode: 0o600 }
+    }
 }
 
 /// Who serves reads and writes of a volume.
@@ -163,6 +185,17 @@ impl Shared {
         if self.options.shared { TTL_NONE } else { TTL }
     }
 
+    /// A thread ended that had not been told to: the mount is over, since a part of it would answer nobody.
+    fn fail(&self) {
+        let mut end = self.end();
+        let text = "a thread of the mount panicked; please report this as a bug";
+        end.why.get_or_insert_with(|| Error::new(Kind::Aborted, text));
+        end.is_over = true;
+        if let Some(waker) = &end.waker {
+            waker.wake();
+        }
+    }
+
     fn end(&self) -> MutexGuard<'_, End> {
         // What is held under this lock cannot be left half changed.
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
@@ -175,6 +208,8 @@ pub struct Mount {
     session: Option<JoinHandle<()>>,
     notifier: Option<JoinHandle<()>>,
     workers: Vec<JoinHandle<()>>,
+    /// Device number of the mount, which nothing else has while it lives.
+    place: Option<(u32, u32)>,
 }
 
 /// Tells a mount that others have changed its volumes. Clones tell the same mount.
@@ -215,7 +250,8 @@ impl Mount {
             dir: dir.clone(),
             options,
         });
-        let mut mount = Self { shared: shared.clone(), session: None, notifier: None, workers: Vec::new() };
+        let mut mount =
+            Self { shared: shared.clone(), session: None, notifier: None, workers: Vec::new(), place: None };
         for index in 0..shared.posts.len() {
             mount.workers.push(worker::start(&shared, index)?);
         }
@@ -232,7 +268,16 @@ impl Mount {
         config.n_threads = Some(readers);
         // A descriptor for each reader: measured as 0 to 10 % more at depth 16.
         config.clone_fd = true;
-        let session = Session::new(Volumes(shared.clone()), &dir, &config).map_err(|e| here(explained(e)))?;
+        let volumes = Volumes(shared.clone());
+        let session = match attach::attach(&dir, &shared.options).map_err(|e| here(explained(e)))? {
+            Some(fd) => {
+                let session = Session::from_fd(volumes, fd, config.acl, config);
+                session.inspect_err(|_| attach::detach(&dir))
+            }
+            None => Session::new(volumes, &dir, &config),
+        };
+        let session = session.map_err(|e| here(explained(e)))?;
+        mount.place = device_at(&dir);
         let thread = shared.notices.serve(session.notifier());
         mount.notifier = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
         let serve = move || {
@@ -290,7 +335,7 @@ impl Mount {
     fn finish(&mut self) -> Result<()> {
         if let Some(session) = self.session.take() {
             if !session.is_finished() {
-                unmount(&self.shared);
+                unmount(&self.shared, self.place);
             }
             let begun = Instant::now();
             while !session.is_finished() && begun.elapsed() < CLOSE_PATIENCE {
@@ -301,7 +346,7 @@ impl Mount {
                     files = self.shared.files.count(),
                     "files are still open; they fail from now on"
                 );
-                abort(&self.shared.dir);
+                abort(&self.shared.dir, self.place);
             }
             while !session.is_finished() && begun.elapsed() < 2 * CLOSE_PATIENCE {
                 thread::sleep(CLOSE_PATIENCE / 1000);
@@ -319,7 +364,15 @@ impl Mount {
             let (told, tells) = mpsc::channel();
             self.shared.io().leave(Job::FlushAll(told));
             let lost = || Error::new(Kind::Aborted, "the worker that flushes ended before it had");
-            flushed = tells.recv().unwrap_or_else(|_| Err(lost()));
+            flushed = loop {
+                match tells.recv_timeout(CLOSE_PATIENCE / 50) {
+                    Ok(flushed) => break flushed,
+                    Err(_) if self.workers[0].is_finished() => {
+                        break tells.try_recv().unwrap_or_else(|_| Err(lost()));
+                    }
+                    Err(_) => {}
+                }
+            };
         }
         self.shared.stop.set();
         for worker in self.workers.drain(..) {
@@ -378,10 +431,27 @@ fn explained(error: std::io::Error) -> std::io::Error {
     std::io::Error::new(error.kind(), format!("{hint} ({error})"))
 }
 
+/// Device number of what is mounted at a folder. Asks no file system, so none can hang.
+fn device_at(dir: &Path) -> Option<(u32, u32)> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags};
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let seen = rustix::fs::statx(CWD, dir, flags, StatxFlags::empty()).ok()?;
+    Some((seen.stx_dev_major, seen.stx_dev_minor))
+}
+
+/// False when something else is at the folder by now: what we would take away is not ours.
+fn is_still_there(dir: &Path, place: Option<(u32, u32)>) -> bool {
+    place.is_none() || device_at(dir) == place
+}
+
 /// Takes the mount away; files that are open stay usable until they are closed.
-fn unmount(shared: &Shared) {
+fn unmount(shared: &Shared, place: Option<(u32, u32)>) {
     use rustix::io::Errno;
     let dir = &shared.dir;
+    if !is_still_there(dir, place) {
+        tracing::info!(files = shared.files.count(), "somebody unmounted it; files are still open");
+        return;
+    }
     match rustix::mount::unmount(dir, UnmountFlags::NOFOLLOW) {
         Ok(()) => {}
         Err(Errno::BUSY)
@@ -406,7 +476,15 @@ fn unmount(shared: &Shared) {
 }
 
 /// Ends the connection: whoever still waits for an answer gets an error.
-fn abort(dir: &Path) {
+fn abort(dir: &Path, place: Option<(u32, u32)>) {
+    // A connection is called by the minor number; this also reaches one whose mount was detached.
+    if let Some((_, minor)) = place
+        && std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1").is_ok()
+    {
+        return;
+    }
     // Forced, the kernel lets go of the connection of a mount that is there; one that was detached ends with this process.
-    let _ = rustix::mount::unmount(dir, UnmountFlags::FORCE | UnmountFlags::DETACH);
+    if is_still_there(dir, place) {
+        let _ = rustix::mount::unmount(dir, UnmountFlags::FORCE | UnmountFlags::DETACH);
+    }
 }

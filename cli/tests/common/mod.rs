@@ -1,6 +1,7 @@
 //! Runs the built command and looks at everything it leaves behind.
 #![allow(dead_code)] // each test file uses a part of it
 
+pub(crate) mod mounted;
 #[path = "../../../tests/common/skip.rs"]
 mod skip;
 

@@ -1,7 +1,7 @@
 //! Copies: what one answer of `copy_file_range` or one entry of an ioctl becomes.
 
 use super::abi::{self, Asked, Call};
-use super::errno::{copy_errno, errno};
+use super::errno::copy_errno;
 use super::lane::{self, Tried};
 use super::volume::Copied;
 use super::worker::{Job, Worker};
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Longest answer of `copy_file_range`, in bytes.
 const ANSWER_MAX: u64 = 64 << 20;
+/// Longest answer while nothing is known of how fast copies are, in bytes.
+const ANSWER_FIRST: u64 = 8 << 20;
 /// The least that answers are shortened to, in bytes.
 const ANSWER_MIN: u64 = 1 << 20;
 /// How long an answer may take: whoever interrupts a program waits for the one in flight.
@@ -102,7 +104,7 @@ pub(super) struct Pace(std::sync::atomic::AtomicU64);
 
 impl Default for Pace {
     fn default() -> Self {
-        Self(std::sync::atomic::AtomicU64::new(ANSWER_MAX))
+        Self(std::sync::atomic::AtomicU64::new(ANSWER_FIRST))
     }
 }
 
@@ -261,28 +263,32 @@ impl Worker {
         self.shared.notices.forget(before).wait().await;
         let offload = if call.flags.offload_only { Offload::Require } else { Offload::Auto };
         let name = if source == dest && call.token.is_none() { "BLKCOPY" } else { "BLKCOPY_FROM" };
-        let mut completed = Vec::with_capacity(call.entries.len());
+        let mut done: Vec<(Ends, End, Duration)> = Vec::with_capacity(call.entries.len());
         let mut failed = None;
         for entry in &call.entries {
             let ends = Ends { source, from: entry.source, dest, to: entry.dest.offset() };
             let begun = Instant::now();
             let end = self.copy_one(&ends, offload, durable).await;
-            completed.push(end.good);
-            if let Some(error) = &end.error {
-                self.told("copy onto", dest, error);
-                failed = Some(errno(error));
-            }
-            ended(&self.shared, name, &ends, end, false, begun.elapsed(), false);
+            failed = end.error.as_ref().map(|error| self.told("copy onto", dest, error));
+            done.push((ends, end, begun.elapsed()));
             if failed.is_some() {
                 break;
             }
         }
-        if durable
-            && completed.iter().any(|&good| good > 0)
-            && let Err(error) = self.flush(dest).await
-        {
-            failed = Some(self.told("flush", dest, &error));
-            completed.clear();
+        let mut flushed = false;
+        if durable && done.iter().any(|(_, end, _)| end.good > 0) {
+            match self.flush(dest).await {
+                Ok(()) => flushed = true,
+                // Not durable is as good as not done, for whoever asked for both.
+                Err(error) => {
+                    failed = Some(self.told("flush", dest, &error));
+                    done.iter_mut().for_each(|(_, end, _)| end.good = 0);
+                }
+            }
+        }
+        let completed: Vec<u64> = done.iter().map(|(_, end, _)| end.good).collect();
+        for (ends, end, time) in done {
+            ended(&self.shared, name, &ends, end, flushed, time, false);
         }
         self.shared.notices.forget(dests).wait().await;
         abi::complete(asked, &mut argument, &completed);

@@ -40,6 +40,9 @@ struct Busy<'a> {
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            return self.shared.fail();
+        }
         self.shared.free.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -198,6 +201,10 @@ impl Filesystem for Volumes {
                 TimeOrNow::Now => SystemTime::now(),
             })
         };
+        let sets_times = atime.is_some() || mtime.is_some();
+        if vol.read_only && sets_times {
+            return reply.error(Errno::EROFS);
+        }
         vol.set_times(time(atime), time(mtime));
         match size {
             None => reply.attr(&TTL_NONE, &vol.attr(ino)),

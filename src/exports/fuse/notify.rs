@@ -15,8 +15,8 @@ use std::thread::{self, JoinHandle};
 enum Notice {
     /// Forget these pages of these files; then `done`.
     Forget { pages: Vec<(INodeNo, ByteRange)>, done: Interrupt },
-    /// Ask for the attributes of this file again.
-    Refresh(PathBuf),
+    /// Have the kernel take the attributes of this file, which can be written, anew.
+    Refresh { path: PathBuf, mode: u16 },
 }
 
 #[derive(Default)]
@@ -49,9 +49,9 @@ impl Notices {
         done
     }
 
-    /// Has the kernel ask for a file's attributes again, soon.
-    pub(super) fn refresh(&self, path: PathBuf) {
-        self.leave(Notice::Refresh(path));
+    /// Has the kernel take a writable file's attributes anew, soon.
+    pub(super) fn refresh(&self, path: PathBuf, mode: u16) {
+        self.leave(Notice::Refresh { path, mode });
     }
 
     /// Somebody else has changed a range: pages of it are to be forgotten, soon.
@@ -95,7 +95,7 @@ impl Notices {
                         pages.into_iter().for_each(|(ino, range)| forget(notifier, ino, range));
                         done.set();
                     }
-                    Notice::Refresh(path) => refresh(&path),
+                    Notice::Refresh { path, mode } => refresh(&path, mode),
                 }
             }
         }
@@ -111,10 +111,14 @@ fn forget(notifier: &Notifier, ino: INodeNo, range: ByteRange) {
     }
 }
 
-fn refresh(path: &Path) {
-    use rustix::fs::{AtFlags, CWD, StatxFlags};
-    let asked = rustix::fs::statx(CWD, path, AtFlags::STATX_FORCE_SYNC, StatxFlags::SIZE);
-    if let Err(error) = asked {
+/// Sets the mode to what it is: the answer holds the size, and the kernel takes it.
+///
+/// Asking for attributes would not do. The kernel keeps no size it hears of while a truncation of the file is under way, and
+/// that is over only some time after we have answered it; a change of mode waits for it.
+fn refresh(path: &Path, mode: u16) {
+    use rustix::fs::{AtFlags, CWD, Mode};
+    let mode = Mode::from_raw_mode(mode.into());
+    if let Err(error) = rustix::fs::chmodat(CWD, path, mode, AtFlags::empty()) {
         tracing::debug!(%error, path = %path.display(), "attributes could not be asked for again");
     }
 }

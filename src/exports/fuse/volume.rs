@@ -2,7 +2,7 @@
 
 use super::abi::TOKEN;
 use super::copying::Pace;
-use super::{Serve, Volume};
+use super::{Access, Serve, Volume};
 use crate::block::receipt::HostBytes;
 use crate::block::{ByteRange, Content, Device, Error, Identity, Kind, Method, Result};
 use fuser::{FileAttr, FileType, INodeNo};
@@ -32,7 +32,7 @@ pub(super) struct Vol {
     /// Nanoseconds since 1970 of the last change of contents, and of the last access somebody set.
     modified: AtomicU64,
     accessed: AtomicU64,
-    owner: (u32, u32),
+    access: Access,
     pub(super) pace: Pace,
     copies: Mutex<Copies>,
 }
@@ -62,7 +62,7 @@ impl Vol {
             size: AtomicU64::new(if resizable { 0 } else { capacity }),
             modified: AtomicU64::new(now),
             accessed: AtomicU64::new(now),
-            owner: (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()),
+            access: volume.access,
             pace: Pace::default(),
             copies: Mutex::default(),
             capacity,
@@ -101,6 +101,11 @@ impl Vol {
         }
     }
 
+    /// Permission bits shown.
+    pub(super) fn mode(&self) -> u16 {
+        self.access.mode & if self.read_only { 0o444 } else { 0o666 }
+    }
+
     pub(super) fn attr(&self, ino: INodeNo) -> FileAttr {
         let size = self.size();
         let modified = time_of(&self.modified);
@@ -114,10 +119,10 @@ impl Vol {
             ctime: modified,
             crtime: modified,
             kind: FileType::RegularFile,
-            perm: if self.read_only { 0o400 } else { 0o600 },
+            perm: self.mode(),
             nlink: 1,
-            uid: self.owner.0,
-            gid: self.owner.1,
+            uid: self.access.uid,
+            gid: self.access.gid,
             rdev: 0,
             blksize: 4096,
             flags: 0,

@@ -106,6 +106,7 @@ pub(super) fn start(shared: &Arc<Shared>, index: usize) -> Result<JoinHandle<()>
     let (shared, (begun, begins)) = (shared.clone(), mpsc::channel());
     let name = format!("blkcopy-work-{index}");
     let run = move || {
+        let _watch = Watch(&shared);
         let told = begun.clone();
         if let Err(error) = run(&shared, index, || drop(begun.send(Ok(())))) {
             drop(told.send(Err(error)));
@@ -115,6 +116,17 @@ pub(super) fn start(shared: &Arc<Shared>, index: usize) -> Result<JoinHandle<()>
     let thread = thread.map_err(|e| Error::os("a thread cannot be started", e))?;
     begins.recv().map_err(|_| Error::new(Kind::Aborted, "a worker ended while it began"))??;
     Ok(thread)
+}
+
+/// Held by a worker while it runs.
+struct Watch<'a>(&'a Shared);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.fail();
+        }
+    }
 }
 
 fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
@@ -250,7 +262,7 @@ impl Worker {
                     attr.size = size;
                     reply.attr(&TTL_NONE, &attr);
                     if size != vol.size() {
-                        self.shared.notices.refresh(self.shared.dir.join(&*vol.name));
+                        self.shared.notices.refresh(self.shared.dir.join(&*vol.name), vol.mode());
                     }
                 }
                 Err(error) => reply.error(self.told("truncate", volume, &error)),
