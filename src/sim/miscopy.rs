@@ -314,7 +314,7 @@ mod tests {
         run(&device, Op::Write { range: ByteRange::new(7, 3).unwrap(), buf, fua: false }).result.unwrap();
         assert_eq!(&all(&device)[7..10], b"abc");
         let range = ByteRange::new(8, 2).unwrap();
-        run(&device, Op::WriteZeroes { range, may_unmap: true }).result.unwrap();
+        run(&device, Op::WriteZeroes { range, may_unmap: true, lazy: false }).result.unwrap();
         assert_eq!(&all(&device)[7..10], &[b'a', 0, 0]);
     }
 }
