@@ -91,12 +91,12 @@ impl Model {
             at + first as u64,
             near(held),
             near(got),
-            self.whence(&got[first..(first + 16).min(got.len())]),
+            self.told_where(&got[first..(first + 16).min(got.len())]),
         ))
     }
 
     /// Where else the wrong bytes stand: tells a shifted copy from lost or torn bytes.
-    fn whence(&self, got: &[u8]) -> String {
+    fn told_where(&self, got: &[u8]) -> String {
         if got.len() < 8 || got.iter().all(|&b| b == 0) {
             return String::new();
         }
