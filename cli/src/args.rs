@@ -202,9 +202,9 @@ pub(crate) struct MountArgs {
     /// Threads that read requests, 2 to 16; as many as cores when left out
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Let other users see the mount too
-    #[arg(long)]
-    pub(crate) allow_other: bool,
+    /// Give the files to this user (and let it see the mount) instead of the one who mounts; numbers
+    #[arg(long, value_name = "UID:GID", value_parser = parse_owner)]
+    pub(crate) owner: Option<(u32, u32)>,
     /// Mount also what is mounted, held or otherwise in use
     #[arg(long)]
     pub(crate) force_in_use: bool,
@@ -292,6 +292,13 @@ fn parse_memory(text: &str) -> Result<usize, String> {
     }
     usize::try_from(bytes)
         .map_err(|_| format!("{bytes} bytes is more than this machine can address; give less"))
+}
+
+fn parse_owner(text: &str) -> Result<(u32, u32), String> {
+    let parsed = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    parsed.ok_or_else(|| {
+        format!("{text} is not UID:GID; write two numbers, such as 107:107 (id -u NAME, id -g NAME)")
+    })
 }
 
 fn parse_segment(text: &str) -> Result<Segment, String> {

@@ -25,12 +25,8 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
     if all.is_empty() {
         return Err(Fail::invalid("no volume is given").hint("blkcopy mount DIR NAME=DEV..."));
     }
-    let mut options = Options {
-        cache: args.cache,
-        allow_other: args.allow_other,
-        engine: args.io_engine.into(),
-        ..Options::default()
-    };
+    let mut options =
+        Options { cache: args.cache, owner: args.owner, engine: args.io_engine.into(), ..Options::default() };
     if let Some(threads) = args.threads {
         options.readers = threads;
     }
@@ -54,7 +50,6 @@ pub(crate) fn start(dir: &Path, all: &[Served], options: Options) -> Result<Moun
         device: s.device.clone(),
         read_only: s.read_only,
         serve: s.serve,
-        access: s.access,
     });
     let mount = Mount::start(dir, volumes.collect(), options)?;
     for s in all {
@@ -68,11 +63,13 @@ pub(crate) fn start(dir: &Path, all: &[Served], options: Options) -> Result<Moun
 /// Unmounts; a mount that ended by itself because somebody unmounted it ended well.
 pub(crate) fn finish(mount: Mount) -> Result<Code, Fail> {
     let failure = mount.failure();
-    let flushed = mount.stop();
+    let flushed = mount.stop().map_err(Fail::from);
     if let Some(error) = failure {
         note("the mount ended by itself");
+        if let Err(lost) = flushed {
+            lost.print();
+        }
         return Err(error.into());
     }
-    flushed?;
-    Ok(Code::Done)
+    flushed.map(|()| Code::Done)
 }

@@ -8,7 +8,7 @@ use crate::run::Interrupts;
 use crate::serve_log::Log;
 use crate::served::{self, How, Served};
 use blkcopy::block::{Device, Error, Kind};
-use blkcopy::exports::fuse;
+use blkcopy::exports::fuse::{self, Mount};
 use blkcopy::exports::nvme_tcp::{OnCopy, Options, Server};
 use blkcopy::nvme::Nqn;
 use blkcopy::reactor::Waker;
@@ -89,8 +89,14 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
         ));
     }
     let thread = std::thread::current();
-    server.watch(Waker::new(move || thread.unpark()));
-    interrupts.wait_unless(|| server.is_over());
+    let waker = Waker::new(move || thread.unpark());
+    server.watch(waker.clone());
+    if let Some(mount) = &mount {
+        mount.watch(waker);
+    }
+    // A mount that somebody took away is over, and hosts are served on; one that failed ends all.
+    let failed = |mount: &Mount| mount.is_over() && mount.has_failed();
+    interrupts.wait_unless(|| server.is_over() || mount.as_ref().is_some_and(failed));
     let failure = server.failure();
     if failure.is_none() {
         log.say("stopping\n".to_owned());
@@ -99,9 +105,14 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     server.stop();
     let unmounted = mount.map_or(Ok(Code::Done), mount::finish);
     log.end();
-    match failure {
-        Some(error) => Err(error.into()),
-        None => unmounted,
+    match (failure, unmounted) {
+        (Some(error), unmounted) => {
+            if let Err(lost) = unmounted {
+                lost.print();
+            }
+            Err(error.into())
+        }
+        (None, unmounted) => unmounted,
     }
 }
 

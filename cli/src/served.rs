@@ -2,16 +2,15 @@
 
 use crate::fail::Fail;
 use crate::file_dest::hold_dest;
-use blkcopy::block::device::is_one_device;
+use blkcopy::block::device::share_bytes;
 use blkcopy::block::{Error, Kind};
 use blkcopy::drivers::{Hold, hold, in_use};
-use blkcopy::exports::fuse::{Access, Serve};
+use blkcopy::exports::fuse::Serve;
 use blkcopy::map::Blank;
 use blkcopy::open::{self, Found, Name, Place};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A device that is served, and what keeps other programs off it meanwhile.
@@ -21,8 +20,7 @@ pub(crate) struct Served {
     pub(crate) device: Arc<Blank>,
     pub(crate) read_only: bool,
     pub(crate) serve: Serve,
-    /// Whoever may open the device may open its file in a mount.
-    pub(crate) access: Access,
+    path: Option<PathBuf>,
     _hold: Hold,
 }
 
@@ -60,8 +58,8 @@ pub(crate) fn open(text: &OsStr, before: &[Served], how: How) -> Result<Served, 
     let name = name.or_else(own).unwrap_or_else(|| format!("vol{}", before.len() + 1));
     // Before it is held: the hold would say that another program has it.
     for other in before {
-        if is_one_device(&device, other.device.inner())? {
-            let text = format!("{name} and {} are the same device; leave one out", other.name);
+        if share_bytes(&device, other.device.inner())? || is_backed(&place, other) {
+            let text = format!("{name} and {} hold the same bytes; leave one out", other.name);
             return Err(Error::new(Kind::InUse, text).on(&place.device_text()).into());
         }
     }
@@ -72,14 +70,20 @@ pub(crate) fn open(text: &OsStr, before: &[Served], how: How) -> Result<Served, 
         Place::Path(_) => Serve::MayBlock,
         Place::NvmeTcp(_) => Serve::Elsewhere,
     };
-    // Who may open the device may open its file. Only root can say so of others.
-    let seen = place.path().filter(|_| rustix::process::geteuid().is_root()).and_then(|p| p.metadata().ok());
-    let access = seen.map_or_else(Access::default, |m| Access {
-        uid: m.uid(),
-        gid: m.gid(),
-        mode: u16::try_from(m.mode() & 0o666).unwrap_or(0o600),
-    });
-    Ok(Served { name, device, read_only: how.read_only, serve, access, _hold: hold })
+    Ok(Served {
+        name,
+        device,
+        read_only: how.read_only,
+        serve,
+        path: place.path().map(Path::to_owned),
+        _hold: hold,
+    })
+}
+
+/// True for a loop device and its backing file, or two loop devices with one.
+fn is_backed(place: &Name, other: &Served) -> bool {
+    let paths = place.path().zip(other.path.as_deref());
+    paths.is_some_and(|(mine, theirs)| open::same_storage(mine, theirs).is_some())
 }
 
 fn look(path: &Path, how: How) -> Result<(), Fail> {

@@ -204,6 +204,31 @@ pub fn is_one_device(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<bool> {
     Ok(true)
 }
 
+/// Whether two devices hold some of the same bytes: one device, or a disk and its partition.
+///
+/// Errors: as of [`is_one_device`]; those of the devices.
+pub fn share_bytes(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<bool> {
+    if is_one_device(a, b)? {
+        return Ok(true);
+    }
+    let places = |device: &Arc<dyn Device>| -> Result<Vec<(LeafId, ByteRange)>> {
+        let resolution = device.clone().resolve(ByteRange::to(device.size()), Access::Write)?;
+        let mut places = Vec::new();
+        for piece in &resolution.pieces {
+            for leg in &piece.legs {
+                if let Identity::Leaf { leaf, base } = leg.device.identity() {
+                    let start = base.saturating_add(leg.offset);
+                    places.push((leaf, ByteRange::between(start, start.saturating_add(piece.len))));
+                }
+            }
+        }
+        resolution.guard.release();
+        Ok(places)
+    };
+    let (mine, theirs) = (places(a)?, places(b)?);
+    Ok(mine.iter().any(|(leaf, range)| theirs.iter().any(|(l, r)| l == leaf && r.overlaps(*range))))
+}
+
 impl LeafId {
     /// A fresh leaf number for a device that exists in this process only.
     pub fn fresh() -> Self {

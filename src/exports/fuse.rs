@@ -10,20 +10,23 @@ mod errno;
 mod fs;
 mod lane;
 mod notify;
+mod refresh;
 mod volume;
 mod worker;
 
-use crate::block::device::is_one_device;
+use crate::block::device::share_bytes;
 use crate::block::{ByteRange, Device, Error, Kind, Result};
 use crate::reactor::local::Interrupt;
 use crate::reactor::{EngineChoice, Waker};
 use fs::Volumes;
 use fuser::{Config, INodeNo, MountOption, Session, SessionACL};
 use notify::Notices;
+use refresh::Cut;
 use rustix::mount::UnmountFlags;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -51,27 +54,6 @@ pub struct Volume {
     pub read_only: bool,
     /// Who serves its reads and writes.
     pub serve: Serve,
-    /// Whose file it is, and who else may open it.
-    pub access: Access,
-}
-
-/// Owner and permission bits of a volume's file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Access {
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Permission bits: read and write are looked at.
-    pub mode: u16,
-}
-
-impl Default for Access {
-    /// This user, and nobody else.
-    fn default() -> Self {
-        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        Self { uid, gid, mode: 0o600 }
-    }
 }
 
 /// Who serves reads and writes of a volume.
@@ -96,8 +78,8 @@ pub struct Options {
     pub cache: bool,
     /// Others than this process use the devices: what the kernel knows of files is asked for each time.
     pub shared: bool,
-    /// Let other users see the mount, each with the rights of the files' modes.
-    pub allow_other: bool,
+    /// Who has the files, and sees the mount beside this process: (user, group). `None`: this user alone.
+    pub owner: Option<(u32, u32)>,
     /// Engine for files and block devices.
     pub engine: EngineChoice,
     /// Volumes are as long as they are made, up to their capacity, and empty at first: for testing tools that need that.
@@ -116,7 +98,7 @@ impl Default for Options {
             workers: cores.clamp(1, WORKERS_MAX),
             cache: false,
             shared: false,
-            allow_other: false,
+            owner: None,
             engine: EngineChoice::Auto,
             #[cfg(feature = "sim")]
             resizable: false,
@@ -166,6 +148,8 @@ struct End {
     is_over: bool,
     why: Option<Error>,
     waker: Option<Waker>,
+    /// Where files that were cut are left; none when the mount ends.
+    refresh: Option<Sender<Cut>>,
 }
 
 fn ino_of(volume: usize) -> INodeNo {
@@ -195,6 +179,14 @@ impl Shared {
         end.is_over = true;
         if let Some(waker) = &end.waker {
             waker.wake();
+        }
+    }
+
+    /// Has the kernel take the size of a file that was cut anew, soon.
+    fn refresh(&self, vol: &Vol) {
+        if let Some(refresh) = &self.end().refresh {
+            // It ends with the mount only.
+            let _ = refresh.send(Cut { name: vol.name.to_string(), mode: vol.mode() });
         }
     }
 
@@ -241,7 +233,7 @@ impl Mount {
         let readers = options.readers;
         let resizable = options.is_resizable();
         let shared = Arc::new(Shared {
-            volumes: volumes.into_iter().map(|v| Vol::new(v, resizable)).collect(),
+            volumes: volumes.into_iter().map(|v| Vol::new(v, options.owner, resizable)).collect(),
             files: Files::default(),
             free: AtomicUsize::new(readers),
             posts: (0..=options.workers).map(|_| Post::default()).collect(),
@@ -267,7 +259,7 @@ impl Mount {
             MountOption::NoSuid,
             MountOption::NoExec,
         ];
-        config.acl = if shared.options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        config.acl = if shared.options.owner.is_some() { SessionACL::All } else { SessionACL::Owner };
         config.n_threads = Some(readers);
         // A descriptor for each reader: measured as 0 to 10 % more at depth 16.
         config.clone_fd = true;
@@ -280,8 +272,13 @@ impl Mount {
             None => Session::new(volumes, &dir, &config),
         };
         let session = session.map_err(|e| here(explained(e)))?;
+        // From here on, whatever ends this early takes the mount away with it.
         mount.place = device_at(&dir);
         let thread = shared.notices.serve(session.notifier());
+        if let Some(place) = mount.place {
+            let cannot = |e| Error::os("a thread cannot be started", e);
+            shared.end().refresh = Some(refresh::serve(dir.clone(), place).map_err(cannot)?);
+        }
         mount.notifier = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
         let serve = move || {
             let served = session.run();
@@ -296,7 +293,7 @@ impl Mount {
         };
         let thread = thread::Builder::new().name("blkcopy-mount".into()).spawn(serve);
         mount.session = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
-        first_copy(&mount.shared);
+        first_copy(&mount.shared)?;
         Ok(mount)
     }
 
@@ -324,6 +321,11 @@ impl Mount {
         self.shared.end().is_over
     }
 
+    /// True when it ended by itself for a reason of its own: nobody unmounted it.
+    pub fn has_failed(&self) -> bool {
+        self.shared.end().why.is_some()
+    }
+
     /// Why the mount ended by itself, once; none when somebody unmounted it.
     pub fn failure(&self) -> Option<Error> {
         self.shared.end().why.take()
@@ -337,10 +339,13 @@ impl Mount {
     }
 
     fn finish(&mut self) -> Result<()> {
+        if let Some(place) = self.place
+            && !self.shared.stop.is_set()
+        {
+            // Also after a session that ended by itself: one that failed leaves a dead mount.
+            unmount(&self.shared, place);
+        }
         if let Some(session) = self.session.take() {
-            if !session.is_finished() {
-                unmount(&self.shared, self.place);
-            }
             let begun = Instant::now();
             while !session.is_finished() && begun.elapsed() < CLOSE_PATIENCE {
                 thread::sleep(CLOSE_PATIENCE / 1000);
@@ -360,11 +365,20 @@ impl Mount {
             }
         }
         self.shared.notices.end();
+        self.shared.end().refresh = None;
         if let Some(notifier) = self.notifier.take() {
             let _ = notifier.join();
         }
         let mut flushed = Ok(());
-        if !self.workers.is_empty() && !self.shared.stop.is_set() {
+        let has_worker = |this: &Self| this.workers.first().is_some_and(|w| !w.is_finished());
+        // What is in flight ends, and is flushed with the rest.
+        while has_worker(self) && self.shared.posts.iter().any(|post| post.load.load(Ordering::Acquire) > 0) {
+            if self.workers.iter().any(JoinHandle::is_finished) {
+                break;
+            }
+            thread::sleep(CLOSE_PATIENCE / 1000);
+        }
+        if has_worker(self) && !self.shared.stop.is_set() {
             let (told, tells) = mpsc::channel();
             self.shared.io().leave(Job::FlushAll(told));
             let lost = || Error::new(Kind::Aborted, "the worker that flushes ended before it had");
@@ -379,6 +393,7 @@ impl Mount {
             };
         }
         self.shared.stop.set();
+        self.shared.posts.iter().for_each(Post::close);
         for worker in self.workers.drain(..) {
             if worker.join().is_err() {
                 tracing::error!("a worker of the mount panicked; please report this as a bug");
@@ -402,21 +417,27 @@ impl Drop for Mount {
 /// copies meet, the second refusal of the newer opcode is taken for one of the older: from then on the kernel copies by itself
 /// for as long as the mount lives, past our locks, and nobody is told (`__fuse_copy_file_range`, measured in half of the mounts
 /// that several threads began to use at once).
-fn first_copy(shared: &Shared) {
+///
+/// Errors: `Unsupported` when the kernel keeps copies to itself, now or because somebody's first copy met this one: then nothing
+/// here would be offloaded or locked, and nobody would be told.
+fn first_copy(shared: &Shared) -> Result<()> {
     // The kernel asks for nothing where the source has no byte.
-    let Some(vol) = shared.volumes.iter().find(|v| !v.read_only && v.size() > 0) else { return };
+    let Some(vol) = shared.volumes.iter().find(|v| !v.read_only && v.size() > 0) else { return Ok(()) };
     let path = shared.dir.join(&*vol.name);
-    let asked = std::fs::File::options().read(true).write(true).open(&path).and_then(|file| {
+    let cannot = |e| Error::os("cannot be opened in its own mount", e).on(&vol.name);
+    let file = std::fs::File::options().read(true).write(true).open(&path).map_err(cannot)?;
+    // The second shows that nobody's first met ours.
+    for _ in 0..2 {
+        shared.copy_asked.store(false, Ordering::Relaxed);
         // Behind the end of the volume there is no room: ENOSPC, without a byte touched.
         let (mut from, mut to) = (0, vol.capacity);
-        Ok(rustix::fs::copy_file_range(&file, Some(&mut from), &file, Some(&mut to), 1)?)
-    });
-    if !shared.copy_asked.load(Ordering::Relaxed) {
-        tracing::warn!(
-            ?asked,
-            "the kernel does not hand copy_file_range to the mount: only the ioctls offload"
-        );
+        let _refused = rustix::fs::copy_file_range(&file, Some(&mut from), &file, Some(&mut to), 1);
+        if !shared.copy_asked.load(Ordering::Relaxed) {
+            let text = "the kernel does not hand copy_file_range to this mount; mount again, and let nobody use it before it is ready";
+            return Err(Error::new(Kind::Unsupported, text));
+        }
     }
+    Ok(())
 }
 
 fn check(volumes: &[Volume], options: &Options) -> Result<()> {
@@ -436,8 +457,9 @@ fn check(volumes: &[Volume], options: &Options) -> Result<()> {
             if other.name == *name {
                 return invalid(format!("two volumes are called {name}; give one another name: NAME=DEV"));
             }
-            if is_one_device(&volume.device, &other.device)? {
-                let text = format!("{name} and {} show the same device; leave one out", other.name);
+            // Each volume has a list of its own of what reads as zero, so no byte may be shown twice.
+            if share_bytes(&volume.device, &other.device)? {
+                let text = format!("{name} and {} show the same bytes; leave one out", other.name);
                 return Err(Error::new(Kind::InUse, text).on(volume.device.name()));
             }
         }
@@ -458,7 +480,7 @@ fn explained(error: std::io::Error) -> std::io::Error {
     std::io::Error::new(error.kind(), format!("{hint} ({error})"))
 }
 
-/// Device number of what is mounted at a folder. Asks no file system, so none can hang.
+/// Device number of what is mounted at a path. Asks no file system, so none can hang.
 fn device_at(dir: &Path) -> Option<(u32, u32)> {
     use rustix::fs::{AtFlags, CWD, StatxFlags};
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
@@ -472,10 +494,10 @@ fn is_still_there(dir: &Path, place: Option<(u32, u32)>) -> bool {
 }
 
 /// Takes the mount away; files that are open stay usable until they are closed.
-fn unmount(shared: &Shared, place: Option<(u32, u32)>) {
+fn unmount(shared: &Shared, place: (u32, u32)) {
     use rustix::io::Errno;
     let dir = &shared.dir;
-    if !is_still_there(dir, place) {
+    if !is_still_there(dir, Some(place)) {
         tracing::info!(files = shared.files.count(), "somebody unmounted it; files are still open");
         return;
     }

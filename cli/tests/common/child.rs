@@ -8,7 +8,7 @@
 use crate::common::{BIN, sh};
 use blkcopy::block::Device;
 use blkcopy::drivers::mem::Mem;
-use blkcopy::exports::fuse::{Access, Mount, Options, Serve, Volume};
+use blkcopy::exports::fuse::{Mount, Options, Serve, Volume};
 use blkcopy::map::Linear;
 use blkcopy::sim::{CopyBug, MiscopyDevice};
 use serde::{Deserialize, Serialize};
@@ -72,7 +72,7 @@ pub(crate) fn serve_if_asked() {
     let volume = |(i, kind): (usize, &Kind)| {
         let name = format!("vol{i}");
         let device = kind.open(&name, spec.size);
-        Volume { name, device, read_only: false, serve: Serve::AtOnce, access: Access::default() }
+        Volume { name, device, read_only: false, serve: Serve::AtOnce }
     };
     let volumes = spec.devices.iter().enumerate().map(volume).collect();
     let options = Options { cache: spec.cache, resizable: spec.resizable, ..Options::default() };

@@ -21,7 +21,7 @@ pub(super) fn attach(dir: &Path, options: &Options) -> io::Result<Option<OwnedFd
         Err(Errno::ACCESS | Errno::PERM) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let all = if options.allow_other { ",allow_other" } else { "" };
+    let all = if options.owner.is_some() { ",allow_other" } else { "" };
     let data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions{all}",
         fd.as_raw_fd(),

@@ -29,7 +29,7 @@ const ANSWER_TIME: Duration = Duration::from_millis(250);
 /// Longest copy in memory that a reader makes itself, in bytes: about 50 microseconds.
 const INLINE_MAX: u64 = 256 << 10;
 /// Memory for payload of one copy, in bytes.
-const PAYLOAD: usize = 16 << 20;
+const PAYLOAD: usize = 8 << 20;
 /// How many invalidations a call asks for by range; with more entries, one range around all.
 const PAGES_MAX: usize = 16;
 
@@ -153,11 +153,7 @@ pub(super) fn inline(shared: &Shared, ends: &Ends) -> Option<Result<u64, fuser::
         Ok(Ok(Tried::InTheWay(_)) | Err(_)) | Err(_) => return None,
     };
     let end = one_request_ended(method, ends, done)?;
-    let good = end.good;
-    let answer = match &end.error {
-        Some(error) if good == 0 => Err(copy_errno(error)),
-        _ => Ok(good),
-    };
+    let answer = answer_of(&end);
     ended(shared, "copy_file_range", ends, end, false, begun.elapsed(), true);
     Some(answer)
 }
@@ -174,6 +170,15 @@ fn one_request_ended(method: Method, ends: &Ends, done: Completion) -> Option<En
     Some(End { good, methods: smallvec![(method, good)], error, ..End::default() })
 }
 
+/// What `copy_file_range` answers: never 0, which would be the end of the file.
+fn answer_of(end: &End) -> Result<u64, fuser::Errno> {
+    match &end.error {
+        _ if end.good > 0 => Ok(end.good),
+        Some(error) => Err(copy_errno(error)),
+        None => Err(fuser::Errno::EIO),
+    }
+}
+
 /// Takes down what became of a copy.
 fn ended(
     shared: &Shared,
@@ -186,7 +191,9 @@ fn ended(
 ) {
     let dest = &shared.volumes[ends.dest];
     dest.touch();
-    dest.reaches(ends.to + end.good);
+    if end.good > 0 {
+        dest.reaches(ends.to + end.good);
+    }
     let copied = Copied {
         call,
         source: shared.volumes[ends.source].name.clone(),
@@ -272,10 +279,7 @@ impl Worker {
                 }
             }
         }
-        let answer = match &end.error {
-            Some(error) if end.good == 0 => Err(copy_errno(error)),
-            _ => Ok(end.good),
-        };
+        let answer = answer_of(&end);
         if let Some(error) = &end.error {
             self.told("copy onto", ends.dest, error);
         }

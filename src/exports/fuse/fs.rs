@@ -214,15 +214,15 @@ impl Filesystem for Volumes {
                 TimeOrNow::Now => SystemTime::now(),
             })
         };
-        let sets_times = atime.is_some() || mtime.is_some();
-        if vol.read_only && sets_times {
+        if vol.read_only && (size.is_some() || atime.is_some() || mtime.is_some()) {
             return reply.error(Errno::EROFS);
+        }
+        if size.is_some_and(|size| size > vol.capacity) {
+            return reply.error(Errno::EFBIG);
         }
         vol.set_times(time(atime), time(mtime));
         match size {
             None => reply.attr(&TTL_NONE, &vol.attr(ino)),
-            Some(_) if vol.read_only => reply.error(Errno::EROFS),
-            Some(size) if size > vol.capacity => reply.error(Errno::EFBIG),
             Some(size) => self.0.io().leave(Job::Truncate { volume, size, reply }),
         }
     }
@@ -310,7 +310,7 @@ impl Filesystem for Volumes {
         _: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        how: WriteFlags,
         flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
@@ -324,6 +324,8 @@ impl Filesystem for Volumes {
         // As a full device would: what fits is written, and the next write says why no more.
         let data = &data[..usize::try_from(range.len()).unwrap_or(usize::MAX)];
         let durable = syncs(flags.0);
+        // A page that is written back: the kernel looks at the error only, and would take the rest for written.
+        let whole = how.contains(WriteFlags::FUSE_WRITE_CACHE);
         let mut taken = None;
         let busy = self.occupy();
         if busy.serves(vol) && !durable && vol.cover(range) == range {
@@ -337,12 +339,15 @@ impl Filesystem for Volumes {
                 Ok(Some(Ok(Tried::Done(done)))) => {
                     let good = done.good_bytes.min(range.len());
                     vol.touch();
-                    vol.reaches(range.offset() + good);
+                    if good > 0 {
+                        vol.reaches(range.offset() + good);
+                    }
+                    if let Err(error) = &done.result {
+                        tracing::warn!(volume = &*vol.name, ?error, good, "cannot write");
+                    }
                     match &done.result {
-                        Err(error) if good == 0 => {
-                            tracing::warn!(volume = &*vol.name, ?error, "cannot write");
-                            reply.error(errno(error));
-                        }
+                        Err(error) if good == 0 || whole => reply.error(errno(error)),
+                        Ok(()) if good == 0 || (whole && good < range.len()) => reply.error(Errno::EIO),
                         _ => reply.written(u32::try_from(good).unwrap_or(u32::MAX)),
                     }
                     return lane::give_back(done.buf);
@@ -352,7 +357,7 @@ impl Filesystem for Volumes {
             }
         }
         match taken.or_else(|| Buf::copy_of(data)) {
-            Some(buf) => self.0.io().leave(Job::Write { volume, range, buf, durable, reply }),
+            Some(buf) => self.0.io().leave(Job::Write { volume, range, buf, durable, whole, reply }),
             None => reply.error(Errno::ENOMEM),
         }
     }
@@ -465,25 +470,14 @@ impl Filesystem for Volumes {
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let _watch = self.watch();
-        let Some((volume, vol)) = self.find(ino) else { return reply.error(Errno::ENOENT) };
+        let Some((volume, _)) = self.find(ino) else { return reply.error(Errno::ENOENT) };
         let data = match whence {
             libc::SEEK_DATA => true,
             libc::SEEK_HOLE => false,
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let busy = self.occupy();
-        if !busy.serves(vol) {
-            drop(busy);
-            return self.0.io().leave(Job::Seek { volume, from, data, reply });
-        }
-        let found = vol.seek(from, data);
-        drop(busy);
-        match found {
-            Ok(Some(at)) => reply.offset(at.cast_signed()),
-            Ok(None) => reply.error(Errno::ENXIO),
-            Err(error) => reply.error(errno(&error)),
-        }
+        self.0.copier().leave(Job::Seek { volume, from, data, reply });
     }
 
     fn ioctl(

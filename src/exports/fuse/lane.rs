@@ -17,6 +17,7 @@ thread_local! {
     static LANE: RefCell<Option<Lane>> = const { RefCell::new(None) };
     /// Not dropped when the thread ends, so it may be looked at before `LANE` is.
     static BEGUN: Cell<bool> = const { Cell::new(false) };
+    static FAILED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A reader thread's own.
@@ -53,7 +54,19 @@ pub(super) fn with<T>(shared: &Shared, work: impl FnOnce(&mut Lane) -> T) -> Res
         let mut lane = lane.borrow_mut();
         let lane = match &mut *lane {
             Some(lane) => lane,
-            none => none.insert(Lane::new(shared)?),
+            None if FAILED.get() => return Err(Error::new(Kind::NoMemory, "this reader has no lane")),
+            none => match Lane::new(shared) {
+                Ok(lane) => none.insert(lane),
+                Err(error) => {
+                    // Once: each request would try again, and workers serve them all the same.
+                    FAILED.set(true);
+                    tracing::warn!(
+                        ?error,
+                        "a reader of the mount can serve nothing itself; it hands all requests over"
+                    );
+                    return Err(error);
+                }
+            },
         };
         lane.locks.enter();
         lane.locks.pump();

@@ -7,16 +7,13 @@ use crate::block::ByteRange;
 use crate::reactor::local::Interrupt;
 use fuser::{INodeNo, Notifier};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// What the kernel is to be told, or asked.
-enum Notice {
-    /// Forget these pages of these files; then `done`.
-    Forget { pages: Vec<(INodeNo, ByteRange)>, done: Interrupt },
-    /// Have the kernel take the attributes of this file, which can be written, anew.
-    Refresh { path: PathBuf, mode: u16 },
+/// Pages of files that the kernel is to write back and forget, and who waits for that.
+struct Notice {
+    pages: Vec<(INodeNo, ByteRange)>,
+    done: Interrupt,
 }
 
 #[derive(Default)]
@@ -37,21 +34,18 @@ impl Notices {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn leave(&self, notice: Notice) {
-        self.line().notices.push(notice);
-        self.0.1.notify_one();
-    }
-
-    /// Has the kernel write back and forget pages; made when that is done.
+    /// Has the kernel write back and forget pages; made when that is done, or when nobody does it any more.
     pub(super) fn forget(&self, pages: Vec<(INodeNo, ByteRange)>) -> Interrupt {
         let done = Interrupt::default();
-        self.leave(Notice::Forget { pages, done: done.clone() });
+        let mut line = self.line();
+        if line.ends {
+            // The mount is gone, and its pages with it.
+            done.set();
+        } else {
+            line.notices.push(Notice { pages, done: done.clone() });
+            self.0.1.notify_one();
+        }
         done
-    }
-
-    /// Has the kernel take a writable file's attributes anew, soon.
-    pub(super) fn refresh(&self, path: PathBuf, mode: u16) {
-        self.leave(Notice::Refresh { path, mode });
     }
 
     /// Somebody else has changed a range: pages of it are to be forgotten, soon.
@@ -89,14 +83,9 @@ impl Notices {
             for (ino, range) in changed {
                 forget(notifier, INodeNo(ino), range);
             }
-            for notice in notices {
-                match notice {
-                    Notice::Forget { pages, done } => {
-                        pages.into_iter().for_each(|(ino, range)| forget(notifier, ino, range));
-                        done.set();
-                    }
-                    Notice::Refresh { path, mode } => refresh(&path, mode),
-                }
+            for Notice { pages, done } in notices {
+                pages.into_iter().for_each(|(ino, range)| forget(notifier, ino, range));
+                done.set();
             }
         }
     }
@@ -108,17 +97,5 @@ fn forget(notifier: &Notifier, ino: INodeNo, range: ByteRange) {
     if let Err(error) = notifier.inval_inode(ino, offset, len) {
         // The mount is gone, and its pages with it.
         tracing::debug!(%error, ino = ino.0, "an invalidation was not taken");
-    }
-}
-
-/// Sets the mode to what it is: the answer holds the size, and the kernel takes it.
-///
-/// Asking for attributes would not do. The kernel keeps no size it hears of while a truncation of the file is under way, and
-/// that is over only some time after we have answered it; a change of mode waits for it.
-fn refresh(path: &Path, mode: u16) {
-    use rustix::fs::{AtFlags, CWD, Mode};
-    let mode = Mode::from_raw_mode(mode.into());
-    if let Err(error) = rustix::fs::chmodat(CWD, path, mode, AtFlags::empty()) {
-        tracing::debug!(%error, path = %path.display(), "attributes could not be asked for again");
     }
 }

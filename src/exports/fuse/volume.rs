@@ -2,7 +2,7 @@
 
 use super::abi::TOKEN;
 use super::copying::Pace;
-use super::{Access, Serve, Volume};
+use super::{Serve, Volume};
 use crate::block::receipt::HostBytes;
 use crate::block::{ByteRange, Content, Device, Error, Identity, Kind, Method, Result};
 use fuser::{FileAttr, FileType, INodeNo};
@@ -32,7 +32,7 @@ pub(super) struct Vol {
     /// Nanoseconds since 1970 of the last change of contents, and of the last access somebody set.
     modified: AtomicU64,
     accessed: AtomicU64,
-    access: Access,
+    owner: (u32, u32),
     pub(super) pace: Pace,
     copies: Mutex<Copies>,
 }
@@ -53,7 +53,7 @@ fn time_of(nanos: &AtomicU64) -> SystemTime {
 
 impl Vol {
     /// `resizable`: shown empty at first, and as long as it is made.
-    pub(super) fn new(volume: Volume, resizable: bool) -> Self {
+    pub(super) fn new(volume: Volume, owner: Option<(u32, u32)>, resizable: bool) -> Self {
         let now = nanos(SystemTime::now());
         let capacity = volume.device.size();
         Self {
@@ -62,7 +62,8 @@ impl Vol {
             size: AtomicU64::new(if resizable { 0 } else { capacity }),
             modified: AtomicU64::new(now),
             accessed: AtomicU64::new(now),
-            access: volume.access,
+            owner: owner
+                .unwrap_or_else(|| (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())),
             pace: Pace::default(),
             copies: Mutex::default(),
             capacity,
@@ -103,7 +104,7 @@ impl Vol {
 
     /// Permission bits shown.
     pub(super) fn mode(&self) -> u16 {
-        self.access.mode & if self.read_only { 0o444 } else { 0o666 }
+        if self.read_only { 0o400 } else { 0o600 }
     }
 
     pub(super) fn attr(&self, ino: INodeNo) -> FileAttr {
@@ -121,8 +122,8 @@ impl Vol {
             kind: FileType::RegularFile,
             perm: self.mode(),
             nlink: 1,
-            uid: self.access.uid,
-            gid: self.access.gid,
+            uid: self.owner.0,
+            gid: self.owner.1,
             rdev: 0,
             blksize: 4096,
             flags: 0,

@@ -12,14 +12,18 @@ use crate::reactor::local::{self, Client, Interrupt, Local, Notify};
 use crate::reactor::{self, Waker};
 use fuser::{ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite};
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 
 /// Memory for payload of a worker, in bytes: address space until it is used.
 const PAYLOAD: usize = 64 << 20;
+/// Requests the I/O worker serves at once, each with one buffer, and copies a copier runs at once; the rest waits in line.
+const IO_MAX: usize = 48;
+const COPIES_MAX: usize = 8;
 /// One buffer: a transfer, and the rest of the blocks its edges lie in.
 const BUFFER: usize = TRANSFER_MAX as usize + (64 << 10);
 
@@ -30,11 +34,13 @@ pub(super) enum Job {
         range: ByteRange,
         reply: ReplyData,
     },
+    /// `whole`: nobody looks at a count, so anything less is an error.
     Write {
         volume: usize,
         range: ByteRange,
         buf: Buf,
         durable: bool,
+        whole: bool,
         reply: ReplyWrite,
     },
     Flush {
@@ -68,24 +74,41 @@ pub(super) enum Job {
 /// Where jobs for one worker are left.
 #[derive(Default)]
 pub(super) struct Post {
-    inbox: Mutex<Vec<Job>>,
+    inbox: Mutex<VecDeque<Job>>,
     waker: Mutex<Option<Waker>>,
     /// Jobs left and not ended.
     pub(super) load: AtomicUsize,
+    /// Nobody takes jobs any more.
+    closed: AtomicBool,
 }
 
 impl Post {
+    /// Leaves a job; once the worker has stopped it is dropped, and whoever asked hears of an I/O error.
     pub(super) fn leave(&self, job: Job) {
+        if self.closed.load(Ordering::Acquire) {
+            return;
+        }
         self.load.fetch_add(1, Ordering::Relaxed);
         // A push cannot leave the list half changed.
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
         if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
             waker.wake();
         }
     }
 
-    fn take(&self) -> Vec<Job> {
-        std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Nobody takes jobs from here on; those that are left are dropped.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        let left = std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(left);
+    }
+
+    /// The next job, if `room` is not 0.
+    fn take(&self, room: usize) -> Option<Job> {
+        if room == 0 {
+            return None;
+        }
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 }
 
@@ -151,15 +174,16 @@ fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
     let post = &shared.posts[index];
     *post.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.waker());
     let (taking, from) = (worker.clone(), shared.clone());
+    let most = if index == 0 { IO_MAX } else { COPIES_MAX };
     local.on_turn(move || {
-        let jobs = from.posts[index].take();
-        let busy = !jobs.is_empty();
-        for job in jobs {
+        let mut busy = false;
+        while let Some(job) = from.posts[index].take(most.saturating_sub(taking.running.get())) {
+            busy = true;
             taking.running.set(taking.running.get() + 1);
             let (worker, from) = (taking.clone(), from.clone());
             drop(local::spawn(async move {
                 worker.clone().serve(job).await;
-                from.posts[index].load.fetch_sub(1, Ordering::Relaxed);
+                from.posts[index].load.fetch_sub(1, Ordering::Release);
                 worker.running.set(worker.running.get() - 1);
                 worker.ended.notify_one();
             }));
@@ -178,6 +202,10 @@ fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
         worker.bare.borrow_mut().clear();
     });
     Ok(())
+}
+
+fn nothing_done() -> Error {
+    Error::new(Kind::Io, "the device did nothing and gave no reason")
 }
 
 /// The whole of a request was done, or why not.
@@ -233,8 +261,9 @@ impl Worker {
                 }
                 Err(error) => reply.error(self.told("read", volume, &error)),
             },
-            Job::Write { volume, range, buf, durable, reply } => {
+            Job::Write { volume, range, buf, durable, whole, reply } => {
                 match self.write(volume, range, buf, durable).await {
+                    Ok(written) if whole && written < range.len() => reply.error(fuser::Errno::EIO),
                     Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
                     Err(error) => reply.error(self.told("write", volume, &error)),
                 }
@@ -262,12 +291,12 @@ impl Worker {
                     attr.size = size;
                     reply.attr(&TTL_NONE, &attr);
                     if size != vol.size() {
-                        self.shared.notices.refresh(self.shared.dir.join(&*vol.name), vol.mode());
+                        self.shared.refresh(vol);
                     }
                 }
                 Err(error) => reply.error(self.told("truncate", volume, &error)),
             },
-            Job::Seek { volume, from, data, reply } => match self.volume(volume).seek(from, data) {
+            Job::Seek { volume, from, data, reply } => match self.seek(volume, from, data).await {
                 Ok(Some(at)) => reply.offset(at.cast_signed()),
                 Ok(None) => reply.error(fuser::Errno::ENXIO),
                 Err(error) => reply.error(self.told("look for holes in", volume, &error)),
@@ -277,7 +306,11 @@ impl Worker {
             Job::FlushAll(done) => {
                 let mut all = Ok(());
                 for volume in (0..self.shared.volumes.len()).filter(|&v| !self.volume(v).read_only) {
-                    all = all.and(self.flush(volume).await);
+                    let flushed = self.flush(volume).await;
+                    if let Err(error) = &flushed {
+                        self.told("flush", volume, error);
+                    }
+                    all = all.and(flushed);
                 }
                 // Whoever asked may have stopped waiting.
                 let _ = done.send(all);
@@ -290,6 +323,17 @@ impl Worker {
         let number = errno(error);
         tracing::warn!(volume = &*self.volume(volume).name, ?error, "cannot {doing}");
         number
+    }
+
+    /// Looks for data or a hole. What was stored through a mapping the kernel has not told us of: it is asked to.
+    async fn seek(&self, volume: usize, from: u64, data: bool) -> Result<Option<u64>> {
+        let vol = self.volume(volume);
+        let behind = ByteRange::between(from, vol.size());
+        if behind.is_empty() {
+            return Ok(None);
+        }
+        self.shared.notices.forget(vec![(ino_of(volume), behind)]).wait().await;
+        vol.seek(from, data)
     }
 
     /// Reads a range; the buffer, and where in it the range begins.
@@ -311,20 +355,35 @@ impl Worker {
             let good = done.good_bytes.min(range.len());
             match done.result {
                 Err(error) if good == 0 => return Err(error),
-                _ => good,
+                Err(error) => {
+                    self.told("write the rest to", volume, &error);
+                    good
+                }
+                Ok(()) if good == 0 => return Err(nothing_done()),
+                Ok(()) => good,
             }
         } else {
-            self.write_ragged(volume, range, Some(&buf), durable).await?;
+            self.write_ragged(volume, range, &buf, durable).await?;
             range.len()
         };
         vol.touch();
-        vol.reaches(range.offset() + written);
+        if written > 0 {
+            vol.reaches(range.offset() + written);
+        }
         Ok(written)
     }
 
-    /// Writes a range whose edges lie inside blocks, or zeroes it (`None`): the blocks are read, changed and written under locks
-    /// that keep all others off them.
-    async fn write_ragged(
+    /// Writes a range whose edges lie inside blocks: the blocks are read, changed and written under locks that keep all others
+    /// off them.
+    async fn write_ragged(&self, volume: usize, range: ByteRange, bytes: &[u8], durable: bool) -> Result<()> {
+        let held = self.hold(volume, self.volume(volume).cover(range)).await?;
+        let done = self.change(volume, range, Some(bytes), durable).await;
+        self.locks.end_copy(held);
+        done
+    }
+
+    /// Changes the bytes of a range that is held, or zeroes them (`None`), by whole blocks.
+    async fn change(
         &self,
         volume: usize,
         range: ByteRange,
@@ -333,7 +392,6 @@ impl Worker {
     ) -> Result<()> {
         let vol = self.volume(volume);
         let covered = vol.cover(range);
-        let held = self.hold(volume, covered).await?;
         let client = self.bare(volume)?;
         let mut buf = self.buffer(covered.len())?;
         let block = vol.block;
@@ -360,7 +418,6 @@ impl Worker {
             None => buf[at..at + len].fill(0),
         }
         let done = client.submit(Op::Write { range: covered, buf, fua: durable }).await;
-        self.locks.end_copy(held);
         whole(done, covered.len())
     }
 
@@ -377,37 +434,43 @@ impl Worker {
         self.client(volume)?.submit(Op::Flush).await.result
     }
 
-    /// Makes a range read as zero.
+    /// Makes a range read as zero, all of it at once for whoever looks.
     async fn zero(&self, volume: usize, range: ByteRange, may_unmap: bool, lazy: bool) -> Result<()> {
         let vol = self.volume(volume);
+        let held = self.hold(volume, vol.cover(range)).await?;
+        let done = self.zero_held(volume, range, may_unmap, lazy).await;
+        self.locks.end_copy(held);
+        // Of what failed some may be zeroed.
+        vol.touch();
+        done
+    }
+
+    async fn zero_held(&self, volume: usize, range: ByteRange, may_unmap: bool, lazy: bool) -> Result<()> {
+        let vol = self.volume(volume);
         let start = range.offset().next_multiple_of(vol.block).min(range.end());
-        let end = (range.end() - range.end() % vol.block).max(start);
         // The end of the device needs no rest of a block behind it.
-        let end = if range.end() == vol.capacity { range.end() } else { end };
+        let rest = if range.end() == vol.capacity { 0 } else { range.end() % vol.block };
+        let end = (range.end() - rest).max(start);
         for edge in [ByteRange::between(range.offset(), start), ByteRange::between(end, range.end())] {
             if !edge.is_empty() {
-                self.write_ragged(volume, edge, None, false).await?;
+                self.change(volume, edge, None, false).await?;
             }
         }
         let middle = ByteRange::between(start, end);
-        if !middle.is_empty() {
-            let client = self.client(volume)?;
-            let done = client.submit(Op::WriteZeroes { range: middle, may_unmap, lazy }).await;
-            match done.result {
-                Err(error) if error.kind() == Kind::Unsupported => {
-                    let mut rest = middle;
-                    while !rest.is_empty() {
-                        let range = rest.prefix(u64::from(TRANSFER_MAX));
-                        let mut buf = self.buffer(range.len())?;
-                        buf.fill(0);
-                        whole(client.submit(Op::Write { range, buf, fua: false }).await, range.len())?;
-                        rest = rest.after(range.len());
-                    }
-                }
-                other => other?,
-            }
+        if middle.is_empty() {
+            return Ok(());
         }
-        vol.touch();
+        let client = self.bare(volume)?;
+        let done = client.submit(Op::WriteZeroes { range: middle, may_unmap, lazy }).await;
+        if !done.result.as_ref().is_err_and(|e| e.kind() == Kind::Unsupported) {
+            return whole(done, middle.len());
+        }
+        let mut rest = middle;
+        while !rest.is_empty() {
+            let piece = rest.prefix(u64::from(TRANSFER_MAX));
+            self.change(volume, piece, None, false).await?;
+            rest = rest.after(piece.len());
+        }
         Ok(())
     }
 
