@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used)] // a test may
 
-#[path = "../../tests/common/skip.rs"]
-mod skip;
+#[path = "common/child.rs"]
+mod child;
+mod common;
 
-use skip::skip;
+use common::{MIB, bytes, skip};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -103,6 +105,25 @@ fn the_header_means_what_the_note_says() {
 }
 
 #[test]
+fn the_server_has_the_same_numbers() {
+    use blkcopy::sys::blkcopy::{self as calls, Call};
+    let number = |what: &str| ABI.iter().find(|(name, _)| *name == what).unwrap().1;
+    for n in [1, 2, 511] {
+        let ours = Call::Copy.request(calls::HEADER + calls::ENTRY * n).map_or(0, u64::from);
+        assert_eq!(ours, number(&format!("BLKCOPY({n})")));
+    }
+    for n in [1, 2, 510] {
+        let ours = Call::From.request(calls::FROM_HEADER + calls::ENTRY * n).map_or(0, u64::from);
+        assert_eq!(ours, number(&format!("BLKCOPY_FROM({n})")));
+    }
+    assert_eq!(Call::Source.request(16).map_or(0, u64::from), number("BLKCOPY_SOURCE"));
+    assert_eq!(calls::ENTRIES_MAX as u64, number("BLKCOPY_RANGES_MAX"));
+    assert_eq!(calls::FROM_ENTRIES_MAX as u64, number("BLKCOPY_FROM_RANGES_MAX"));
+    assert_eq!(u64::from(calls::DURABLE), number("BLKCOPY_DURABLE"));
+    assert_eq!(u64::from(calls::OFFLOAD_ONLY), number("BLKCOPY_OFFLOAD_ONLY"));
+}
+
+#[test]
 fn the_example_in_c_compiles_and_knows_its_arguments() {
     let dir = tempfile::tempdir().unwrap();
     let (file, program) = (dir.path().join("file"), dir.path().join("copy"));
@@ -154,6 +175,47 @@ fn the_example_in_python_has_the_same_numbers() {
     std::fs::write(&file, [7; 8192]).unwrap();
     let script = examples.join("blkcopy_ioctl.py");
     knows_its_arguments(&["python3", "-B", script.to_str().unwrap()], file.to_str().unwrap());
+}
+
+#[test]
+fn both_programs_copy_on_a_mount() {
+    let name = "both_programs_copy_on_a_mount";
+    if let Err(why) = child::mounts_or_why() {
+        return skip(name, &why);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut programs = Vec::new();
+    for (compiler, standard, _) in compilers(name).into_iter().filter(|c| c.1 == "-std=c99") {
+        let program = dir.path().join("copy");
+        compile(compiler, standard, &root().join("examples/blkcopy.c"), &program);
+        programs.push(vec![program.to_str().unwrap().to_owned()]);
+    }
+    if have("python3") {
+        let script = root().join("examples/blkcopy_ioctl.py");
+        programs.push(vec!["python3".to_owned(), "-B".to_owned(), script.to_str().unwrap().to_owned()]);
+    }
+    for program in programs {
+        let mounted = child::by_command(&["a=mem:1MiB".to_owned(), "b=mem:1MiB".to_owned()], false);
+        let (a, b) = (mounted.dir.join("a"), mounted.dir.join("b"));
+        let mut was = bytes(usize::try_from(MIB).unwrap(), 5);
+        std::fs::File::options().write(true).open(&a).unwrap().write_all_at(&was, 0).unwrap();
+        let run = |args: &[&str]| {
+            let out = Command::new(&program[0]).args(&program[1..]).args(args).output().unwrap();
+            (out.status.code(), String::from_utf8(out.stdout).unwrap())
+        };
+        let (a_text, b_text) = (a.to_str().unwrap(), b.to_str().unwrap());
+        // Within one file, ragged, and to the other; a refusal copies nothing and says so of every entry.
+        let said = run(&[a_text, "0:600000:1000", "3:700001:5"]);
+        assert_eq!(said, (Some(0), "0:600000:1000 1000\n3:700001:5 5\n".to_owned()), "{program:?}");
+        was.copy_within(0..1000, 600_000);
+        was.copy_within(3..8, 700_001);
+        let said = run(&["--from", a_text, "--durable", "--offload-only", b_text, "0:0:1048576"]);
+        assert_eq!(said, (Some(0), "0:0:1048576 1048576\n".to_owned()), "{program:?}");
+        let said = run(&["--from", a_text, b_text, "0:0:100", "500:99:1"]);
+        assert_eq!(said, (Some(1), "0:0:100 0\n500:99:1 0\n".to_owned()), "{program:?}");
+        assert!(std::fs::read(&a).unwrap() == was && std::fs::read(&b).unwrap() == was, "{program:?}");
+        mounted.step();
+    }
 }
 
 /// A file that no mount of ours shows: the call is refused, every `comp_len` is 0, and a bad command line is not begun.

@@ -94,7 +94,13 @@ pub(super) async fn emulate(
             break;
         }
         shared.pace(Method::Emulated, piece.len).await;
-        let buf = shared.buffer().await;
+        let buf = match shared.buffer().await {
+            Ok(buf) => buf,
+            Err(error) => {
+                done.borrow_mut().error.get_or_insert(error);
+                break;
+            }
+        };
         in_flight.set(in_flight.get() + 1);
         let task = {
             let (shared, step, legs) = (shared.clone(), step.clone(), legs.clone());

@@ -151,10 +151,7 @@ pub async fn copy(
     let start = local::now();
     let facts = DeviceFacts::new(source.clone(), dest.clone());
     let mut planner = Planner::new(job, facts, options.policy);
-    let shared = match Shared::new(source.clone(), dest.clone(), options.clone(), progress.clone()) {
-        Ok(shared) => Rc::new(shared),
-        Err(error) => return nothing_done(&source, &dest, job, options, error),
-    };
+    let shared = Rc::new(Shared::new(source.clone(), dest.clone(), options.clone(), progress.clone()));
     // The queue that will flush is opened before the first write: a device that lost its cache and came back meanwhile
     // answers queues of before with an error, and would answer a new one's flush as if nothing had happened.
     let checked = check_apart(&source, &dest, job)
@@ -248,19 +245,6 @@ fn check_verify(job: &Job, verify: Verify) -> Result<()> {
 
 fn is_refusal(error: &Error, options: &Options) -> bool {
     error.kind() == Kind::Unsupported && options.policy.offload == Offload::Require
-}
-
-/// The end of a copy that could not begin.
-fn nothing_done(
-    source: &Arc<dyn Device>,
-    dest: &Arc<dyn Device>,
-    job: &Job,
-    options: &Options,
-    error: Error,
-) -> Ended {
-    let mut receipt = blank(source, dest, job, options);
-    receipt.error = Some((&error).into());
-    Ended { receipt, error: Some(error) }
 }
 
 /// A receipt of a copy of which nothing is done yet.

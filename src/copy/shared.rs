@@ -13,7 +13,7 @@ use crate::block::{
 };
 use crate::reactor::local::{self, Client, Notify};
 use smallvec::SmallVec;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -40,7 +40,8 @@ pub(super) struct Shared {
     /// One for each device, opened when first used.
     clients: RefCell<Vec<Client>>,
     leaves: RefCell<Vec<Leaf>>,
-    pool: BufPool,
+    /// Made when the first buffer is asked for: most copies need none.
+    pool: OnceCell<BufPool>,
     buffer_freed: Notify,
     /// True while a block that holds the edges of two pieces may be half done; who waits for that.
     ragged: Cell<bool>,
@@ -103,18 +104,13 @@ impl Tally {
 }
 
 impl Shared {
-    /// Errors: `NoMemory` when not even one page of payload can be had.
     pub(super) fn new(
         source: Arc<dyn Device>,
         dest: Arc<dyn Device>,
         options: Options,
         progress: Rc<Progress>,
-    ) -> Result<Self> {
-        let piece = usize::try_from(PIECE).expect("half a MiB");
-        let budget = options.payload_bytes.min(DEPTH * piece);
-        let pool = BufPool::new(budget, piece.min(budget))
-            .ok_or_else(|| Error::new(Kind::NoMemory, "not one page of memory for the bytes in flight"))?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             source,
             dest,
             options,
@@ -123,14 +119,14 @@ impl Shared {
             failure: RefCell::default(),
             clients: RefCell::default(),
             leaves: RefCell::default(),
-            pool,
+            pool: OnceCell::new(),
             buffer_freed: Notify::default(),
             ragged: Cell::new(false),
             ragged_done: Notify::default(),
             steps: Cell::new(0),
             step_ended: Notify::default(),
             next_at: Cell::new(Duration::ZERO),
-        })
+        }
     }
 
     /// A step of any planner of this copy in this copy's own leaf numbers, with its leaves open on this thread.
@@ -251,10 +247,23 @@ impl Shared {
     // --- buffers -----------------------------------------------------------------------------------------------------
 
     /// A buffer, as soon as one is free.
-    pub(super) async fn buffer(&self) -> Buf {
+    ///
+    /// Errors: `NoMemory` when not even one page can be had.
+    pub(super) async fn buffer(&self) -> Result<Buf> {
+        let pool = match self.pool.get() {
+            Some(pool) => pool,
+            None => {
+                let piece = usize::try_from(PIECE).expect("half a MiB");
+                let budget = self.options.payload_bytes.min(DEPTH * piece);
+                let pool = BufPool::new(budget, piece.min(budget));
+                let none = || Error::new(Kind::NoMemory, "not one page of memory for the bytes in flight");
+                let pool = pool.ok_or_else(none)?;
+                self.pool.get_or_init(|| pool)
+            }
+        };
         loop {
-            if let Some(buf) = self.pool.take(self.pool.chunk_bytes()) {
-                return buf;
+            if let Some(buf) = pool.take(pool.chunk_bytes()) {
+                return Ok(buf);
             }
             self.buffer_freed.notified().await;
         }

@@ -8,7 +8,7 @@ use super::worker::{Job, Worker};
 use super::{Shared, ino_of};
 use crate::block::receipt::HostBytes;
 use crate::block::request::Cancel;
-use crate::block::{ByteRange, CopyRequest, Error, Kind, Method, Op, Result};
+use crate::block::{ByteRange, Completion, CopyRequest, Device, Error, Kind, Method, Op, Result};
 use crate::copy::native::one_request;
 use crate::copy::run::Options;
 use crate::copy::whole::{Part, check_offloaded, copy_ranges};
@@ -152,19 +152,26 @@ pub(super) fn inline(shared: &Shared, ends: &Ends) -> Option<Result<u64, fuser::
         // Whoever it is handed to finds out what the matter is.
         Ok(Ok(Tried::InTheWay(_)) | Err(_)) | Err(_) => return None,
     };
-    let good = done.good_bytes.min(ends.from.len());
-    match &done.result {
-        // Not what it looked like a moment ago: it is planned, from the front.
-        Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::TooLarge { .. }) => return None,
-        _ => {}
-    }
-    let end = End { good, methods: smallvec![(method, good)], error: done.result.err(), ..End::default() };
+    let end = one_request_ended(method, ends, done)?;
+    let good = end.good;
     let answer = match &end.error {
         Some(error) if good == 0 => Err(copy_errno(error)),
         _ => Ok(good),
     };
     ended(shared, "copy_file_range", ends, end, false, begun.elapsed(), true);
     Some(answer)
+}
+
+/// What became of a copy in one request; `None`: it was not what it looked like a moment ago, and is to be planned, from the front.
+fn one_request_ended(method: Method, ends: &Ends, done: Completion) -> Option<End> {
+    let good = done.good_bytes.min(ends.from.len());
+    let error = match done.result {
+        Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::TooLarge { .. }) => return None,
+        Ok(()) if good == 0 => return None,
+        // Short without a reason: an answer may be that, and whoever wants the rest asks for it.
+        other => other.err(),
+    };
+    Some(End { good, methods: smallvec![(method, good)], error, ..End::default() })
 }
 
 /// Takes down what became of a copy.
@@ -206,6 +213,11 @@ impl Worker {
         {
             return End { error: Some(error), ..End::default() };
         }
+        if offload == Offload::Auto
+            && let Some(end) = self.in_one_request(ends, &parts[0].source, &dest).await
+        {
+            return end;
+        }
         let options = Options {
             policy: Policy { offload, unsynced: !durable, ..Policy::default() },
             flush: false,
@@ -220,6 +232,26 @@ impl Worker {
             host: ended.host_bytes,
             error: ended.error,
         }
+    }
+
+    /// A copy that is one request of the device; `None`: the planner has to look at it.
+    async fn in_one_request(
+        &self,
+        ends: &Ends,
+        source: &Arc<dyn Device>,
+        dest: &Arc<dyn Device>,
+    ) -> Option<End> {
+        let (method, sources) = one_request(source, &[ends.from], dest, ends.to())?;
+        let request = CopyRequest {
+            method,
+            source: source.clone(),
+            sources,
+            dest: ends.to(),
+            fua: false,
+            cancel: Cancel::default(),
+        };
+        let done = self.client(ends.dest).ok()?.submit(Op::Copy(Box::new(request))).await;
+        one_request_ended(method, ends, done)
     }
 
     pub(super) async fn copy(&self, job: CopyJob) {
@@ -268,7 +300,10 @@ impl Worker {
         for entry in &call.entries {
             let ends = Ends { source, from: entry.source, dest, to: entry.dest.offset() };
             let begun = Instant::now();
-            let end = self.copy_one(&ends, offload, durable).await;
+            let mut end = self.copy_one(&ends, offload, durable).await;
+            if end.good < entry.source.len() && end.error.is_none() {
+                end.error = Some(Error::new(Kind::Io, "the device copied less than it was asked to"));
+            }
             failed = end.error.as_ref().map(|error| self.told("copy onto", dest, error));
             done.push((ends, end, begun.elapsed()));
             if failed.is_some() {

@@ -31,7 +31,19 @@ const RECEIPT: &str = "user.blkcopy.receipt";
 /// The file system that the FUSE library drives.
 pub(super) struct Volumes(pub(super) Arc<Shared>);
 
-/// A reader that serves a request.
+/// Held while a request is looked at: a reader that panics ends the mount.
+struct Watch<'a>(&'a Shared);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail();
+        }
+    }
+}
+
+/// A reader that serves a request which may block it. Let go before the answer: whoever gets that asks again at once, and another
+/// reader would think itself the last.
 struct Busy<'a> {
     shared: &'a Shared,
     /// Another reader waits for requests meanwhile.
@@ -40,15 +52,16 @@ struct Busy<'a> {
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            return self.shared.fail();
-        }
         self.shared.free.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl Volumes {
-    fn begin(&self) -> Busy<'_> {
+    fn watch(&self) -> Watch<'_> {
+        Watch(&self.0)
+    }
+
+    fn occupy(&self) -> Busy<'_> {
         let before = self.0.free.fetch_sub(1, Ordering::Relaxed);
         Busy { shared: &self.0, is_joined: before > 1 }
     }
@@ -150,7 +163,7 @@ impl Filesystem for Volumes {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         let found =
             self.0.volumes.iter().position(|v| parent == INodeNo::ROOT && OsStr::new(&*v.name) == name);
         match found {
@@ -160,7 +173,7 @@ impl Filesystem for Volumes {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         match self.find(ino) {
             _ if ino == INodeNo::ROOT => reply.attr(&TTL, &self.folder()),
             Some((_, vol)) => reply.attr(&self.0.ttl(), &vol.attr(ino)),
@@ -186,7 +199,7 @@ impl Filesystem for Volumes {
         _: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         let Some((volume, vol)) = self.find(ino) else { return reply.error(Errno::EPERM) };
         let now = vol.attr(ino);
         let changes = mode.is_some_and(|m| m & 0o7777 != u32::from(now.perm))
@@ -215,7 +228,7 @@ impl Filesystem for Volumes {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         let Some((volume, vol)) = self.find(ino) else { return reply.error(Errno::ENOENT) };
         if vol.read_only && flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
             return reply.error(Errno::EROFS);
@@ -240,7 +253,7 @@ impl Filesystem for Volumes {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         self.0.files.close(handle.0);
         reply.ok();
     }
@@ -256,18 +269,20 @@ impl Filesystem for Volumes {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let busy = self.begin();
+        let _watch = self.watch();
         let Some((volume, vol)) = self.find(ino) else { return reply.error(Errno::ENOENT) };
         let range = ByteRange::between(offset, offset.saturating_add(size.into()).min(vol.size()));
         if range.is_empty() {
             return reply.data(&[]);
         }
+        let busy = self.occupy();
         if busy.serves(vol) && vol.cover(range) == range {
             let tried = lane::with(&self.0, |lane| {
                 let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
                 let buf = lane.buffer(len)?;
                 Some(lane.run(&self.0, volume, Op::Read { range, buf }))
             });
+            drop(busy);
             match tried {
                 Ok(Some(Ok(Tried::Done(done)))) => {
                     match &done.result {
@@ -300,7 +315,7 @@ impl Filesystem for Volumes {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let busy = self.begin();
+        let _watch = self.watch();
         let Some((volume, vol)) = self.find(ino) else { return reply.error(Errno::ENOENT) };
         let range = ByteRange::between(offset, offset.saturating_add(data.len() as u64).min(vol.capacity));
         if range.is_empty() {
@@ -310,12 +325,14 @@ impl Filesystem for Volumes {
         let data = &data[..usize::try_from(range.len()).unwrap_or(usize::MAX)];
         let durable = syncs(flags.0);
         let mut taken = None;
+        let busy = self.occupy();
         if busy.serves(vol) && !durable && vol.cover(range) == range {
             let tried = lane::with(&self.0, |lane| {
                 let mut buf = lane.buffer(data.len())?;
                 buf.copy_from_slice(data);
                 Some(lane.run(&self.0, volume, Op::Write { range, buf, fua: false }))
             });
+            drop(busy);
             match tried {
                 Ok(Some(Ok(Tried::Done(done)))) => {
                     let good = done.good_bytes.min(range.len());
@@ -346,7 +363,7 @@ impl Filesystem for Volumes {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         match self.find(ino) {
             Some((volume, vol)) if !vol.read_only => self.0.io().leave(Job::Flush { volume, reply }),
             Some(_) => reply.ok(),
@@ -355,7 +372,7 @@ impl Filesystem for Volumes {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         if ino != INodeNo::ROOT {
             return reply.error(Errno::ENOTDIR);
         }
@@ -372,7 +389,7 @@ impl Filesystem for Volumes {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         let unit = u64::from(STATFS_UNIT);
         let (mut blocks, mut used) = (0u64, 0u64);
         for (at, vol) in self.0.volumes.iter().enumerate() {
@@ -385,7 +402,7 @@ impl Filesystem for Volumes {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         match self.find(ino).and_then(|(_, vol)| Self::attribute(vol, name)) {
             Some(value) => sized(&value, size, reply),
             None => reply.error(Errno::ENODATA),
@@ -393,7 +410,7 @@ impl Filesystem for Volumes {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         let names = if self.find(ino).is_some() { format!("{LIMITS}\0{RECEIPT}\0") } else { String::new() };
         sized(names.as_bytes(), size, reply);
     }
@@ -416,7 +433,7 @@ impl Filesystem for Volumes {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         let Some((volume, vol)) = self.find(ino) else { return reply.error(Errno::ENOENT) };
         let keeps = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let what = mode & !libc::FALLOC_FL_KEEP_SIZE;
@@ -447,7 +464,7 @@ impl Filesystem for Volumes {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let busy = self.begin();
+        let _watch = self.watch();
         let Some((volume, vol)) = self.find(ino) else { return reply.error(Errno::ENOENT) };
         let data = match whence {
             libc::SEEK_DATA => true,
@@ -455,10 +472,14 @@ impl Filesystem for Volumes {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let busy = self.occupy();
         if !busy.serves(vol) {
+            drop(busy);
             return self.0.io().leave(Job::Seek { volume, from, data, reply });
         }
-        match vol.seek(from, data) {
+        let found = vol.seek(from, data);
+        drop(busy);
+        match found {
             Ok(Some(at)) => reply.offset(at.cast_signed()),
             Ok(None) => reply.error(Errno::ENXIO),
             Err(error) => reply.error(errno(&error)),
@@ -476,7 +497,7 @@ impl Filesystem for Volumes {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        let _busy = self.begin();
+        let _watch = self.watch();
         let asked = Asked::of(cmd);
         let (Some((dest, vol)), Some(file)) = (self.find(ino), self.0.files.get(handle.0)) else {
             return reply.error(Errno::ENOTTY);
@@ -519,7 +540,7 @@ impl Filesystem for Volumes {
         reply: ReplyWrite,
     ) {
         self.0.copy_asked.store(true, Ordering::Relaxed);
-        let busy = self.begin();
+        let _watch = self.watch();
         let (Some((source, _)), Some((dest, vol))) = (self.find(ino_in), self.find(ino_out)) else {
             return reply.error(Errno::EINVAL);
         };
@@ -533,7 +554,8 @@ impl Filesystem for Volumes {
             Err(number) => return reply.error(number),
         }
         let durable = self.0.files.get(handle_out.0).is_some_and(|file| file.syncs());
-        if busy.is_joined && !durable {
+        // Short and in memory: nobody waits for this reader for long, not even for the last one.
+        if !durable {
             match copying::inline(&self.0, &ends) {
                 Some(Ok(good)) => return reply.written(u32::try_from(good).unwrap_or(u32::MAX)),
                 Some(Err(number)) => return reply.error(number),
