@@ -223,12 +223,15 @@ impl Make {
 
     /// A length from 1 to `most`: small, any, or at or beside a round number.
     fn len(&mut self, most: u64) -> u64 {
-        let grid = self.grid();
-        let len = match self.rng.below(4) {
-            0 => self.rng.below(64) + 1,
-            1 => self.rng.below(most) + 1,
-            _ => (grid * (self.rng.below(16) + 1)).saturating_add_signed([-1, 0, 0, 0, 1][self.rng.index(5)]),
+        // Most are short: what is wrong with long ones shows in few, and they take the time.
+        let grid = match self.rng.below(8) {
+            0 => return 1 + self.rng.below(most),
+            1 => [64 << 10, 1 << 20][self.rng.index(2)],
+            2 | 3 => 1,
+            _ => [512, 4096][self.rng.index(2)],
         };
+        let len = grid * (self.rng.below(16) + 1);
+        let len = len.saturating_add_signed([-1, 0, 0, 0, 1][self.rng.index(5)]);
         len.clamp(1, most)
     }
 
