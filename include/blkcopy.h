@@ -60,7 +60,7 @@ struct blkcopy_range {
  *   EPERM       the volume is read-only
  *   ESTALE      BLKCOPY_FROM: no open file has this token, or no longer
  *   EOPNOTSUPP  BLKCOPY_OFFLOAD_ONLY, and the devices cannot copy an entry between them
- *   EIO, ENOSPC, ETIMEDOUT and so on   what a device said; comp_len says how far it came
+ *   EIO, ENOSPC, ENOMEM and so on     what a device said; comp_len says how far it came
  */
 struct blkcopy_ranges {
 	uint64_t nr_range; /* in: entries, the n of the number */

@@ -90,7 +90,6 @@ impl Place {
             direct_copy: mount,
             zero_range: self.under != Under::Tmpfs,
             fixed_size: mount && self.under != Under::View,
-            seek_after_sync: mount,
             growing,
         }
     }

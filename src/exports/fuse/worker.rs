@@ -153,7 +153,8 @@ impl Drop for Watch<'_> {
 }
 
 fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
-    let (reactor, _) = reactor::choose(shared.options.engine, false)
+    // A copier waits for nothing but its copies, so what is brief it does itself; requests of others wait for the I/O worker.
+    let (reactor, _) = reactor::choose(shared.options.engine, index > 0)
         .map_err(|e| Error::os("the I/O engine cannot be started", e))?;
     let local = Local::new(reactor);
     let woken = local.waker();

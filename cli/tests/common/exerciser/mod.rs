@@ -48,8 +48,6 @@ struct Open {
     plain: File,
     direct: Option<File>,
     map: Option<Mapped>,
-    /// Stored to through the mapping since the last sync.
-    stored: bool,
     token: Option<Token>,
 }
 
@@ -63,7 +61,7 @@ impl Open {
                 Some(File::options().read(true).write(true).custom_flags(flags).open(path)?)
             }
         };
-        Ok(Self { path: path.to_owned(), plain, direct, map: None, stored: false, token: None })
+        Ok(Self { path: path.to_owned(), plain, direct, map: None, token: None })
     }
 
     /// The mapping of the whole, made anew when the size has changed.
@@ -127,7 +125,6 @@ impl<'a> Run<'a> {
             Op::Sync { volume, data_only } => {
                 let file = &self.open[*volume].plain;
                 said("fsync", if *data_only { file.sync_data() } else { file.sync_all() })?;
-                self.open[*volume].stored = false;
                 Ok(())
             }
             Op::Reopen { volume } => {
@@ -158,7 +155,6 @@ impl<'a> Run<'a> {
             let len = to.len.min(size.saturating_sub(to.at));
             if len > 0 {
                 said("mmap", open.map(size))?.write(index(to.at), &bytes[..index(len)]);
-                open.stored = true;
                 self.model.write(to.volume, to.at, &bytes[..index(len)]);
             }
             return Ok(());
@@ -287,9 +283,6 @@ impl<'a> Run<'a> {
 
     fn seek(&mut self, volume: usize, at: u64) -> Judged {
         let (size, mut at) = (self.model.size(volume), at);
-        if self.plan.caps.seek_after_sync && self.open[volume].stored {
-            self.step(&Op::Sync { volume, data_only: true })?;
-        }
         let file = &self.open[volume].plain;
         while at < size {
             let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {

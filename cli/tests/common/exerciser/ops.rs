@@ -21,8 +21,6 @@ pub(crate) struct Caps {
     pub(crate) zero_range: bool,
     /// The size cannot change: what would change it is an error, and truncation only makes the rest read as zero.
     pub(crate) fixed_size: bool,
-    /// `SEEK_DATA` is answered by who does not know of pages that were stored to through a mapping (FUSE).
-    pub(crate) seek_after_sync: bool,
     /// Sizes change with truncation, writes and copies, as POSIX has it. Else truncation is always followed by one back.
     pub(crate) growing: bool,
 }

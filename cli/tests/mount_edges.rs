@@ -1,0 +1,148 @@
+//! Edges of the mount where something was, or could be, lost without a word.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
+
+mod common;
+
+use blkcopy::sys::blkcopy::{Entry, blkcopy_from, blkcopy_source};
+use blkcopy::sys::mapped::Mapped;
+use common::mounted::{Mounted, mounts_or_why};
+use common::{MIB, Undo, attach_with, folder, loops_or_why, mount_tmpfs, sh, skip};
+use rustix::fs::SeekFrom;
+use std::fs::File;
+use std::path::Path;
+
+fn open(path: &Path) -> File {
+    File::options().read(true).write(true).open(path).unwrap()
+}
+
+#[test]
+fn a_page_that_cannot_be_written_back_is_an_error_of_msync() {
+    let test = "a_page_that_cannot_be_written_back_is_an_error_of_msync";
+    let (base, mut undo) = (folder(), Undo::default());
+    if let Err(why) = mounts_or_why().and_then(|()| loops_or_why()) {
+        return skip(test, &why);
+    }
+    let small = match mount_tmpfs(&mut undo, base.path(), "small", "1M") {
+        Ok(small) => small,
+        Err(why) => return skip(test, &why),
+    };
+    let image = small.join("image");
+    File::create(&image).unwrap().set_len(4 * MIB).unwrap();
+    for cache in [false, true] {
+        let name = format!("v={}", image.display());
+        let mut args = vec![name.as_str()];
+        args.splice(0..0, cache.then_some("--cache"));
+        let mounted = Mounted::start(&args);
+        let file = open(&mounted.at_name("v"));
+        let mut map = Mapped::new(&file, 4 << 20).unwrap();
+        map.write(0, &vec![7; 4 << 20]);
+        let synced = map.sync(0..4 << 20).and_then(|()| file.sync_all());
+        assert!(synced.is_err(), "3 MiB are lost and nobody is told");
+        drop((map, file));
+        // What could not be written could not be flushed either, or was told already.
+        drop(mounted);
+        File::options().write(true).open(&image).unwrap().set_len(0).unwrap();
+        File::options().write(true).open(&image).unwrap().set_len(4 * MIB).unwrap();
+    }
+}
+
+#[test]
+fn a_search_for_holes_sees_what_was_stored_through_a_mapping() {
+    let test = "a_search_for_holes_sees_what_was_stored_through_a_mapping";
+    if let Err(why) = mounts_or_why() {
+        return skip(test, &why);
+    }
+    let base = folder();
+    let image = base.path().join("sparse");
+    File::create(&image).unwrap().set_len(4 * MIB).unwrap();
+    for cache in [false, true] {
+        let name = format!("v={}", image.display());
+        let mut args = vec![name.as_str()];
+        args.splice(0..0, cache.then_some("--cache"));
+        let mounted = Mounted::start(&args);
+        let file = open(&mounted.at_name("v"));
+        assert_eq!(rustix::fs::seek(&file, SeekFrom::Data(0)), Err(rustix::io::Errno::NXIO));
+        let mut map = Mapped::new(&file, 4 << 20).unwrap();
+        map.write(1 << 20, b"stored");
+        let data = rustix::fs::seek(&file, SeekFrom::Data(0)).unwrap();
+        assert!(data <= MIB && data + 65_536 > MIB, "data is told at {data}");
+        drop((map, file));
+        mounted.stop();
+        File::options().write(true).open(&image).unwrap().set_len(0).unwrap();
+        File::options().write(true).open(&image).unwrap().set_len(4 * MIB).unwrap();
+    }
+}
+
+#[test]
+fn a_mount_that_is_aborted_beside_an_ioctl_ends() {
+    let test = "a_mount_that_is_aborted_beside_an_ioctl_ends";
+    if let Err(why) = mounts_or_why().and_then(|()| loops_or_why()) {
+        return skip(test, &why);
+    }
+    let base = folder();
+    for name in ["a", "b"] {
+        std::fs::write(base.path().join(name), common::bytes(32 << 20, 1)).unwrap();
+    }
+    let at = |name: &str| format!("{name}={}", base.path().join(name).display());
+    for _ in 0..3 {
+        let mut mounted = Mounted::start(&[&at("a"), &at("b")]);
+        let (a, b) = (open(&mounted.at_name("a")), open(&mounted.at_name("b")));
+        let token = blkcopy_source(&a).unwrap();
+        let copying = std::thread::spawn(move || {
+            let mut calls = 0;
+            loop {
+                let mut entries: Vec<Entry> = (0..32).map(|n| Entry::new(n * MIB, n * MIB, MIB)).collect();
+                if let Err(error) = blkcopy_from(&b, token, 0, &mut entries) {
+                    return (calls, error);
+                }
+                calls += 1;
+            }
+        });
+        // While a call is being served: its next invalidation finds nobody any more.
+        while mounted.receipt("b")["copies"].as_u64() < Some(40) {
+            std::thread::yield_now();
+        }
+        drop(a);
+        // Forced, the connection goes at once, also when the files are in use and the mount cannot go.
+        let _busy = sh(&format!("umount -f {}", mounted.dir().display()));
+        let (_, error) = copying.join().unwrap();
+        assert!(error.raw_os_error().is_some(), "{error}");
+        assert!(mounted.wait().is_some(), "the server does not end");
+    }
+}
+
+#[test]
+fn one_byte_is_shown_by_one_volume_only() {
+    let test = "one_byte_is_shown_by_one_volume_only";
+    let (base, mut undo) = (folder(), Undo::default());
+    if let Err(why) = mounts_or_why().and_then(|()| loops_or_why()) {
+        return skip(test, &why);
+    }
+    let image = base.path().join("disk");
+    let made = sh(&format!(
+        "truncate -s 20M {0}; printf 'label: gpt\\nstart=2048, size=16384\\n' | sfdisk -q {0}",
+        image.display()
+    ));
+    let disk = match made.and_then(|_| attach_with(&mut undo, &image, "-P")) {
+        Ok(disk) => disk.display().to_string(),
+        Err(why) => return skip(test, &why),
+    };
+    let part = format!("{disk}p1");
+    let _ = sh(&format!("test -e {part} || partx -a {disk}"));
+    if !Path::new(&part).exists() {
+        return skip(test, "loop devices here have no partitions");
+    }
+    let dir = base.path().join("mnt");
+    std::fs::create_dir(&dir).unwrap();
+    let (dir, image) = (dir.display().to_string(), image.display().to_string());
+    let (d, p, f) = (format!("d={disk}"), format!("p={part}"), format!("f={image}"));
+    for args in [[&d, &p], [&p, &d]] {
+        let ran = common::blkcopy(base.path(), &["mount", &dir, args[0], args[1]]);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(ran.err.contains("hold the same bytes"), "{ran:?}");
+    }
+    let ran = common::blkcopy(base.path(), &["mount", &dir, &d, "--ro", &f]);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.err.contains("hold the same bytes"), "{ran:?}");
+}
