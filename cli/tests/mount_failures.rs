@@ -1,7 +1,7 @@
 //! A mount when things go wrong: its server killed, its destination full, programs interrupted, taken away under copies.
 //! Nothing hangs, every error reaches the program, every block is old or new.
 //!
-//! Errors of devices at each position need test devices: they are tested beside `exports::fuse`, not here.
+//! Errors of devices at each position, power cuts, and devices that never answer: `mount_faults`.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // in a test a panic is the message
 

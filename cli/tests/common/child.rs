@@ -6,18 +6,18 @@
 #![allow(dead_code)] // each test file uses a part of it
 
 use crate::common::{BIN, sh};
-use blkcopy::block::Device;
+use blkcopy::block::{Device, Kind as ErrorKind};
 use blkcopy::drivers::mem::Mem;
 use blkcopy::exports::fuse::{Mount, Options, Serve, Volume};
-use blkcopy::map::Linear;
-use blkcopy::sim::{CopyBug, MiscopyDevice};
+use blkcopy::map::{Blank, Linear};
+use blkcopy::sim::{CopyBug, DelayDevice, ErrorDevice, Fault, FaultPlan, MiscopyDevice, Ops, VolatileDisk};
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader, Read, Write as _};
+use std::io::{BufRead, BufReader, Write as _};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -35,7 +35,14 @@ pub(crate) struct Spec {
     pub(crate) devices: Vec<Kind>,
     pub(crate) cache: bool,
     pub(crate) resizable: bool,
+    /// Two readers and two copiers, however many cores there are.
+    pub(crate) few: bool,
 }
+
+/// Sectors of the disks, in bytes.
+pub(crate) const SECTOR: u64 = 512;
+/// Shortest zeroes that are owed by test devices, in bytes: volumes are small.
+const LAZY_MIN: u64 = 64 << 10;
 
 /// A test device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -45,12 +52,108 @@ pub(crate) enum Kind {
     Map,
     /// Memory with the bug of this place in `CopyBug::ALL`.
     Miscopying(usize),
+    /// Memory that fails when told to; zeroes are owed.
+    Failing,
+    /// A disk with a volatile cache and sectors, that fails when told to; zeroes are owed.
+    Disk,
+    /// Memory, and as its second half memory that fails when told to.
+    HalfFailing,
+    /// Memory, and as its second half memory that takes requests and never answers.
+    HalfStuck,
+}
+
+/// What a server can be told to do to its devices.
+#[derive(Default)]
+struct World {
+    plan: Arc<FaultPlan>,
+    fault: Option<Fault>,
+    /// Operations counted and failed so far.
+    seen: u64,
+    fired: u64,
+    disks: Vec<Arc<VolatileDisk>>,
+    /// What the queues held is gone: the mount cannot end well.
+    is_cut: bool,
+}
+
+impl World {
+    /// Carries out a line; the answer.
+    fn told(&mut self, mount: &mut Option<Mount>, line: &str) -> String {
+        match *line.split(' ').collect::<Vec<_>>() {
+            ["arm", op, nth, forever, good] => {
+                let ops = match op {
+                    "READ" => Ops::READ,
+                    "WRITE" => Ops::WRITE,
+                    "WRITE_ZEROES" => Ops::WRITE_ZEROES,
+                    "FLUSH" => Ops::FLUSH,
+                    "COPY" => Ops::COPY,
+                    _ => Ops::ALL,
+                };
+                let number = |word: &str| word.parse().expect("a number");
+                let (nth, good_bytes, forever) = (number(nth), number(good), forever == "true");
+                self.fault = Some(Fault { ops, nth, forever, kind: ErrorKind::Io, good_bytes });
+                (self.seen, self.fired) = (0, 0);
+                self.resume();
+                String::new()
+            }
+            ["pause"] => {
+                self.seen += self.plan.seen();
+                self.fired += self.plan.fired();
+                self.hold();
+                self.fired.to_string()
+            }
+            ["resume"] => {
+                self.resume();
+                String::new()
+            }
+            ["durable", file] => self.dump(file, VolatileDisk::durable),
+            ["cut", seed, file] => {
+                self.disks.iter().for_each(|disk| disk.power_cut(seed.parse().expect("a number")));
+                self.is_cut = true;
+                self.dump(file, VolatileDisk::contents)
+            }
+            ["stop", file] => {
+                let stopped = mount.take().expect("it is stopped once").stop();
+                self.dump(file, VolatileDisk::durable);
+                format!("{stopped:?}")
+            }
+            _ => panic!("not a thing to do: {line}"),
+        }
+    }
+
+    fn resume(&self) {
+        match self.fault {
+            Some(fault) if self.fired == 0 => {
+                self.plan.arm(Fault { nth: fault.nth.saturating_sub(self.seen), ..fault });
+            }
+            Some(fault) if fault.forever => self.plan.arm(Fault { nth: 1, ..fault }),
+            _ => self.hold(),
+        }
+    }
+
+    /// Fails nothing, and begins its numbers anew.
+    fn hold(&self) {
+        self.plan.arm(Fault::nth(u64::MAX));
+        self.plan.disarm();
+    }
+
+    fn dump(&self, file: &str, what: impl Fn(&VolatileDisk) -> Vec<u8>) -> String {
+        for (i, disk) in self.disks.iter().enumerate() {
+            std::fs::write(format!("{file}.{i}"), what(disk)).expect("a file of the test");
+        }
+        String::new()
+    }
 }
 
 impl Kind {
-    fn open(self, name: &str, size: u64) -> Arc<dyn Device> {
+    fn open(self, name: &str, size: u64, world: &mut World) -> Arc<dyn Device> {
         let mem = |name: &str, size| -> Arc<dyn Device> {
             Arc::new(Mem::new(name, size, NonZeroU32::MIN).expect("a size of a test"))
+        };
+        // As the command has it: every leaf may owe zeroes.
+        let blank = |leaf| -> Arc<dyn Device> { Blank::with_lazy_min(leaf, LAZY_MIN).expect("a leaf") };
+        let halves = |second| -> Arc<dyn Device> {
+            let legs = [blank(mem("first", size / 2)), blank(second)];
+            Arc::new(Linear::new(name, legs).expect("two legs of memory"))
         };
         match self {
             Self::Memory => mem(name, size),
@@ -61,7 +164,22 @@ impl Kind {
                 Arc::new(Linear::new(name, legs).expect("two legs of memory"))
             }
             Self::Miscopying(bug) => Arc::new(MiscopyDevice::new(mem(name, size), CopyBug::ALL[bug])),
+            Self::Failing => blank(Arc::new(ErrorDevice::new(mem(name, size), world.plan.clone()))),
+            Self::Disk => {
+                let sector = NonZeroU32::new(512).expect("not zero");
+                let disk = Arc::new(VolatileDisk::new(name, size, sector).expect("whole sectors"));
+                world.disks.push(disk.clone());
+                blank(Arc::new(ErrorDevice::new(disk, world.plan.clone())))
+            }
+            Self::HalfFailing => {
+                halves(Arc::new(ErrorDevice::new(mem("second", size / 2), world.plan.clone())))
+            }
+            Self::HalfStuck => halves(Arc::new(DelayDevice::new(mem("second", size / 2), 1, u64::MAX - 1))),
         }
+    }
+
+    fn serve(self) -> Serve {
+        if self == Self::HalfStuck { Serve::MayBlock } else { Serve::AtOnce }
     }
 }
 
@@ -69,24 +187,35 @@ impl Kind {
 pub(crate) fn serve_if_asked() {
     let Some(spec) = std::env::var_os(SPEC) else { return };
     let spec: Spec = serde_json::from_slice(spec.as_encoded_bytes()).expect("written by `own`");
+    let mut world = World::default();
     let volume = |(i, kind): (usize, &Kind)| {
         let name = format!("vol{i}");
-        let device = kind.open(&name, spec.size);
-        Volume { name, device, read_only: false, serve: Serve::AtOnce }
+        let device = kind.open(&name, spec.size, &mut world);
+        Volume { name, device, read_only: false, serve: kind.serve() }
     };
     let volumes = spec.devices.iter().enumerate().map(volume).collect();
-    let options = Options { cache: spec.cache, resizable: spec.resizable, ..Options::default() };
-    let mount = Mount::start(&spec.dir, volumes, options).expect("the mount begins");
+    let mut options = Options { cache: spec.cache, resizable: spec.resizable, ..Options::default() };
+    if spec.few {
+        (options.readers, options.workers) = (2, 2);
+    }
+    let mut mount = Some(Mount::start(&spec.dir, volumes, options).expect("the mount begins"));
     println!("\nmounted on {}", spec.dir.display());
     std::io::stdout().flush().expect("the parent reads");
     // It ends with the parent, however that ends.
-    let _ = std::io::stdin().read(&mut [0]);
-    mount.stop().expect("the volumes are flushed");
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let answer = world.told(&mut mount, &line);
+        println!("answer {answer}");
+        std::io::stdout().flush().expect("the parent reads");
+    }
+    if let Some(stopped) = mount.map(Mount::stop) {
+        assert!(stopped.is_ok() || world.is_cut, "the volumes are not flushed: {stopped:?}");
+    }
 }
 
 /// A server in another process.
 pub(crate) struct Server {
     child: Child,
+    tells: Mutex<mpsc::Receiver<String>>,
 }
 
 impl Drop for Server {
@@ -103,9 +232,9 @@ impl Server {
     /// Starts it; the lines it prints up to one that begins with `ready`.
     fn start(mut command: Command, ready: &str) -> (Self, Vec<String>) {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut this = Self { child: command.spawn().expect("a server starts") };
-        let out = this.child.stdout.take().expect("piped above");
         let (told, tells) = mpsc::channel();
+        let mut this = Self { child: command.spawn().expect("a server starts"), tells: Mutex::new(tells) };
+        let out = this.child.stdout.take().expect("piped above");
         // Reads on to the end, so that the server never waits for a reader.
         std::thread::spawn(move || {
             for line in BufReader::new(out).lines().map_while(Result::ok) {
@@ -114,12 +243,29 @@ impl Server {
         });
         let mut lines = Vec::new();
         loop {
-            match tells.recv_timeout(PATIENCE) {
+            let told = this.tells.lock().expect("nobody panics with it").recv_timeout(PATIENCE);
+            match told {
                 Ok(line) => lines.push(line),
                 Err(e) => panic!("{command:?} is not ready: {e}; it said {lines:#?}"),
             }
             if lines.last().is_some_and(|l| l.starts_with(ready)) {
                 return (this, lines);
+            }
+        }
+    }
+
+    /// Has a server of our own do something (`World::told`); what it answers.
+    fn ask(&self, line: &str) -> String {
+        let tells = self.tells.lock().expect("nobody panics with it");
+        let mut to = self.child.stdin.as_ref().expect("it is not asked to end yet");
+        writeln!(to, "{line}").expect("the server lives");
+        loop {
+            match tells.recv_timeout(PATIENCE) {
+                Ok(said) => match said.strip_prefix("answer ") {
+                    Some(answer) => return answer.to_owned(),
+                    None => eprintln!("{said}"),
+                },
+                Err(e) => panic!("{line}: no answer: {e}"),
             }
         }
     }
@@ -156,6 +302,23 @@ impl Mounted {
     /// Says that the test goes on.
     pub(crate) fn step(&self) {
         self.beat.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Has a server of our own do something; what it answers.
+    pub(crate) fn ask(&self, line: &str) -> String {
+        self.step();
+        self.server.as_ref().expect("there until it is dropped").ask(line)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.server.as_ref().expect("there until it is dropped").child.id()
+    }
+
+    /// Ends the server as it stands: whoever waits for it gets an error.
+    pub(crate) fn kill(&mut self) {
+        if let Some(server) = &mut self.server {
+            let _ = server.child.kill();
+        }
     }
 }
 
@@ -197,10 +360,20 @@ pub(crate) fn by_serve(devices: &[String], cache: bool) -> Mounted {
 
 /// Mounts by this binary, whose test `mount_child` calls [`serve_if_asked`].
 pub(crate) fn own(size: u64, devices: &[Kind], cache: bool, resizable: bool) -> Mounted {
+    started(Spec { dir: PathBuf::new(), size, devices: devices.to_vec(), cache, resizable, few: false })
+}
+
+/// The same with the fewest readers, and two copiers.
+pub(crate) fn own_few(size: u64, devices: &[Kind]) -> Mounted {
+    let devices = devices.to_vec();
+    started(Spec { dir: PathBuf::new(), size, devices, cache: false, resizable: false, few: true })
+}
+
+fn started(mut spec: Spec) -> Mounted {
     let folder = crate::common::folder();
     let dir = folder.path().join("m");
     std::fs::create_dir(&dir).expect("a new folder");
-    let spec = Spec { dir: dir.clone(), size, devices: devices.to_vec(), cache, resizable };
+    spec.dir.clone_from(&dir);
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command.args(["mount_child", "--exact", "--nocapture"]);
     command.env(SPEC, serde_json::to_string(&spec).expect("plain data"));
