@@ -183,7 +183,7 @@ Examples:
   blkcopy mount /mnt/vols golden=golden.img vm01=nvme-tcp://192.0.2.7:4420/NQN?nsid=1 scratch=mem:1GiB
   blkcopy mount /mnt/vols --ro golden.img vm01.img &
   cp /mnt/vols/golden.img /mnt/vols/vm01.img             # a block copy, offloaded where it can be
-  getfattr -n user.blkcopy.receipt /mnt/vols/vm01.img    # how
+  getfattr --only-values -n user.blkcopy.receipt /mnt/vols/vm01.img    # how
 
 A volume keeps its size: cut to n bytes, it reads as zero from there on. SIGINT and SIGTERM unmount.")]
 pub(crate) struct MountArgs {
