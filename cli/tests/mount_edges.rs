@@ -23,7 +23,7 @@ fn a_page_that_cannot_be_written_back_is_an_error_of_msync() {
     if let Err(why) = mounts_or_why().and_then(|()| loops_or_why()) {
         return skip(test, &why);
     }
-    let small = match mount_tmpfs(&mut undo, base.path(), "small", "1M") {
+    let small = match mount_tmpfs(&mut undo, base.path(), "small", "512K") {
         Ok(small) => small,
         Err(why) => return skip(test, &why),
     };
@@ -36,9 +36,9 @@ fn a_page_that_cannot_be_written_back_is_an_error_of_msync() {
         let mounted = Mounted::start(&args);
         let file = open(&mounted.at_name("v"));
         let mut map = Mapped::new(&file, 4 << 20).unwrap();
-        map.write(0, &vec![7; 4 << 20]);
+        map.write(0, &vec![7; 1 << 20]);
         let synced = map.sync(0..4 << 20).and_then(|()| file.sync_all());
-        assert!(synced.is_err(), "3 MiB are lost and nobody is told");
+        assert!(synced.is_err(), "half a MiB is lost and nobody is told");
         drop((map, file));
         // What could not be written could not be flushed either, or was told already.
         drop(mounted);
