@@ -7,13 +7,25 @@ mod common;
 use blkcopy::sys::blkcopy::{Entry, blkcopy_from, blkcopy_source};
 use blkcopy::sys::mapped::Mapped;
 use common::mounted::{Mounted, bounded, mounts_or_why};
-use common::{MIB, Undo, attach_with, folder, loops_or_why, mount_tmpfs, sh, skip};
+use common::{MIB, Undo, attach_with, folder, loops_or_why, mount_tmpfs, must, sh, skip};
 use rustix::fs::SeekFrom;
 use std::fs::File;
 use std::path::Path;
 
 fn open(path: &Path) -> File {
     File::options().read(true).write(true).open(path).unwrap()
+}
+
+/// Makes the image 4 MiB of hole.
+fn empty(image: &Path) {
+    File::create(image).unwrap().set_len(4 * MIB).unwrap();
+}
+
+/// The image as the volume `v`.
+fn shown(image: &Path, cache: bool) -> Mounted {
+    let name = format!("v={}", image.display());
+    let args: Vec<&str> = cache.then_some("--cache").into_iter().chain([name.as_str()]).collect();
+    Mounted::start(&args)
 }
 
 #[test]
@@ -28,12 +40,9 @@ fn a_page_that_cannot_be_written_back_is_an_error_of_msync() {
         Err(why) => return skip(test, &why),
     };
     let image = small.join("image");
-    File::create(&image).unwrap().set_len(4 * MIB).unwrap();
+    empty(&image);
     for cache in [false, true] {
-        let name = format!("v={}", image.display());
-        let mut args = vec![name.as_str()];
-        args.splice(0..0, cache.then_some("--cache"));
-        let mounted = Mounted::start(&args);
+        let mounted = shown(&image, cache);
         let file = open(&mounted.at_name("v"));
         let mut map = Mapped::new(&file, 4 << 20).unwrap();
         map.write(0, &vec![7; 1 << 20]);
@@ -42,8 +51,7 @@ fn a_page_that_cannot_be_written_back_is_an_error_of_msync() {
         drop((map, file));
         // What could not be written could not be flushed either, or was told already.
         drop(mounted);
-        File::options().write(true).open(&image).unwrap().set_len(0).unwrap();
-        File::options().write(true).open(&image).unwrap().set_len(4 * MIB).unwrap();
+        empty(&image);
     }
 }
 
@@ -55,12 +63,9 @@ fn a_search_for_holes_sees_what_was_stored_through_a_mapping() {
     }
     let base = folder();
     let image = base.path().join("sparse");
-    File::create(&image).unwrap().set_len(4 * MIB).unwrap();
+    empty(&image);
     for cache in [false, true] {
-        let name = format!("v={}", image.display());
-        let mut args = vec![name.as_str()];
-        args.splice(0..0, cache.then_some("--cache"));
-        let mounted = Mounted::start(&args);
+        let mounted = shown(&image, cache);
         let file = open(&mounted.at_name("v"));
         assert_eq!(rustix::fs::seek(&file, SeekFrom::Data(0)), Err(rustix::io::Errno::NXIO));
         let mut map = Mapped::new(&file, 4 << 20).unwrap();
@@ -69,8 +74,7 @@ fn a_search_for_holes_sees_what_was_stored_through_a_mapping() {
         assert!(data <= MIB && data + 65_536 > MIB, "data is told at {data}");
         drop((map, file));
         mounted.stop();
-        File::options().write(true).open(&image).unwrap().set_len(0).unwrap();
-        File::options().write(true).open(&image).unwrap().set_len(4 * MIB).unwrap();
+        empty(&image);
     }
 }
 
@@ -145,4 +149,31 @@ fn one_byte_is_shown_by_one_volume_only() {
     let ran = bounded(&format!("{} mount {dir} {d} --ro {f}", common::BIN));
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.err.contains("hold the same bytes"), "{ran:?}");
+}
+
+#[test]
+fn files_belong_to_their_owner_and_to_nobody_else() {
+    let test = "files_belong_to_their_owner_and_to_nobody_else";
+    let as_user = |id: u32, script: &str| {
+        let user = format!("setpriv --reuid={id} --regid={id} --clear-groups");
+        bounded(&format!("export LC_ALL=C; {user} sh -c '{script}'"))
+    };
+    if let Err(why) = mounts_or_why().and_then(|()| loops_or_why()) {
+        return skip(test, &why);
+    }
+    if sh("command -v setpriv").is_err() {
+        return skip(test, "no setpriv");
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    must(&format!("chmod 755 {}", scratch.path().display()));
+    let dir = scratch.path().join("mnt");
+    std::fs::create_dir(&dir).unwrap();
+    let front = ["mount", "--owner", "65534:65534", &dir.display().to_string()].map(str::to_owned);
+    let mounted = Mounted::at(scratch, dir, &front, &["a=mem:1MiB", "b=mem:1MiB"]);
+    let (a, b) = (mounted.text("a"), mounted.text("b"));
+    let ran = as_user(65534, &format!("head -c 1M /dev/zero | tr \\0 x >{a}; cp {a} {b}; cmp {a} {b}"));
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = as_user(1234, &format!("cat {a}"));
+    assert!(ran.code != Some(0) && ran.err.contains("Permission denied"), "{ran:?}");
+    mounted.stop();
 }
