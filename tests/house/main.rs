@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 
+mod code;
+
+use code::Code;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,8 +18,8 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("copy", &["block", "reactor"]),
     ("nvme", &["block"]),
     ("drivers", &["block", "nvme", "reactor", "sys"]),
-    ("map", &["block", "copy"]),
-    ("open", &["block", "drivers", "map"]),
+    ("map", &["block"]),
+    ("open", &["block", "drivers"]),
     ("target", &["block", "copy", "nvme", "reactor"]),
     ("exports", &["target", "copy", "nvme", "block", "reactor", "sys"]),
     ("sim", &["block", "reactor"]),
@@ -53,68 +56,14 @@ fn sources(folders: &[&str]) -> Vec<(String, String)> {
     list.iter().map(|p| (short(p), fs::read_to_string(p).unwrap())).collect()
 }
 
-/// The code without comments and without the test module at its end (tests may use any room).
-fn code(text: &str) -> String {
-    let mut out = String::new();
-    let mut lines = text.lines().peekable();
-    while let Some(line) = lines.next() {
-        let next_is_module = lines.peek().is_some_and(|n| n.trim_start().starts_with("mod "));
-        if line == "#[cfg(test)]" && next_is_module {
-            break;
-        }
-        out.push_str(line.split("//").next().unwrap_or_default());
-        out.push('\n');
-    }
-    out
-}
-
-/// What a file names as `crate::...`: rooms, or `sys::module`.
-fn uses(code: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for part in code.split("crate::").skip(1) {
-        // `crate::{a::x, b}` names several rooms at depth one; `crate::sys::{a, b}` several modules.
-        for path in expand(part) {
-            let mut words = path.split("::").map(str::trim);
-            let room = words.next().unwrap_or_default();
-            match (room, words.next()) {
-                ("sys", Some(module)) => found.insert(format!("sys::{module}")),
-                _ => found.insert(room.to_owned()),
-            };
-        }
-    }
-    found.retain(|f| f.starts_with(|c: char| c.is_ascii_lowercase()));
-    found
-}
-
-/// The first two words of each path a `use` tree spells out.
-fn expand(text: &str) -> Vec<String> {
-    let word_end =
-        |s: &str| s.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).unwrap_or(s.len());
-    let (head, rest) = text.split_at(word_end(text));
-    if !rest.starts_with('{') {
-        return vec![head.to_owned()];
-    }
-    let (mut depth, mut items, mut start) = (0, Vec::new(), 1);
-    for (i, c) in rest.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            _ => {}
-        }
-        if (c == ',' && depth == 1) || depth == 0 {
-            items.push(rest[start..i].trim());
-            start = i + 1;
-        }
-        if depth == 0 {
-            break;
-        }
-    }
-    items.iter().flat_map(|item| expand(item)).map(|item| format!("{head}{item}")).collect()
-}
-
 fn room_of(file: &str) -> String {
     let inside = file.strip_prefix("src/").unwrap();
     inside.split('/').next().unwrap().trim_end_matches(".rs").to_owned()
+}
+
+/// Whether a file is built for tests only, which may use any room.
+fn is_for_tests(file: &str) -> bool {
+    file.ends_with("tests.rs") || file.ends_with("/testing.rs") || file.contains("/tests/")
 }
 
 #[test]
@@ -122,13 +71,13 @@ fn arrows_point_down() {
     let mut wrong = Vec::new();
     for (file, text) in sources(&["src"]) {
         let room = room_of(&file);
-        if room == "lib" || file.ends_with("tests.rs") || file.ends_with("/testing.rs") {
+        if room == "lib" || is_for_tests(&file) {
             continue;
         }
         let row = MAY_USE.iter().find(|(name, _)| *name == room);
         let (_, may) =
             row.unwrap_or_else(|| panic!("{file}: the room {room} is not in the table of this test"));
-        for used in uses(&code(&text)) {
+        for used in Code::read(&file, &text).rooms() {
             let used_room = used.split("::").next().unwrap();
             let known = MAY_USE.iter().any(|(name, _)| *name == used_room);
             let allowed = used_room == room || may.contains(&used_room) || may.contains(&used.as_str());
@@ -140,19 +89,43 @@ fn arrows_point_down() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// A permission that nothing uses is an arrow somebody may draw unseen.
+#[test]
+fn every_permitted_arrow_is_used() {
+    let mut used = BTreeSet::new();
+    for (file, text) in sources(&["src"]).into_iter().filter(|(file, _)| !is_for_tests(file)) {
+        let rooms = Code::read(&file, &text).rooms();
+        let pairs = rooms.iter().flat_map(|r| [r.as_str(), r.split("::").next().unwrap()]);
+        used.extend(pairs.map(|to| (room_of(&file), to.to_owned())));
+    }
+    let permitted = MAY_USE.iter().flat_map(|(room, may)| may.iter().map(move |to| (*room, *to)));
+    let idle: Vec<_> =
+        permitted.filter(|(room, to)| !used.contains(&((*room).to_owned(), (*to).to_owned()))).collect();
+    assert!(idle.is_empty(), "permitted and not used: {idle:?}; take them out of the table");
+}
+
 #[test]
 fn the_arrow_test_sees_every_way_to_name_a_room() {
-    let text = "use crate::block::{A, B};\nuse crate::{copy::plan, map};\nfn f() { crate::sys::ring::x() }\n\
-                use crate::sys::{owned::Owner, aligned};\n// crate::open\n";
-    let found: Vec<String> = uses(&code(text)).into_iter().collect();
-    assert_eq!(found, ["block", "copy", "map", "sys::aligned", "sys::owned", "sys::ring"]);
+    let text = "#[cfg(test)]\nmod tests;\n\
+                #[cfg(test)]\nuse crate::drivers::Mem;\n\
+                use crate::block::{A, B};\nuse crate::{copy::plan, map as m};\n\
+                fn f() { let s = \"// not a comment\"; crate::sys::ring::x() }\n\
+                use crate::sys::{owned::Owner, aligned};\n// crate::open\n\
+                use super::super::nvme::Status;\nuse super::beside::Thing;\n\
+                fn g() { println!(\"{}\", crate::target::NAME) }\n\
+                mod inner { use super::super::super::exports::Server; }\n\
+                macro_rules! m { () => { $crate::sim::Disk } }\n\
+                impl T { #[cfg(test)] fn t() { crate::open::open() } }\n";
+    let found: Vec<String> = Code::read("src/reactor/local.rs", text).rooms().into_iter().collect();
+    let rooms = ["block", "copy", "exports", "map", "nvme", "reactor", "sim"];
+    let modules = ["sys::aligned", "sys::owned", "sys::ring", "target"];
+    assert_eq!(found, [rooms.as_slice(), &modules].concat());
 }
 
 #[test]
 fn unsafe_lives_in_sys_only() {
     for (file, text) in sources(&["src", "cli/src", "xtask/src"]) {
-        let words = |c: char| !(c.is_alphanumeric() || c == '_');
-        let has = code(&text).lines().any(|l| !l.contains('"') && l.split(words).any(|w| w == "unsafe"));
+        let has = Code::read(&file, &text).has_unsafe;
         assert!(!has || file.starts_with("src/sys/"), "{file} holds unsafe code; only src/sys may");
     }
 }

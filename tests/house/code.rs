@@ -1,0 +1,217 @@
+//! What a source file uses, read from its syntax tree.
+
+#![allow(clippy::unwrap_used)] // a test may
+
+use proc_macro2::{TokenStream, TokenTree};
+use std::collections::BTreeSet;
+use syn::visit::{self, Visit};
+use syn::{Attribute, ExprUnsafe, Ident, ImplItem, Item, ItemMod, ItemUse, Path, UseTree};
+
+/// The code of one file that is part of a build without tests, to its last line.
+pub(crate) struct Code {
+    /// Each path into the crate, from its root: `["sys", "ring", "Ring"]`.
+    pub(crate) paths: BTreeSet<Vec<String>>,
+    /// Whether the file holds unsafe code.
+    pub(crate) has_unsafe: bool,
+}
+
+impl Code {
+    /// Reads `text`, which is `file` (`src/a/b.rs`).
+    pub(crate) fn read(file: &str, text: &str) -> Self {
+        let tree = syn::parse_file(text).unwrap_or_else(|e| panic!("{file} does not parse: {e}"));
+        let mut reader =
+            Reader { module: module_of(file), code: Self { paths: BTreeSet::new(), has_unsafe: false } };
+        reader.visit_file(&tree);
+        reader.code
+    }
+
+    /// The rooms the file uses, or `sys::module`.
+    pub(crate) fn rooms(&self) -> BTreeSet<String> {
+        let name = |path: &Vec<String>| match path.as_slice() {
+            [sys, module, ..] if sys == "sys" => format!("sys::{module}"),
+            [room, ..] => room.clone(),
+            [] => String::new(),
+        };
+        let mut rooms: BTreeSet<String> = self.paths.iter().map(name).collect();
+        rooms.retain(|r| r.starts_with(|c: char| c.is_ascii_lowercase()));
+        rooms
+    }
+}
+
+/// The path of the module that `file` is.
+fn module_of(file: &str) -> Vec<String> {
+    let inside = file.split_once("src/").map_or(file, |(_, inside)| inside);
+    let inside = inside.trim_end_matches(".rs").trim_end_matches("/mod");
+    let is_root = matches!(inside, "lib" | "main");
+    if is_root { Vec::new() } else { inside.split('/').map(str::to_owned).collect() }
+}
+
+/// Whether an item with these attributes is built for tests only.
+fn is_for_tests(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        let Ok(list) = attribute.meta.require_list() else { return false };
+        let words = list.tokens.to_string();
+        attribute.path().is_ident("cfg") && (words == "test" || words.starts_with("all (test"))
+    })
+}
+
+struct Reader {
+    module: Vec<String>,
+    code: Code,
+}
+
+impl Reader {
+    /// Notes a path as written, if it begins at the crate's root, at this module or at one above it.
+    fn note(&mut self, words: &[String]) {
+        let mut path = match words.first().map(String::as_str) {
+            Some("crate") => Vec::new(),
+            Some("self" | "super") => self.module.clone(),
+            _ => return,
+        };
+        for word in words {
+            match word.as_str() {
+                "crate" | "self" => {}
+                "super" => drop(path.pop()),
+                name => path.push(name.to_owned()),
+            }
+        }
+        self.code.paths.insert(path);
+    }
+
+    fn note_tree(&mut self, front: &mut Vec<String>, tree: &UseTree) {
+        match tree {
+            UseTree::Path(path) => {
+                front.push(path.ident.to_string());
+                self.note_tree(front, &path.tree);
+                front.pop();
+            }
+            UseTree::Group(group) => group.items.iter().for_each(|item| self.note_tree(front, item)),
+            UseTree::Name(name) => self.note_leaf(front, &name.ident),
+            UseTree::Rename(rename) => self.note_leaf(front, &rename.ident),
+            UseTree::Glob(_) => self.note(front),
+        }
+    }
+
+    fn note_leaf(&mut self, front: &mut Vec<String>, name: &Ident) {
+        front.push(name.to_string());
+        self.note(front);
+        front.pop();
+    }
+
+    /// A macro's input is no syntax tree: every run of words joined by `::` in it counts as a path.
+    fn note_tokens(&mut self, tokens: TokenStream) {
+        let (mut words, mut colons) = (Vec::new(), 0);
+        for token in tokens {
+            match token {
+                TokenTree::Ident(word) => {
+                    if colons != 2 {
+                        self.note(&words);
+                        words.clear();
+                    }
+                    self.code.has_unsafe |= word == "unsafe";
+                    words.push(word.to_string());
+                    colons = 0;
+                }
+                TokenTree::Punct(mark) if mark.as_char() == ':' => colons += 1,
+                TokenTree::Group(group) => {
+                    // `crate::{a, b}`: the words before the braces belong to each inside.
+                    if colons == 2
+                        && let Ok(tree) = grouped(&words, &group)
+                    {
+                        self.note_tree(&mut Vec::new(), &tree);
+                    }
+                    self.note(&words);
+                    words.clear();
+                    colons = 0;
+                    self.note_tokens(group.stream());
+                }
+                _ => {
+                    self.note(&words);
+                    words.clear();
+                    colons = 0;
+                }
+            }
+        }
+        self.note(&words);
+    }
+}
+
+fn grouped(words: &[String], group: &proc_macro2::Group) -> syn::Result<UseTree> {
+    syn::parse_str(&format!("{}::{group}", words.join("::")))
+}
+
+impl<'ast> Visit<'ast> for Reader {
+    fn visit_item(&mut self, item: &'ast Item) {
+        let attributes = match item {
+            Item::Const(i) => &i.attrs,
+            Item::Enum(i) => &i.attrs,
+            Item::Fn(i) => &i.attrs,
+            Item::Impl(i) => &i.attrs,
+            Item::Macro(i) => &i.attrs,
+            Item::Mod(i) => &i.attrs,
+            Item::Static(i) => &i.attrs,
+            Item::Struct(i) => &i.attrs,
+            Item::Trait(i) => &i.attrs,
+            Item::Type(i) => &i.attrs,
+            Item::Use(i) => &i.attrs,
+            _ => return visit::visit_item(self, item),
+        };
+        if !is_for_tests(attributes) {
+            visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_impl_item(&mut self, item: &'ast ImplItem) {
+        let attributes = match item {
+            ImplItem::Fn(i) => &i.attrs,
+            ImplItem::Const(i) => &i.attrs,
+            _ => return visit::visit_impl_item(self, item),
+        };
+        if !is_for_tests(attributes) {
+            visit::visit_impl_item(self, item);
+        }
+    }
+
+    fn visit_item_mod(&mut self, module: &'ast ItemMod) {
+        self.module.push(module.ident.to_string());
+        visit::visit_item_mod(self, module);
+        self.module.pop();
+    }
+
+    fn visit_item_use(&mut self, item: &'ast ItemUse) {
+        self.note_tree(&mut Vec::new(), &item.tree);
+    }
+
+    fn visit_path(&mut self, path: &'ast Path) {
+        let words: Vec<String> = path.segments.iter().map(|s| s.ident.to_string()).collect();
+        self.note(&words);
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        self.visit_path(&call.path);
+        self.note_tokens(call.tokens.clone());
+    }
+
+    fn visit_visibility(&mut self, _: &'ast syn::Visibility) {} // `pub(super)` is no use of the module above
+
+    fn visit_expr_unsafe(&mut self, block: &'ast ExprUnsafe) {
+        self.code.has_unsafe = true;
+        visit::visit_expr_unsafe(self, block);
+    }
+
+    fn visit_signature(&mut self, signature: &'ast syn::Signature) {
+        self.code.has_unsafe |= signature.unsafety.is_some();
+        visit::visit_signature(self, signature);
+    }
+
+    fn visit_item_impl(&mut self, item: &'ast syn::ItemImpl) {
+        self.code.has_unsafe |= item.unsafety.is_some();
+        visit::visit_item_impl(self, item);
+    }
+
+    fn visit_item_foreign_mod(&mut self, item: &'ast syn::ItemForeignMod) {
+        self.code.has_unsafe = true;
+        visit::visit_item_foreign_mod(self, item);
+    }
+}
