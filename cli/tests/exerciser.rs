@@ -12,6 +12,8 @@ mod common;
 mod exerciser;
 #[path = "common/places.rs"]
 mod places;
+#[path = "common/sites.rs"]
+mod sites;
 
 use blkcopy::sim::{CopyBug, Rng};
 use blkcopy::sys::blkcopy::{self as calls, Entry};

@@ -112,7 +112,8 @@ fn loom(log: &std::path::Path) -> Command {
     loom
 }
 
-/// The long set: hours rather than minutes. `BLKCOPY_SOAK_ROUNDS` (default 20) repeats the stress tests.
+/// The long set: hours rather than minutes. `BLKCOPY_SOAK_ROUNDS` (default 20) repeats the stress tests;
+/// `BLKCOPY_MATRIX_STEPS` (default 1000000) and `BLKCOPY_MATRIX` are the matrix test's own.
 pub(crate) fn soak() -> Done {
     install_programs();
     install_fsx();
@@ -122,12 +123,19 @@ pub(crate) fn soak() -> Done {
     let all = |cases: &str| {
         let mut command = cargo(&["test", "--release", "--workspace", "--no-fail-fast"]);
         command.env("PROPTEST_CASES", cases).env("BLKCOPY_SOAK", "1").env("BLKCOPY_SKIP_LOG", log.path());
+        command.env_remove("BLKCOPY_MATRIX_STEPS");
         command
     };
     tally.step("property tests, 100000 cases each", all("100000"))?;
     for round in 1..=rounds {
         tally.step(&format!("everything again, round {round} of {rounds}"), all("1000"))?;
     }
+    // Last: it takes hours by itself.
+    let mut matrix =
+        cargo(&["test", "--release", "--package", "blkcopy-cli", "--test", "matrix", "--", "--nocapture"]);
+    let steps = std::env::var("BLKCOPY_MATRIX_STEPS").unwrap_or_else(|_| "1000000".to_owned());
+    matrix.env("BLKCOPY_MATRIX_STEPS", &steps).env("BLKCOPY_SKIP_LOG", log.path());
+    tally.step(&format!("every kind of storage, {steps} steps each"), matrix)?;
     let skipped = std::fs::read_to_string(log.path()).map_err(|e| cannot(log.path(), &e))?;
     let mut lines: Vec<&str> = skipped.lines().collect();
     lines.sort_unstable();

@@ -337,11 +337,17 @@ impl Drop for Mounted {
 
 /// Mounts by the command: `NAME=DEV` words.
 pub(crate) fn by_command(devices: &[String], cache: bool) -> Mounted {
+    by_engine(devices, cache, "auto")
+}
+
+/// The same with an engine of one's choice.
+pub(crate) fn by_engine(devices: &[String], cache: bool, engine: &str) -> Mounted {
     let folder = crate::common::folder();
     let dir = folder.path().join("m");
     std::fs::create_dir(&dir).expect("a new folder");
     let mut command = Command::new(BIN);
-    command.arg("mount").args(cache.then_some("--cache")).arg(&dir).args(devices);
+    command.arg("mount").args(cache.then_some("--cache")).args(["--io-engine", engine]);
+    command.arg(&dir).args(devices);
     watched(folder, dir, command, "mounted on ")
 }
 

@@ -1,9 +1,12 @@
 //! Where the exerciser runs: plain files on the kernel's file systems, and mounts over every kind of device.
 
+#![allow(dead_code)] // each test file uses a part of it
+
 use crate::child::{self, Kind};
 use crate::common::{self, MIB, Undo};
 use crate::exerciser::Ground;
 use crate::exerciser::ops::{Caps, Plan};
+use crate::sites::{Base, Site, Volumes};
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +26,22 @@ pub(crate) enum Under {
     /// A resizable view of memory.
     View,
     Bug(usize),
+    /// A mount of files or loop devices on storage of some kind, by one of the two engines.
+    On(Site, Engine),
+}
+
+/// Engine of a mount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Engine {
+    Uring,
+    Pool,
+}
+
+impl Engine {
+    /// As the command calls it.
+    pub(crate) const fn name(self) -> &'static str {
+        if matches!(self, Self::Uring) { "uring" } else { "pool" }
+    }
 }
 
 /// One place, by a name that `BLKCOPY_EXERCISE` takes.
@@ -53,6 +72,7 @@ impl Place {
         let cache = if self.cache { "+cache" } else { "" };
         match self.under {
             Under::Bug(bug) => format!("bug{bug}{cache}"),
+            Under::On(site, engine) => format!("{}+{}{cache}", site.name(), engine.name()),
             under => {
                 let known = NAMES.iter().find(|(_, u)| *u == under);
                 format!("{}{cache}", known.map_or("?", |(name, _)| name))
@@ -63,6 +83,11 @@ impl Place {
     pub(crate) fn named(name: &str) -> Option<Self> {
         let (name, cache) = name.strip_suffix("+cache").map_or((name, false), |name| (name, true));
         let bug = name.strip_prefix("bug").and_then(|n| n.parse().ok()).map(Under::Bug);
+        let on = |engine: Engine| {
+            let site = name.strip_suffix(engine.name())?.strip_suffix('+')?;
+            Some(Under::On(Site::named(site)?, engine))
+        };
+        let bug = bug.or_else(|| on(Engine::Uring)).or_else(|| on(Engine::Pool));
         let known = NAMES.iter().find(|(known, _)| *known == name).map(|(_, under)| *under);
         Some(Self { under: bug.or(known)?, cache })
     }
@@ -78,6 +103,7 @@ impl Place {
         }
         match self.under {
             Under::Tmpfs | Under::Xfs | Under::FileXfs => common::loops_or_why(),
+            Under::On(site, _) => site.make().map(drop),
             _ => Ok(()),
         }
     }
@@ -118,6 +144,13 @@ impl Place {
                 let devices: Vec<String> = files.iter().enumerate().map(device).collect();
                 ground(child::by_command(&devices, self.cache), volumes, keep)
             }
+            Under::On(site, _) => {
+                let base = site.make().expect("asked before whether it can be had");
+                let mut on = self.ground_on(&base, volumes, size);
+                // Volumes first, then what they lie on.
+                on.keep = Box::new((on.keep, base));
+                on
+            }
             Under::NvmeTcp => {
                 let (server, names) = child::target(volumes, size);
                 let devices: Vec<String> =
@@ -134,6 +167,21 @@ impl Place {
                 ground(mount, volumes, Box::new(()))
             }
         }
+    }
+
+    /// A mount of fresh volumes on a site that was made before.
+    pub(crate) fn ground_on(self, base: &Base, volumes: usize, size: u64) -> Ground {
+        let (mount, below) = self.mounted_on(base, volumes, size);
+        ground(mount, volumes, Box::new(below))
+    }
+
+    /// The same, the mount apart from the volumes, which must be dropped after it.
+    pub(crate) fn mounted_on(self, base: &Base, volumes: usize, size: u64) -> (child::Mounted, Volumes) {
+        let Under::On(_, engine) = self.under else { panic!("{} is not on a site", self.name()) };
+        let below = base.volumes(volumes, size);
+        let device = |(i, at): (usize, &PathBuf)| format!("vol{i}={}", at.display());
+        let devices: Vec<String> = below.devices.iter().enumerate().map(device).collect();
+        (child::by_engine(&devices, self.cache, engine.name()), below)
     }
 
     /// A fresh folder of the file system, and what must be kept for it.

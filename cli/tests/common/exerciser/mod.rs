@@ -4,9 +4,12 @@
 //! The same steps run on plain files, where the kernel's file systems are trusted, and on mounted volumes: what goes wrong on
 //! the former is a fault of the exerciser.
 
+#![allow(dead_code)] // each test file uses a part of it
+
 pub(crate) mod crowd;
 pub(crate) mod minimise;
 pub(crate) mod model;
+pub(crate) mod neighbours;
 pub(crate) mod ops;
 pub(crate) mod refused;
 
