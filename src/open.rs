@@ -1,6 +1,7 @@
 //! A name or URL becomes a device: the only place that knows drivers and maps both.
 //!
 //! Names: a path, `mem:SIZE`, `null:SIZE`, `nvme-tcp://host:port/NQN?nsid=N`; each with an optional range `@offset+length` or `@offset` (to the end).
+//! Of a path, an offset alone needs a unit: `vm.img@20240101` is a file name, `vm.img@20240101B` is a range.
 
 use crate::block::{ByteRange, Device, Error, Kind, LEN_MAX, Result};
 use crate::drivers::nvme_tcp::{Namespace, Url};
@@ -51,9 +52,10 @@ pub struct Part {
 impl Name {
     /// Takes a name apart.
     ///
-    /// A path whose own name ends like a range is taken literally when it exists; a file called `mem:1GiB` is reached as
-    /// `./mem:1GiB`. What follows the last `@` is a range when it begins with a digit or a sign and holds only numbers,
-    /// units and `+`: `photo@2x.png` is a path. Errors: `InvalidInput` with value, limit and next step.
+    /// A path that exists is that file, whatever its name ends with; a file called `mem:1GiB` is reached as `./mem:1GiB`.
+    /// What follows the last `@` is a range when it is two sizes with a `+` between them, or one size with a unit. Of a path, a number
+    /// alone is part of the name (`vm.img@20240101`, a dated copy), and so is everything else that is not nearly a
+    /// range. Errors: `InvalidInput` with value, limit and next step.
     pub fn parse(text: impl AsRef<OsStr>) -> Result<Self> {
         let text = text.as_ref();
         if text.is_empty() {
@@ -119,6 +121,19 @@ impl Name {
         Ok(ByteRange::between(part.offset, end))
     }
 
+    /// How to write the range that was perhaps meant by a path that ends in `@` and a number, where the path before it exists.
+    pub fn range_meant(&self) -> Option<String> {
+        let bytes = self.path()?.as_os_str().as_bytes();
+        let at = bytes.iter().rposition(|&b| b == b'@')?;
+        let (head, number) = (Path::new(OsStr::from_bytes(&bytes[..at])), &bytes[at + 1..]);
+        let is_number = !number.is_empty() && number.iter().all(u8::is_ascii_digit);
+        (self.range.is_none() && is_number && exists(head) && !head.is_dir()).then(|| {
+            let number = String::from_utf8_lossy(number);
+            let head = head.display();
+            format!("{head}@{number}B if the bytes of {head} from {number} on are meant: an offset alone needs a unit")
+        })
+    }
+
     /// The name without its range, for messages.
     pub fn device_text(&self) -> String {
         match &self.place {
@@ -134,7 +149,7 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.len {
             Some(len) => write!(f, "@{}+{len}", self.offset),
-            None => write!(f, "@{}", self.offset),
+            None => write!(f, "@{}B", self.offset),
         }
     }
 }
@@ -299,15 +314,23 @@ fn split_range(text: &OsStr) -> Result<(&OsStr, Option<Part>)> {
     let bytes = text.as_bytes();
     let Some(at) = bytes.iter().rposition(|&b| b == b'@') else { return Ok((text, None)) };
     let head = OsStr::from_bytes(&bytes[..at]);
-    let Some(tail) = std::str::from_utf8(&bytes[at + 1..]).ok().filter(|t| is_range_like(t)) else {
+    let Ok(tail) = std::str::from_utf8(&bytes[at + 1..]) else { return Ok((text, None)) };
+    let is_range = if is_path(head) { is_range_of_path(tail) } else { is_range_like(tail) };
+    if !is_range {
         return Ok((text, None));
-    };
+    }
     let part = parse_part(tail)
         .map_err(|e| invalid(format!("{}: in the range @{tail}: {e}", text.to_string_lossy())))?;
     if head.is_empty() {
         return Err(invalid(format!("@{tail} is a range of nothing; put a device or file before the @")));
     }
     Ok((head, Some(part)))
+}
+
+/// True for what names a file or device node, not something without a name in the file system.
+fn is_path(head: &OsStr) -> bool {
+    let schemes: [&[u8]; 3] = [b"mem:", b"null:", Url::SCHEME.as_bytes()];
+    !schemes.iter().any(|scheme| head.as_bytes().starts_with(scheme))
 }
 
 /// True for what is meant as a range, also when its numbers are bad.
@@ -318,6 +341,41 @@ fn is_range_like(tail: &str) -> bool {
         whole.chars().all(|c| c.is_ascii_alphanumeric()) && fraction.starts_with(|c: char| c.is_ascii_digit())
     };
     tail.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '+') && tail.split('+').all(number_like)
+}
+
+/// True for what is meant as a range of a path: with a length, or with a unit, also when that is not quite one. A number
+/// alone is a date, a version or a serial number.
+fn is_range_of_path(tail: &str) -> bool {
+    if let Some((_, len)) = tail.split_once('+') {
+        let begins = |c: char| c.is_ascii_digit() || c == '-';
+        return is_range_like(tail) && (len.is_empty() || len.starts_with(begins));
+    }
+    if tail.starts_with('-') {
+        return is_range_like(tail);
+    }
+    let Some(digits) = tail.find(|c: char| !c.is_ascii_digit()).filter(|&at| at > 0) else { return false };
+    let rest = &tail[digits..];
+    let unit = match rest.strip_prefix('.') {
+        Some(fraction) => fraction.trim_start_matches(|c: char| c.is_ascii_digit()),
+        None => rest,
+    };
+    let hex = |unit: &str| unit.len() > 1 && unit[1..].chars().all(|c| c.is_ascii_hexdigit());
+    shift_of(unit).is_some_and(|_| !unit.is_empty())
+        || is_nearly_unit(unit)
+        || (&tail[..digits] == "0" && rest.starts_with(['x', 'X']) && hex(rest))
+}
+
+/// True for what people write where they mean a unit.
+fn is_nearly_unit(unit: &str) -> bool {
+    let unit = unit.to_ascii_lowercase();
+    let unit = unit.trim_start_matches(' ');
+    if matches!(unit, "ib" | "byte" | "bytes" | "sector" | "sectors" | "block" | "blocks") {
+        return true;
+    }
+    let mut letters = unit.chars();
+    let prefix = letters.next().is_some_and(|c| "kmgtpezy".contains(c));
+    prefix
+        && matches!(letters.as_str(), "b" | "i" | "bs" | "ibs" | "byte" | "bytes" | "ibyte" | "ibytes" | "ib")
 }
 
 fn parse_part(tail: &str) -> Result<Part> {
@@ -462,7 +520,7 @@ mod tests {
         let part = |offset, len| Some(Part { offset, len });
         assert_eq!(path("disk.img"), ("disk.img".into(), None));
         assert_eq!(path("disk.img@4KiB+1MiB"), ("disk.img".into(), part(4096, Some(1 << 20))));
-        assert_eq!(path("/dev/x@5"), ("/dev/x".into(), part(5, None)));
+        assert_eq!(path("/dev/x@5B"), ("/dev/x".into(), part(5, None)));
         assert_eq!(path("a@b@0+0"), ("a@b".into(), part(0, Some(0))));
         assert_eq!(path("user@host.img"), ("user@host.img".into(), None));
         assert_eq!(path("photo@2x.png"), ("photo@2x.png".into(), None));
@@ -486,6 +544,10 @@ mod tests {
             ("a@5+", "is not a size"),
             ("a@+5", "is not a size"),
             ("a@0x10", "unknown unit"),
+            ("a@1MB", "unknown unit"),
+            ("a@1mb+5", "unknown unit"),
+            ("a@64bytes", "unknown unit"),
+            ("a@1Zi", "unknown unit"),
             ("a@18446744073709551616+1", "larger than"),
             ("a@9223372036854775807+1", "add up to more"),
             ("@0+5", "range of nothing"),
@@ -510,18 +572,60 @@ mod tests {
         std::fs::write(&odd, b"x").unwrap();
         let name = Name::parse(&odd).unwrap();
         assert_eq!((name.path(), name.range), (Some(odd.as_path()), None));
-        let both = format!("{}@3", odd.display());
+        let both = format!("{}@3B", odd.display());
         assert_eq!(Name::parse(both).unwrap().range, Some(Part { offset: 3, len: None }));
+    }
+
+    #[test]
+    fn a_number_alone_is_part_of_a_path() {
+        for text in [
+            "vm.img@20240101",
+            "vm@7",
+            "vm@0",
+            "@20240101",
+            "vm@20240101T1200",
+            "vm@1a2b3c",
+            "app@1.5",
+            "app@1.5.2",
+            "app@2x",
+            "app@1.2.3+build5",
+            "vm@2024-01-01",
+            "vm@12:30",
+            "/dev/x@5",
+            "@7x",
+        ] {
+            assert_eq!(path(text), (text.into(), None), "{text}");
+        }
+        let part = |offset, len| Some(Part { offset, len });
+        for (text, range) in [
+            ("vm@7B", part(7, None)),
+            ("vm@7k", part(7 << 10, None)),
+            ("vm@0B", part(0, None)),
+            ("vm@20240101+5", part(20_240_101, Some(5))),
+            ("vm@0+1E", part(0, Some(1 << 60))),
+        ] {
+            assert_eq!(path(text), ("vm".into(), range), "{text}");
+        }
+        // What has no name in the file system has nothing a number could be part of.
+        assert_eq!(Name::parse("mem:1K@5").unwrap().range, part(5, None));
+        assert_eq!(Name::parse("nvme-tcp://h/nqn?nsid=3@5").unwrap().range, part(5, None));
+        let dir = tempfile::tempdir().unwrap();
+        let vm = dir.path().join("vm");
+        let dated = format!("{}@20240101", vm.display());
+        assert_eq!(Name::parse(&dated).unwrap().range_meant(), None);
+        std::fs::write(&vm, b"x").unwrap();
+        let meant = Name::parse(&dated).unwrap().range_meant().unwrap();
+        assert!(meant.starts_with(&format!("{dated}B if the bytes of")), "{meant}");
     }
 
     #[test]
     fn a_range_must_lie_inside() {
         let at = |text: &str| Name::parse(text).unwrap().range_in(100).map_err(|e| e.kind());
         assert_eq!(at("a"), Ok(ByteRange::to(100)));
-        assert_eq!(at("a@100"), Ok(ByteRange::between(100, 100)));
+        assert_eq!(at("a@100B"), Ok(ByteRange::between(100, 100)));
         assert_eq!(at("a@99+1"), Ok(ByteRange::between(99, 100)));
         assert_eq!(at("a@99+2"), Err(Kind::OutOfRange));
-        assert_eq!(at("a@101"), Err(Kind::OutOfRange));
+        assert_eq!(at("a@101B"), Err(Kind::OutOfRange));
         assert_eq!(at("a@101+0"), Err(Kind::OutOfRange));
     }
 }

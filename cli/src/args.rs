@@ -24,7 +24,10 @@ pub(crate) struct EndsArgs {
     /// Holes: kept (auto), also made of zeroes (always), or all blocks allocated (never)
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     pub(crate) sparse: SparseArg,
-    /// Copy this part only (repeatable); offsets count from the given ranges
+    /// Write into an existing file, keeping its other bytes and its length; wanted for an offset above 0
+    #[arg(long)]
+    pub(crate) in_place: bool,
+    /// Copy this part only (repeatable), in place; offsets count from the given ranges
     #[arg(long = "segment", value_name = "SRC:DST:LEN", value_parser = parse_segment)]
     pub(crate) segments: Vec<Segment>,
     /// Do not flush the destination at the end; the page cache may keep the bytes

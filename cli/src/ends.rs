@@ -84,7 +84,11 @@ pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
     let mut checks = Checks { purpose, findings: Vec::new() };
     let source_name = Name::parse(&args.source)?;
     let mut dest_name = Name::parse(&args.dest)?;
-    let source = open::open_source(&source_name)?;
+    let source = open::open_source(&source_name).map_err(|error| {
+        let meant = source_name.range_meant().filter(|_| error.kind() == Kind::NotFound);
+        let fail = Fail::from(error);
+        if let Some(meant) = meant { fail.hint(meant) } else { fail }
+    })?;
     if let Some(path) = dest_name.path()
         && open::find(path)? == Found::Folder
     {
@@ -97,7 +101,7 @@ pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
     }
     let segments = place_segments(args, &source_name, &dest_name, source.size())?;
     let end = segments.iter().map(|s| s.dest_range().end()).max().unwrap_or(0);
-    let in_place = dest_name.range.is_some() || !args.segments.is_empty();
+    let in_place = args.in_place || dest_name.range.is_some() || !args.segments.is_empty();
     note_source_use(&source_name, &mut checks);
     let found = dest_name.path().map(open::find).transpose()?;
     let dest = match (dest_name.path(), found) {
@@ -106,7 +110,14 @@ pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
             return Err(Fail::invalid(text).hint("name another destination"));
         }
         (Some(path), Some(Found::File | Found::Nothing)) => {
-            let dest = FileDest::look(path, found == Some(Found::File), in_place, end)?;
+            let exists = found == Some(Found::File);
+            let at = dest_name.range.map_or(0, |part| part.offset);
+            if exists && at > 0 && !args.in_place && args.segments.is_empty() {
+                let text = format!("the file exists, and would be overwritten in place from byte {at} on");
+                let error = Error::new(Kind::InvalidInput, text).on(&dest_name.device_text());
+                checks.fail(error, "give --in-place if that is meant, or name another destination")?;
+            }
+            let dest = FileDest::look(path, exists, in_place, end)?;
             Dest::File(dest)
         }
         _ => Dest::Device(open_device(&dest_name, args, purpose, &mut checks)?),

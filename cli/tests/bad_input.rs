@@ -52,8 +52,8 @@ fn bad_input_is_one_clear_error_and_changes_nothing() {
             "blkcopy: a: the range @9999+2 ends at byte 10001, behind the end (10000 bytes); give a range inside\n",
         ),
         (
-            &["a@10001", "x"],
-            "blkcopy: a: the range @10001 begins at byte 10001, behind the end (10000 bytes); give a range inside\n",
+            &["a@10001B", "x"],
+            "blkcopy: a: the range @10001B begins at byte 10001, behind the end (10000 bytes); give a range inside\n",
         ),
         (&["a", "a"], &format!("blkcopy: a and a {same}")),
         (&["a", "hard"], &format!("blkcopy: a and hard {same}")),
@@ -71,6 +71,18 @@ fn bad_input_is_one_clear_error_and_changes_nothing() {
         (
             &["--segment", "0:0:100", "--segment", "500:99:100", "a", "b"],
             "blkcopy: two segments write the same bytes (@0+100 and @99+100)\n  try: choose ranges that do not overlap\n",
+        ),
+        (
+            &["a", "b@5B"],
+            "blkcopy: b: the file exists, and would be overwritten in place from byte 5 on\n  try: give --in-place if that is meant, or name another destination\n",
+        ),
+        (
+            &["a@7", "x"],
+            "blkcopy: a@7: cannot be opened\n  cause: No such file or directory (os error 2)\n  try: a@7B if the bytes of a from 7 on are meant: an offset alone needs a unit\n",
+        ),
+        (
+            &["a@1MB", "x"],
+            "blkcopy: a@1MB: in the range @1MB: \"1MB\" has the unknown unit \"MB\"; units are B, KiB, MiB, GiB, TiB, PiB or EiB\n",
         ),
         (
             &["a", "b@5+100"],
@@ -290,7 +302,7 @@ fn plan_and_info_refuse_in_the_same_words() {
     let ran = blkcopy(dir.path(), &["plan", "a", "mem:9999"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.out.contains("FAIL  mem:9999: too small: "), "{}", ran.out);
-    let ran = blkcopy(dir.path(), &["info", "a@10001"]);
+    let ran = blkcopy(dir.path(), &["info", "a@10001B"]);
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert_eq!(snapshot(dir.path()), before);
 }

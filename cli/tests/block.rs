@@ -61,7 +61,7 @@ fn a_block_device_is_overwritten_only_when_it_is_said_so() {
     assert_eq!(blkcopy(dir.path(), &["plan", "big", name]).code, Some(1));
     assert!(now() == old, "plan changed the device");
     // An odd offset and length: the blocks at both edges keep their other bytes.
-    let ran = blkcopy(dir.path(), &["cp", "--yes", "--verify", "bytes", "a", &format!("{name}@1000")]);
+    let ran = blkcopy(dir.path(), &["cp", "--yes", "--verify", "bytes", "a", &format!("{name}@1000B")]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let mut want = old;
     want[1000..1000 + small.len()].copy_from_slice(&small);

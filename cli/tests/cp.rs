@@ -47,17 +47,17 @@ fn a_range_is_written_in_place_and_nothing_else() {
     let (a, b) = (bytes(10_000, 1), bytes(20_000, 2));
     std::fs::write(dir.path().join("a"), &a).unwrap();
     std::fs::write(dir.path().join("b"), &b).unwrap();
-    assert_eq!(blkcopy(dir.path(), &["cp", "a@100+5000", "b@3000"]).code, Some(0));
+    assert_eq!(blkcopy(dir.path(), &["cp", "--in-place", "a@100+5000", "b@3000B"]).code, Some(0));
     let mut want = b;
     want[3000..8000].copy_from_slice(&a[100..5100]);
     assert!(read(dir.path(), "b") == want);
     // Extended, with a hole before it.
-    assert_eq!(blkcopy(dir.path(), &["cp", "a", "b@30000+10000"]).code, Some(0));
+    assert_eq!(blkcopy(dir.path(), &["cp", "--in-place", "a", "b@30000+10000"]).code, Some(0));
     want.resize(30_000, 0);
     want.extend(&a);
     assert!(read(dir.path(), "b") == want);
     // Segments count from the ranges.
-    let args = ["cp", "--segment", "0:0:10", "--segment", "20:50:5", "a@1000", "b@10"];
+    let args = ["cp", "--segment", "0:0:10", "--segment", "20:50:5", "a@1000B", "b@10B"];
     assert_eq!(blkcopy(dir.path(), &args).code, Some(0));
     want[10..20].copy_from_slice(&a[1000..1010]);
     want[60..65].copy_from_slice(&a[1020..1025]);
@@ -70,8 +70,8 @@ fn an_overlap_inside_one_file_is_as_through_a_buffer() {
     for (from, to) in [(0, 1000), (1000, 0), (5, 6), (0, 300_000)] {
         let mut data = bytes(1_000_000, 3);
         std::fs::write(dir.path().join("a"), &data).unwrap();
-        let (source, dest) = (format!("a@{from}+500000"), format!("a@{to}"));
-        let ran = blkcopy(dir.path(), &["cp", "--verify", "none", &source, &dest]);
+        let (source, dest) = (format!("a@{from}+500000"), format!("a@{to}B"));
+        let ran = blkcopy(dir.path(), &["cp", "--in-place", "--verify", "none", &source, &dest]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
         data.copy_within(from..from + 500_000, to);
         assert!(read(dir.path(), "a") == data, "{from} to {to}");
@@ -122,4 +122,43 @@ fn the_demo_runs_and_cleans_up() {
     assert_eq!(ran.out.matches(" equal  done").count(), 2, "{}", ran.out);
     assert!(ran.out.contains("256.0 MiB by NVMe Copy "), "{}", ran.out);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the demo cleans up");
+}
+
+#[test]
+fn a_dated_name_is_a_new_file_and_an_offset_into_a_file_wants_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (bytes(30_000, 1), bytes(20_000, 2));
+    std::fs::write(dir.path().join("a"), &a).unwrap();
+    std::fs::write(dir.path().join("b"), &b).unwrap();
+    // The original is where it was, and the dated copy can be copied from.
+    assert_eq!(blkcopy(dir.path(), &["cp", "a", "a@20240101"]).code, Some(0));
+    assert_eq!(blkcopy(dir.path(), &["cp", "a@20240101", "c"]).code, Some(0));
+    for name in ["a", "a@20240101", "c"] {
+        assert!(read(dir.path(), name) == a, "{name}");
+    }
+    // A name that exists is that file, whatever it ends with.
+    std::fs::write(dir.path().join("b@1KiB"), b"").unwrap();
+    assert_eq!(blkcopy(dir.path(), &["cp", "a", "b@1KiB"]).code, Some(0));
+    assert!(read(dir.path(), "b@1KiB") == a && read(dir.path(), "b") == b);
+    for dest in ["b@1B", "b@2KiB", "b@1+30000"] {
+        let ran = blkcopy(dir.path(), &["cp", "a", dest]);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(
+            ran.err.contains("would be overwritten in place") && ran.err.contains("--in-place"),
+            "{}",
+            ran.err
+        );
+        let plan = blkcopy(dir.path(), &["plan", "a", dest]);
+        assert_eq!(plan.code, Some(1), "{plan:?}");
+        assert!(plan.out.contains("FAIL  b: the file exists"), "{}", plan.out);
+        assert!(read(dir.path(), "b") == b, "{dest}");
+    }
+    // In place without a range: the bytes after the copied ones stay.
+    assert_eq!(blkcopy(dir.path(), &["cp", "--in-place", "a@0+5000", "b"]).code, Some(0));
+    assert!(read(dir.path(), "b") == [&a[..5000], &b[5000..]].concat());
+    // A new file may begin with a hole, and `--segment` says where it writes.
+    assert_eq!(blkcopy(dir.path(), &["cp", "a", "new@4KiB"]).code, Some(0));
+    assert!(read(dir.path(), "new") == [&[0; 4096][..], &a].concat());
+    assert_eq!(blkcopy(dir.path(), &["cp", "--segment", "0:7:3", "a", "b"]).code, Some(0));
+    assert!(read(dir.path(), "b")[7..10] == a[..3]);
 }

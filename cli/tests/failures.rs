@@ -137,7 +137,7 @@ fn a_loop_device_that_runs_full_or_dry() {
     must(&format!("truncate -s 64M {}/back", small.display()));
     let device = attach(&mut undo, &small.join("back")).unwrap();
     for offset in [0, 100] {
-        let dest = format!("{}@{offset}", device.display());
+        let dest = format!("{}@{offset}B", device.display());
         let ran = blkcopy(base.path(), &["cp", "--json", "--yes", "a", &dest]);
         let receipt = failed(&ran, &["io", "no-space"]);
         let good = good_prefix(&receipt);
@@ -203,7 +203,7 @@ fn a_flush_that_fails_leaves_nothing_that_is_called_good() {
     std::fs::write(&source, bytes(32 << 20, 4)).unwrap();
     let dest = at.join("b");
     // An odd offset goes through the page cache, so that only the flush can notice.
-    let ran = blkcopy(base.path(), &["cp", "--json", "a", &format!("{}@1", dest.display())]);
+    let ran = blkcopy(base.path(), &["cp", "--json", "a", &format!("{}@1B", dest.display())]);
     let receipt = failed(&ran, &["io", "no-space"]);
     eprintln!("{}", ran.err.trim_end());
     if receipt["flushed"] == true {

@@ -79,8 +79,8 @@ fn sparse_decides_what_is_allocated() {
             if old {
                 std::fs::write(at("b"), bytes(9 << 20, 2)).unwrap();
             }
-            // "b@0" keeps the old bytes' places: holes have to be made there.
-            for dest in if old { &["b", "b@0"][..] } else { &["b"] } {
+            // "b@0B" keeps the old bytes' places: holes have to be made there.
+            for dest in if old { &["b", "b@0B"][..] } else { &["b"] } {
                 let ran = blkcopy(dir.path(), &["cp", "--sparse", sparse, "--verify", "bytes", "a", dest]);
                 assert_eq!(ran.code, Some(0), "{ran:?}");
                 must(&format!("cmp -n {} {} {}", image.len(), at("a").display(), at("b").display()));
@@ -150,7 +150,7 @@ fn consistency_whole_is_told_and_copies_the_same() {
             "c",
             [&data[2 << 20..], &data[..1 << 20]].concat(),
         ),
-        (&["a@0+2MiB", "a@1MiB"], "a", [&data[..1 << 20], &data[..2 << 20]].concat()),
+        (&["--in-place", "a@0+2MiB", "a@1MiB"], "a", [&data[..1 << 20], &data[..2 << 20]].concat()),
     ] {
         let mut all = vec!["cp", "--json", "--consistency", "whole"];
         all.extend(args);
@@ -286,7 +286,10 @@ fn source_states_are_told_truly() {
     let writer = std::fs::File::options().write(true).open(dir.path().join("a")).unwrap();
     assert_eq!(state(&blkcopy(dir.path(), &["cp", "--json", "a", "b"])), "watched");
     drop(writer);
-    assert_eq!(state(&blkcopy(dir.path(), &["cp", "--json", "a@0+1000", "a@5000"])), "unwatched");
+    assert_eq!(
+        state(&blkcopy(dir.path(), &["cp", "--json", "--in-place", "a@0+1000", "a@5000B"])),
+        "unwatched"
+    );
     assert_eq!(state(&blkcopy(dir.path(), &["cp", "--json", "mem:1MiB", "c"])), "locked");
     assert_eq!(data.len() as u64, 3 * MIB);
 }

@@ -186,9 +186,9 @@ fn partitions_and_their_disk() {
     let before = sum();
     // Partition 1 begins at 1 MiB of the disk.
     for (source, dest) in [
-        (one.clone(), format!("{disk}@{}", 2 * MIB)),
-        (one.clone(), format!("{disk}@{}", MIB)),
-        (one.clone(), format!("{disk}@{}", 9 * MIB - 512)),
+        (one.clone(), format!("{disk}@{}B", 2 * MIB)),
+        (one.clone(), format!("{disk}@{}B", MIB)),
+        (one.clone(), format!("{disk}@{}B", 9 * MIB - 512)),
         (format!("{disk}@{}+{}", 8 * MIB, 2 * MIB), two.clone()),
     ] {
         let ran = blkcopy(base.path(), &["cp", "--yes", &source, &dest]);
@@ -197,7 +197,7 @@ fn partitions_and_their_disk() {
     }
     assert_eq!(sum(), before, "refused, and changed all the same");
     let ran =
-        blkcopy(base.path(), &["cp", "--yes", "--verify", "bytes", &one, &format!("{disk}@{}", 9 * MIB)]);
+        blkcopy(base.path(), &["cp", "--yes", "--verify", "bytes", &one, &format!("{disk}@{}B", 9 * MIB)]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     // Disk and partitions have page caches of their own.
     let forget = || must(&format!("blockdev --flushbufs {disk} {one} {two}"));
@@ -205,7 +205,7 @@ fn partitions_and_their_disk() {
     must(&format!("cmp -n {} {one} {two}", 8 * MIB));
     let ran = blkcopy(
         base.path(),
-        &["cp", "--yes", "--verify", "bytes", &format!("{two}@0+{MIB}"), &format!("{one}@{MIB}")],
+        &["cp", "--yes", "--verify", "bytes", &format!("{two}@0+{MIB}"), &format!("{one}@{MIB}B")],
     );
     assert_eq!(ran.code, Some(0), "{ran:?}");
     forget();

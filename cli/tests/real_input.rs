@@ -178,7 +178,8 @@ fn check_places(dir: &Path, offsets: &[u64], overlaps: &[(u64, u64)]) {
         must(&format!(
             "cp {dest} {want}; dd if={source} of={want} bs=1M oflag=seek_bytes seek={offset} conv=notrunc status=none"
         ));
-        let out = blkcopy(&["cp", "--quiet", &source, &format!("{dest}@{offset}+{}", 3 * MIB + 5)]);
+        let out =
+            blkcopy(&["cp", "--quiet", "--in-place", &source, &format!("{dest}@{offset}+{}", 3 * MIB + 5)]);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         must(&format!("cmp {want} {dest}"));
     }
@@ -190,7 +191,13 @@ fn check_places(dir: &Path, offsets: &[u64], overlaps: &[(u64, u64)]) {
         ));
         let before = at("before");
         must(&format!("cp {dest} {before}"));
-        let out = blkcopy(&["cp", "--quiet", &format!("{dest}@{from}+{len}"), &format!("{dest}@{to}+{len}")]);
+        let out = blkcopy(&[
+            "cp",
+            "--quiet",
+            "--in-place",
+            &format!("{dest}@{from}+{len}"),
+            &format!("{dest}@{to}+{len}"),
+        ]);
         let expected = if out.status.success() { &want } else { &before };
         must(&format!("cmp {expected} {dest}"));
     }
