@@ -418,7 +418,17 @@ impl<'j, F: Facts> Planner<'j, F> {
         let carries = choice.iter().all(|c| c.carries_holes);
         let mut len = most;
         let mut content = Content::Data;
-        if !carries {
+        if carries {
+            // A method that carries holes needs no look at them, but for a hole of a step or more it would be asked again and again:
+            // work follows data, and a file may be 8 EiB long with nothing in it.
+            let step = choice.iter().map(|c| c.len).min().unwrap_or(most);
+            if dest_zero && self.policy.sparse != Sparse::Never && step < most {
+                let extent = self.facts.source_content(source.prefix(most))?;
+                if extent.content != Content::Data && extent.len >= step {
+                    (len, content) = (extent.len.min(most), extent.content);
+                }
+            }
+        } else {
             let extent = self.facts.source_content(source.prefix(most))?;
             (len, content) = (extent.len.min(most), extent.content);
             if len == 0 {
@@ -709,5 +719,7 @@ impl<F: Facts> Iterator for Planner<'_, F> {
     }
 }
 
+#[cfg(test)]
+mod huge_tests;
 #[cfg(test)]
 mod tests;

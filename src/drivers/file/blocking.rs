@@ -12,8 +12,21 @@ const CALL_MAX: u64 = 1 << 30;
 /// Zeroes written at once where nothing else zeroes, in bytes.
 const ZEROES: u64 = 512 << 10;
 
+/// True for answers that mean "not by this call here": file systems that know the call and not the mode or the range (EINVAL), and
+/// sandboxes (EPERM, EACCES). Writing zeroes is always right, and says what is wrong with the file itself.
 fn is_unsupported(error: rustix::io::Errno) -> bool {
-    matches!(error, rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS)
+    use rustix::io::Errno;
+    matches!(
+        error,
+        Errno::OPNOTSUPP
+            | Errno::NOSYS
+            | Errno::INVAL
+            | Errno::PERM
+            | Errno::ACCESS
+            | Errno::NODEV
+            | Errno::NOTTY
+            | Errno::TXTBSY
+    )
 }
 
 /// Makes `range` read as zero: a hole where that is allowed, else an allocated zero range, else zeroes written through

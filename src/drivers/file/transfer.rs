@@ -132,28 +132,25 @@ pub(crate) fn ended_early(at: u64, expected: u64) -> Error {
 }
 
 /// The error of a copy call. Only answers on this list let the caller step down; an I/O error, no space or no memory
-/// is final, and so is everything not known to mean "not supported".
+/// is final, and so is everything not known to mean "not here".
+///
+/// EPERM and EACCES are a sandbox's answer to a call it does not know (and a system that lets files be cloned by some only); where
+/// they mean the destination, as of an immutable file, the write that comes instead is refused in its own words. So with ETXTBSY,
+/// the answer for a file in use as swap.
 fn refusal(method: Method, error: io::Error) -> Error {
     let steps_down = matches!(
         error.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EXDEV | libc::EINVAL | libc::ENOTTY)
+        Some(
+            libc::EOPNOTSUPP
+                | libc::ENOSYS
+                | libc::EXDEV
+                | libc::EINVAL
+                | libc::ENOTTY
+                | libc::EPERM
+                | libc::EACCES
+                | libc::ETXTBSY
+        )
     );
-    let error = match error.raw_os_error() {
-        Some(libc::ETXTBSY) => {
-            return Error::new(Kind::InUse, format!("{method}: the file is in use as swap; swapoff first"))
-                .because(error);
-        }
-        Some(libc::EPERM) => {
-            return Error::new(
-                Kind::Permission,
-                format!(
-                    "{method}: refused, as for an immutable or append-only destination; see lsattr, chattr"
-                ),
-            )
-            .because(error);
-        }
-        _ => error,
-    };
     if steps_down {
         return Error::new(Kind::Unsupported, format!("{method}: not supported here ({error})"))
             .because(error);
@@ -276,14 +273,14 @@ mod tests {
                 (libc::EXDEV, Kind::Unsupported),
                 (libc::EINVAL, Kind::Unsupported),
                 (libc::ENOTTY, Kind::Unsupported),
+                (libc::EPERM, Kind::Unsupported),
+                (libc::EACCES, Kind::Unsupported),
+                (libc::ETXTBSY, Kind::Unsupported),
                 (libc::EIO, Kind::Io),
                 (libc::ENOSPC, Kind::NoSpace),
                 (libc::EDQUOT, Kind::NoSpace),
                 (libc::EFBIG, Kind::NoSpace),
                 (libc::ENOMEM, Kind::NoMemory),
-                (libc::EPERM, Kind::Permission),
-                (libc::EACCES, Kind::Permission),
-                (libc::ETXTBSY, Kind::InUse),
                 (libc::EROFS, Kind::ReadOnly),
                 (libc::EBADF, Kind::Io),
                 (libc::ESTALE, Kind::Io),
