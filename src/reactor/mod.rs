@@ -2,8 +2,11 @@
 //!
 //! Each thread that does I/O owns one reactor, entered with [`enter`] and found with [`current`]. A queue takes a
 //! [`Port`] and submits [`IoOp`]s under it; [`Reactor::complete`] gives back what has finished. Engines: `uring`,
-//! `pool` (threads, where io_uring is forbidden) and `sim` (seeded, virtual time). `docs/notes/002-reactor.md`.
+//! `pool` (threads, where io_uring is forbidden), `inline` (the thread itself) and `sim` (seeded, virtual time). What may wait
+//! runs on the `helpers` of its device. `docs/notes/002-reactor.md`.
 
+pub mod helpers;
+pub mod inline;
 pub mod local;
 #[cfg(test)]
 mod local_tests;
@@ -58,7 +61,7 @@ pub enum IoOp {
         /// True: `fdatasync`.
         data_only: bool,
     },
-    /// Anything that may block and has no ring operation: runs on a helper thread.
+    /// Anything that may block and has no ring operation: runs on a helper thread of the port's device.
     Call(Box<dyn FnOnce() -> CallDone + Send>),
     /// The same, but expected to end within about a millisecond (a clone of extents): made by the submitting thread where
     /// the engine may block it (`inline_writes`), which spares starting and waking a helper.
@@ -111,6 +114,8 @@ pub enum Engine {
     Uring,
     /// Threads.
     Pool,
+    /// The submitting thread, while it waits.
+    Inline,
     /// Seeded, virtual time.
     Sim,
 }
@@ -120,8 +125,13 @@ pub trait Reactor {
     /// Which engine this is.
     fn engine(&self) -> Engine;
 
-    /// A new port.
+    /// A new port, of no device: for sockets.
     fn open_port(&self) -> Port;
+
+    /// A new port whose operations are of one device: what may wait runs on that device's helpers.
+    fn open_port_of(&self, _helpers: &Arc<helpers::Helpers>) -> Port {
+        self.open_port()
+    }
 
     /// Gives a port back. Operations still in flight under it finish; their completions are dropped.
     fn close_port(&self, port: Port);

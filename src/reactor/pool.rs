@@ -1,5 +1,6 @@
 //! The engine of threads: works wherever there are system calls, and where io_uring is forbidden.
 
+use super::helpers::{self, Helpers};
 use super::ports::Ports;
 use super::threads::{self, Home, Watches};
 use super::{Engine, IoDone, IoOp, Port, Reactor, Waker, one};
@@ -21,8 +22,9 @@ pub struct Pool {
 impl Pool {
     /// A reactor for the calling thread; starts no thread until one is needed.
     ///
-    /// `inline_writes`: buffered writes that need not be durable are made by the submitting thread, which is cheapest but
-    /// may block it while the kernel throttles writers. Errors: those of `eventfd`.
+    /// `inline_writes`: buffered writes that need not be durable, and brief calls, are made by the submitting thread, which is
+    /// cheapest but may block it while the kernel throttles writers, and for ever where a device hangs: for a thread that serves
+    /// one copy and nobody else. Errors: those of `eventfd`.
     pub fn new(inline_writes: bool) -> io::Result<Self> {
         Ok(Self {
             ports: RefCell::default(),
@@ -69,7 +71,11 @@ impl Reactor for Pool {
     }
 
     fn open_port(&self) -> Port {
-        self.ports.borrow_mut().open()
+        self.open_port_of(&helpers::of_nobody())
+    }
+
+    fn open_port_of(&self, helpers: &Arc<Helpers>) -> Port {
+        self.ports.borrow_mut().open(helpers)
     }
 
     fn close_port(&self, port: Port) {
@@ -84,7 +90,8 @@ impl Reactor for Pool {
                 if let IoOp::Ready { file, write } = op {
                     return self.watches.borrow_mut().add(port, token, file, write);
                 }
-                threads::run_elsewhere(&self.home, port, token, op, counters);
+                let helpers = self.ports.borrow().helpers(port).clone();
+                helpers.run_op(&self.home, port, token, op, counters);
             }
         }
     }

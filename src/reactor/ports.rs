@@ -1,10 +1,13 @@
 //! What every engine keeps per port: finished operations, and how many are still out.
 
+use super::helpers::Helpers;
 use super::{IoDone, Port};
 use slab::Slab;
+use std::sync::Arc;
 
-#[derive(Default)]
 struct State {
+    /// Whose calls are made under it.
+    helpers: Arc<Helpers>,
     finished: Vec<IoDone>,
     in_flight: usize,
     closed: bool,
@@ -19,11 +22,14 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    pub(super) fn open(&mut self) -> Port {
-        Port(
-            u32::try_from(self.slots.insert(State::default()))
-                .expect("far fewer than 2^32 queues fit in memory"),
-        )
+    pub(super) fn open(&mut self, helpers: &Arc<Helpers>) -> Port {
+        let state = State { helpers: helpers.clone(), finished: Vec::new(), in_flight: 0, closed: false };
+        Port(u32::try_from(self.slots.insert(state)).expect("far fewer than 2^32 queues fit in memory"))
+    }
+
+    /// Those that make the calls of `port`, also while operations of a closed one are in flight.
+    pub(super) fn helpers(&self, port: Port) -> &Arc<Helpers> {
+        &self.slots.get(port.0 as usize).expect("a port with operations is kept").helpers
     }
 
     pub(super) fn close(&mut self, port: Port) {

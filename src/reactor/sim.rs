@@ -95,7 +95,7 @@ impl Reactor for Sim {
     }
 
     fn open_port(&self) -> Port {
-        self.inner.borrow_mut().ports.open()
+        self.inner.borrow_mut().ports.open(&super::helpers::of_nobody())
     }
 
     fn close_port(&self, port: Port) {

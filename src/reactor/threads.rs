@@ -1,4 +1,4 @@
-//! Helper threads for what may block, shared by all reactors of the process.
+//! Operations carried out by the calling thread, and what a reactor waits for where there is no ring.
 
 use super::ports::Ports;
 use super::{CallDone, IoDone, IoOp, Port, Waker, one};
@@ -6,80 +6,12 @@ use crate::block::{Buf, Call, Counters};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{fdatasync, fsync};
 use rustix::io::{Errno, ReadWriteFlags};
-use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-/// Most helper threads of a process.
-const THREADS_MAX: usize = 8;
-
-struct Job {
-    op: IoOp,
-    port: Port,
-    token: u64,
-    /// Calls made for the operation before it came here.
-    counters: Counters,
-    home: Arc<Home>,
-}
-
-#[derive(Default)]
-struct Work {
-    jobs: VecDeque<Job>,
-    started: usize,
-    idle: usize,
-}
-
-static WORK: Mutex<Work> = Mutex::new(Work { jobs: VecDeque::new(), started: 0, idle: 0 });
-static MORE: Condvar = Condvar::new();
-
-fn work() -> MutexGuard<'static, Work> {
-    // Nothing that can panic runs under the lock.
-    WORK.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs `op` on a helper thread, starting one when all are busy; at most [`THREADS_MAX`] run, the rest wait in line.
-/// Its end arrives at `home`. Where not a single thread can be started it runs here and now.
-pub(super) fn run_elsewhere(home: &Arc<Home>, port: Port, token: u64, op: IoOp, counters: Counters) {
-    let mut held = work();
-    held.jobs.push_back(Job { op, port, token, counters, home: home.clone() });
-    if held.idle < held.jobs.len() && held.started < THREADS_MAX {
-        let started = std::thread::Builder::new().name("blkcopy-helper".into()).spawn(help);
-        if started.is_ok() {
-            held.started += 1;
-        } else if held.started == 0 {
-            let jobs = std::mem::take(&mut held.jobs);
-            drop(held);
-            jobs.into_iter().for_each(finish);
-            return;
-        }
-    }
-    drop(held);
-    MORE.notify_one();
-}
-
-fn help() {
-    let mut held = work();
-    loop {
-        while let Some(job) = held.jobs.pop_front() {
-            drop(held);
-            finish(job);
-            held = work();
-        }
-        held.idle += 1;
-        held = MORE.wait(held).unwrap_or_else(PoisonError::into_inner);
-        held.idle -= 1;
-    }
-}
-
-fn finish(job: Job) {
-    let mut done = run(job.token, job.op);
-    done.counters += job.counters;
-    job.home.deliver(job.port, done);
-}
 
 /// Carries an operation out on the calling thread.
 pub(super) fn run(token: u64, op: IoOp) -> IoDone {
@@ -207,7 +139,7 @@ impl Home {
         &self.event
     }
 
-    fn deliver(&self, port: Port, done: IoDone) {
+    pub(super) fn deliver(&self, port: Port, done: IoDone) {
         let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
         finished.push((port, done));
         let first = finished.len() == 1;

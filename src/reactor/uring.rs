@@ -1,8 +1,9 @@
 //! The io_uring engine. Its ring is made when an operation first needs one.
 
+use super::helpers::{self, CallId, Helpers};
 use super::pool::{Attempt, at_once};
 use super::ports::Ports;
-use super::threads::{self, Home, Watches};
+use super::threads::{Home, Watches};
 use super::{Engine, IoDone, IoOp, Port, Reactor, Waker};
 use crate::block::{Buf, Call, Counters};
 use crate::sys::ring::{self, Entry, Ring};
@@ -52,6 +53,8 @@ struct InRing {
     token: u64,
     shell: Buf,
     counters: Counters,
+    /// A call to the port's device; a watch on a socket is none.
+    call: Option<CallId>,
 }
 
 /// A thread that never sleeps has its watches started after so many turns.
@@ -91,13 +94,23 @@ impl Inner {
     /// Puts `op` into the ring; gives it back when it is none for a ring.
     fn push(&mut self, port: Port, token: u64, op: IoOp, mut counters: Counters) -> Option<(IoOp, Counters)> {
         let wants_ring = match &op {
-            IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => !buf.is_empty() && buf.is_at_front(),
-            IoOp::Sync { .. } | IoOp::Ready { .. } => true,
-            IoOp::Call(_) | IoOp::Brief(_) => false,
+            IoOp::Read { buf, .. } | IoOp::Write { buf, direct: true, .. } => {
+                !buf.is_empty() && buf.is_at_front()
+            }
+            IoOp::Ready { .. } => true,
+            // A ring hands these to threads of the kernel, which all devices share.
+            IoOp::Write { .. } | IoOp::Sync { .. } | IoOp::Call(_) | IoOp::Brief(_) => false,
         };
         if !wants_ring || self.ring().is_none() {
             return Some((op, counters));
         }
+        let under_way = match op {
+            IoOp::Ready { .. } => None,
+            _ => match self.ports.helpers(port).begins_in_ring() {
+                None => return Some((op, counters)),
+                call => call,
+            },
+        };
         let memory = "a buffer that shows bytes has memory";
         let (entry, shell, call) = match op {
             IoOp::Read { file, offset, mut buf, .. } => {
@@ -110,17 +123,14 @@ impl Inner {
                 let chunk = buf.take_chunk().expect(memory);
                 (Entry::Write { file, offset, chunk, len, dsync }, buf, Some(Call::RingWrite))
             }
-            IoOp::Sync { file, data_only } => {
-                (Entry::Sync { file, data_only }, Buf::default(), Some(Call::RingFsync))
-            }
             IoOp::Ready { file, write } => (Entry::Ready { file, write }, Buf::default(), None),
-            call @ (IoOp::Call(_) | IoOp::Brief(_)) => return Some((call, counters)),
+            other => return Some((other, counters)),
         };
         if let Some(call) = call {
             counters.count(call);
         }
         self.ports.begin(port);
-        let key = self.ops.insert(InRing { port, token, shell, counters }) as u64;
+        let key = self.ops.insert(InRing { port, token, shell, counters, call: under_way }) as u64;
         match (&mut self.ring, &entry) {
             (Lazy::Made(_), Entry::Ready { .. }) => self.later.push((key, entry)),
             (Lazy::Made(ring), _) => ring.push(key, entry),
@@ -161,7 +171,10 @@ impl Inner {
                 continue;
             }
             let key = usize::try_from(done.token).expect("a key of `ops`");
-            let InRing { port, token, shell: mut buf, counters } = self.ops.remove(key);
+            let InRing { port, token, shell: mut buf, counters, call } = self.ops.remove(key);
+            if let Some(call) = call {
+                self.ports.helpers(port).ends(call);
+            }
             if let Some(chunk) = done.chunk {
                 buf.put_chunk(chunk);
             }
@@ -205,7 +218,11 @@ impl Reactor for Uring {
     }
 
     fn open_port(&self) -> Port {
-        self.inner.borrow_mut().ports.open()
+        self.open_port_of(&helpers::of_nobody())
+    }
+
+    fn open_port_of(&self, helpers: &Arc<Helpers>) -> Port {
+        self.inner.borrow_mut().ports.open(helpers)
     }
 
     fn close_port(&self, port: Port) {
@@ -223,7 +240,8 @@ impl Reactor for Uring {
             if let IoOp::Ready { file, write } = op {
                 return inner.watches.add(port, token, file, write);
             }
-            threads::run_elsewhere(&self.home, port, token, op, counters);
+            let helpers = inner.ports.helpers(port).clone();
+            helpers.run_op(&self.home, port, token, op, counters);
         }
     }
 

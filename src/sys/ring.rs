@@ -45,13 +45,6 @@ pub enum Entry {
         /// `RWF_DSYNC`.
         dsync: bool,
     },
-    /// `fsync`, or `fdatasync` when `data_only`.
-    Sync {
-        /// Kept open until completion.
-        file: Arc<OwnedFd>,
-        /// True: `fdatasync`.
-        data_only: bool,
-    },
     /// Wait until `file` can be read, or written. Completes once.
     Ready {
         /// Kept open until completion.
@@ -94,6 +87,9 @@ enum State {
     Registered,
     Refused,
 }
+
+/// Most threads that the kernel starts for operations on files and disks.
+const WORKERS_MAX: u32 = 2048;
 
 /// One io_uring of one thread.
 ///
@@ -145,6 +141,9 @@ impl Ring {
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
         }
+        // What cannot be done at once goes to threads of the kernel. All devices share them, so that a few that hang must not
+        // use them up. Linux before 5.15 has a fixed number.
+        let _ = ring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
         Ok(Self {
             ring,
             slots: Slab::new(),
@@ -185,10 +184,6 @@ impl Ring {
                     None => opcode::Write::new(fd, from, len).offset(offset).rw_flags(flags).build(),
                 };
                 (sqe, Some(chunk), file, false)
-            }
-            Entry::Sync { file, data_only } => {
-                let flags = if data_only { types::FsyncFlags::DATASYNC } else { types::FsyncFlags::empty() };
-                (opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(flags).build(), None, file, false)
             }
             Entry::Ready { file, write } => {
                 let event = if write { libc::POLLOUT } else { libc::POLLIN };

@@ -4,6 +4,7 @@ use super::policy::{self, Ask, Choice, Residency};
 use crate::block::device::check_range;
 use crate::block::limits::LimitsCell;
 use crate::block::{ByteRange, Error, Identity, Kind, Limits, Op, Request, Result};
+use crate::reactor::helpers::{self, Helpers};
 use crate::sys::{aligned::PAGE, ioctl};
 use rustix::fs::OFlags;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -32,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) backing: Backing,
     pub(crate) writable: bool,
     pub(crate) limits: LimitsCell,
+    /// Who makes the calls to it that may wait.
+    pub(crate) helpers: Arc<Helpers>,
     /// Logical block in bytes.
     pub(crate) block_size: u32,
     /// Alignment of direct I/O in bytes; `None`: not offered.
@@ -55,9 +58,23 @@ pub(crate) struct Opened {
     pub(crate) size: u64,
 }
 
+/// False for a file whose reads and writes cannot be asked not to wait: a ring would ask its server (FUSE) or make the thread
+/// that submits wait.
+fn knows_no_wait(fd: &OwnedFd) -> bool {
+    let mut byte = [0; 1];
+    let flags = rustix::io::ReadWriteFlags::NOWAIT;
+    let read = rustix::io::preadv2(fd, &mut [std::io::IoSliceMut::new(&mut byte)], 0, flags);
+    read != Err(rustix::io::Errno::OPNOTSUPP)
+}
+
 impl Core {
     pub(crate) fn new(opened: Opened) -> Self {
+        let helpers = helpers::of(opened.identity, &opened.name);
+        if !knows_no_wait(&opened.fd) {
+            helpers.keep_off_ring();
+        }
         Self {
+            helpers,
             name: opened.name,
             identity: opened.identity,
             fd: Arc::new(opened.fd),

@@ -116,7 +116,7 @@ impl FdQueue {
             let text = "this thread has no reactor; enter one before opening a queue";
             return Err(core.error(Kind::InvalidInput, text));
         };
-        let port = reactor.open_port();
+        let port = reactor.open_port_of(&core.helpers);
         Ok(Self {
             core,
             find_source,

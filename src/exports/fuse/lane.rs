@@ -6,6 +6,7 @@
 use super::Shared;
 use crate::block::lock::{CoreLocks, LockDomain, LockedQueue};
 use crate::block::{Buf, Completion, Error, Kind, Op, Queue, Result, Submitter};
+use crate::reactor::inline::Inline;
 use crate::reactor::{self, Entered, Reactor};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -90,9 +91,9 @@ pub(super) fn give_back(buf: Buf) {
 
 impl Lane {
     fn new(shared: &Shared) -> Result<Self> {
-        // Buffered writes are made by this thread: a hop to another costs more, and the readers are several.
-        let (reactor, _) = reactor::choose(shared.options.engine, true)
-            .map_err(|e| Error::os("the I/O engine cannot be started", e))?;
+        // Its calls are made by this thread, once its locks are parked: a hop to another costs more, and the readers are several.
+        let reactor: Rc<dyn Reactor> =
+            Rc::new(Inline::new().map_err(|e| Error::os("the I/O engine cannot be started", e))?);
         let entered = reactor::enter(reactor.clone());
         let waker = reactor.waker();
         let locks = Rc::new(LockDomain::process().attach(move || waker.wake())?);
