@@ -58,6 +58,23 @@ impl Status {
     pub const fn is(self, other: Self) -> bool {
         self.0 & 0x7ff == other.0 & 0x7ff
     }
+
+    /// Which of the controller's three retry delays applies: 1 to 3; 0 for none (CRD, bits 12:11).
+    pub const fn retry_delay(self) -> usize {
+        (self.0 >> 11) as usize & 3
+    }
+}
+
+/// What a host makes of a command that ended with a status: Base Specification 2.1, 4.2.3 (do-not-retry), 8.1.1 (asymmetric
+/// access).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Retry {
+    /// The answer stands.
+    Never,
+    /// It may have been an accident: a few times.
+    AFewTimes,
+    /// The command was not carried out because of something that passes: for as long as the host has patience.
+    UntilItPasses,
 }
 
 macro_rules! statuses {
@@ -241,7 +258,7 @@ enum Way {
 use Way::{Both, In, Out};
 
 /// The table. The first row that fits decides; what fits none is `Io`, and 0h/06h.
-const TABLE: [(Way, u8, Kind, Status); 35] = [
+const TABLE: [(Way, u8, Kind, Status); 34] = [
     // Only what says "not supported" lets a copy step down. A format the controller does not know or the host has not
     // enabled is an Invalid Field, and a Copy has no other field at fault that reading and writing would not report again.
     (Both, NOT_COPY, Kind::Unsupported, Status::INVALID_OPCODE),
@@ -273,7 +290,6 @@ const TABLE: [(Way, u8, Kind, Status); 35] = [
     (In, ADMIN, Kind::Permission, Status::CONNECT_INVALID_HOST),
     (Both, ANY, Kind::NoSpace, Status::CAPACITY_EXCEEDED),
     (Out, ANY, Kind::NoMemory, Status::INTERNAL_ERROR.retryable()),
-    (In, ANY, Kind::NoMemory, Status::INSUFFICIENT_RESOURCES),
     (Both, READS, Kind::Io, Status::UNRECOVERED_READ_ERROR),
     // A Copy too: what the host must know is that the destination was not written. A target that knows it was the source
     // that failed asks for the status of a read.
@@ -309,6 +325,60 @@ impl Status {
             (Kind::TooLarge { .. }, None) => Kind::InvalidInput,
             (kind, _) => kind,
         };
-        Error::new(kind, format!("{} failed: {self}", doing.name())).because(self)
+        let advice = self.advice().map_or(String::new(), |advice| format!("; {advice}"));
+        Error::new(kind, format!("{} failed: {self}{advice}", doing.name())).because(self)
+    }
+
+    /// Whether a host sends the command again. Never with do-not-retry set, and never where the status says what is wrong with
+    /// the command itself: the same command would get the same answer.
+    pub fn retry(self, doing: Doing) -> Retry {
+        if self.do_not_retry() || self.is_success() {
+            return Retry::Never;
+        }
+        let passes = [
+            Self::COMMAND_INTERRUPTED,
+            Self::TRANSIENT_TRANSPORT_ERROR,
+            Self::MEDIA_NOT_READY,
+            Self::NAMESPACE_NOT_READY,
+            Self::SANITIZE_IN_PROGRESS,
+            Self::FORMAT_IN_PROGRESS,
+            Self::ABORTED_SQ_DELETION,
+            Self::INSUFFICIENT_RESOURCES,
+        ];
+        let path = self.code_type() == 3 && !self.is(Self::ANA_PERSISTENT_LOSS);
+        if path || passes.iter().any(|s| s.is(self)) {
+            return Retry::UntilItPasses;
+        }
+        // A flush that failed may have lost what it was to store: the next one would know nothing of it.
+        let persistent = self.is(Self::ANA_PERSISTENT_LOSS) || matches!(doing, Doing::Flush | Doing::Admin);
+        if persistent || self.to_error(doing, None).kind() != Kind::Io {
+            Retry::Never
+        } else {
+            Retry::AFewTimes
+        }
+    }
+
+    /// What the user of the host can do about it, where that is not plain from the status itself.
+    fn advice(self) -> Option<&'static str> {
+        let table = [
+            (
+                Self::INSUFFICIENT_RESOURCES,
+                "the target is short of resources: wait, or run fewer copies at a time",
+            ),
+            (Self::COMMAND_INTERRUPTED, "the target was busy with something else: try again"),
+            (Self::NAMESPACE_NOT_READY, "the target is still starting this namespace: try again"),
+            (Self::NAMESPACE_WRITE_PROTECTED, "lift the write protection at the target"),
+            (Self::RESERVATION_CONFLICT, "another host holds a reservation on the namespace"),
+            (Self::SANITIZE_IN_PROGRESS, "wait until the target has ended the sanitize operation"),
+            (Self::FORMAT_IN_PROGRESS, "wait until the target has ended the format operation"),
+            (Self::CAPACITY_EXCEEDED, "the storage behind the target is full: free some there"),
+            (Self::ANA_PERSISTENT_LOSS, "this path to the namespace is gone for good: name another address"),
+            (
+                Self::ANA_INACCESSIBLE,
+                "no access by this path at the moment: name another address, or try again",
+            ),
+            (Self::ANA_TRANSITION, "access by this path is changing: try again"),
+        ];
+        table.iter().find(|(status, _)| status.is(self)).map(|(_, advice)| *advice)
     }
 }

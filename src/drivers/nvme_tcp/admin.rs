@@ -99,6 +99,15 @@ impl Facts {
         nvm.and_then(|n| n.dsm_blocks_max).map_or(range, |all| range.min(all.get()))
     }
 
+    /// How long the controller wants a command that ended with `status` to wait before it is sent again; zero: it does not say.
+    pub(super) fn retry_delay(&self, status: Status) -> Duration {
+        let units = match status.retry_delay() {
+            0 => 0,
+            n => self.identify.retry_delays[n - 1],
+        };
+        Duration::from_millis(100 * u64::from(units))
+    }
+
     /// True for a command that the controller lists as optional and has.
     pub(super) fn has(&self, command: u16) -> bool {
         self.identify.oncs & command != 0
@@ -224,7 +233,7 @@ impl Admin {
             let most = facts.identify.maxcmd.map_or(DEPTH, |n| n.get());
             facts.depth = facts.depth.min(most);
             facts.queues = queues(&mut ask)?;
-            facts.copies_across = enable_copies_across(&mut ask, &facts.identify)?;
+            facts.copies_across = set_behavior(&mut ask, &facts.identify)?;
             let events = facts.identify.oaes & oaes::NAMESPACE_ATTRIBUTE;
             if events != 0 {
                 let set = SetFeatures::new(fid::ASYNC_EVENTS, events);
@@ -520,10 +529,13 @@ fn queues(ask: &mut dyn Ask) -> Result<u16> {
     Ok(u16::try_from(pairs).expect("at most QUEUES"))
 }
 
-/// Enables copies from one namespace to another, where the controller has them: bit 2 of CDFE in Host Behavior Support,
-/// which a reset clears. False where it does not let us: copies inside one namespace go on.
-fn enable_copies_across(ask: &mut dyn Ask, identify: &IdentifyController) -> Result<bool> {
-    if !identify.copies_in(Format::F2) {
+/// Tells the controller what this host understands (Host Behavior Support), which a reset clears: copies from one namespace to
+/// another, where the controller has them (bit 2 of CDFE), and retry delays. False where it does not let us copy across: copies
+/// inside one namespace go on.
+fn set_behavior(ask: &mut dyn Ask, identify: &IdentifyController) -> Result<bool> {
+    let across = identify.copies_in(Format::F2);
+    let delays = identify.retry_delays.iter().any(|&delay| delay != 0);
+    if !across && !delays {
         return Ok(false);
     }
     let doing = "Features (host behavior support)";
@@ -532,15 +544,18 @@ fn enable_copies_across(ask: &mut dyn Ask, identify: &IdentifyController) -> Res
         return Ok(false);
     };
     let Ok(mut behavior) = HostBehavior::parse(&page) else { return Ok(false) };
-    behavior.copy_formats |= Format::F2.bit();
+    if across {
+        behavior.copy_formats |= Format::F2.bit();
+    }
+    behavior.retry_delays |= delays;
     let mut buf = buffer(HostBehavior::LEN)?;
     buf.copy_from_slice(&behavior.to_bytes());
     let set = AdminCommand::SetFeatures(SetFeatures::new(fid::HOST_BEHAVIOR, 0)).to_sqe();
     let answer = ask.ask(doing, set, Data::Out(buf))?;
     if !answer.cqe.status.is_success() {
-        tracing::info!(status = %answer.cqe.status, "copies between namespaces cannot be enabled");
+        tracing::info!(status = %answer.cqe.status, "the controller does not take what this host says of itself");
     }
-    Ok(answer.cqe.status.is_success())
+    Ok(across && answer.cqe.status.is_success())
 }
 
 /// Reads the first `len` bytes of a log page from `offset` on.

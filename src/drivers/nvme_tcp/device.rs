@@ -16,6 +16,7 @@ use std::any::Any;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// The size of one read or write that serves best, in bytes, where the controller takes as much.
 const OPTIMAL_IO_BYTES: u64 = 256 << 10;
@@ -37,6 +38,8 @@ pub struct Namespace {
     copy_paths: Vec<CopyPath>,
     pub(super) abilities: Abilities,
     pub(super) cache: WriteCache,
+    /// The last association of which a command that changes bytes was given up while it could still be carried out.
+    doubtful: AtomicU64,
     /// Why it can be used no more; looked at when `there` is false.
     gone: Mutex<Option<Why>>,
     there: AtomicBool,
@@ -217,6 +220,7 @@ impl Namespace {
             copy_paths,
             abilities,
             cache: WriteCache::new(facts.identify.write_cache),
+            doubtful: AtomicU64::new(0),
             gone: Mutex::new(None),
             there: AtomicBool::new(true),
             first: namespace,
@@ -254,6 +258,29 @@ impl Namespace {
         }
         let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         Err(gone.as_ref().map_or_else(|| Error::new(Kind::Io, "is gone"), Why::error))
+    }
+
+    /// A command that changes bytes is given up although the controller may still carry it out.
+    #[cold]
+    pub(super) fn give_up_in_doubt(&self, association: u64, waited: Duration) -> Error {
+        self.doubtful.fetch_max(association, Ordering::AcqRel);
+        let text = format!(
+            "the connection was lost with this under way, and the target gives itself more than {waited:?} to carry it out or to drop \
+             it: the bytes may change until then"
+        );
+        Error::new(Kind::Io, text)
+    }
+
+    /// Whether bytes may be changed by a queue that knows associations up to `quiet` to carry out nothing any more.
+    ///
+    /// Errors: a command given up earlier could still land on what is written now.
+    pub(super) fn check_doubt(&self, quiet: u64) -> Result<()> {
+        if self.doubtful.load(Ordering::Acquire) <= quiet {
+            return Ok(());
+        }
+        let text = "a write of a lost connection may still be carried out by the target, and could land on top of this one; write when \
+                    the target's keep-alive time has passed";
+        Err(Error::new(Kind::Io, text))
     }
 
     /// The controller says it is this now.

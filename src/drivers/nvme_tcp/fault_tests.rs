@@ -250,14 +250,16 @@ fn a_target_that_stays_away_fails_requests_in_the_end() {
             assert_eq!((kind, good), (Kind::Io, 0));
             assert!(text.contains("could not be made again within 300ms"), "{text}");
         }
-        // And at once from now on, also for new queues; opening anew starts afresh.
+        // And at once from now on, also for new queues.
         assert_eq!(error_of(client.submit(read(0, 512)).await).0, Kind::Io);
         assert!(Client::open(device.clone()).is_err());
+        // But the target is looked for all the time, and what is open works again when it is back.
         fake.change(|s| s.deaf = false);
-        let again = open(&fake, 1, options);
-        assert!(!Arc::ptr_eq(&again, &device));
-        let client = Client::open(again).unwrap();
+        until("the connection", || Client::open(device.clone()).is_ok());
         assert!(client.submit(read(0, 512)).await.buf[..] == [1; 512]);
+        assert!(client.submit(write(0, &[2; 512])).await.result.is_ok());
+        let again = open(&fake, 1, options);
+        assert!(Arc::ptr_eq(&again, &device));
     });
 }
 
@@ -313,26 +315,104 @@ fn a_short_read_is_no_success() {
 }
 
 #[test]
-fn what_the_controller_says_may_be_tried_again_is_a_few_times() {
-    for (fails, fine) in [(3, true), (4, false)] {
+fn what_the_controller_says_may_be_tried_again_is_until_it_passes() {
+    let passes = [
+        Status::TRANSIENT_TRANSPORT_ERROR,
+        Status::COMMAND_INTERRUPTED,
+        Status::NAMESPACE_NOT_READY,
+        Status::INTERNAL_PATH_ERROR,
+        Status::ANA_INACCESSIBLE,
+        Status::ANA_TRANSITION,
+        Status::CONTROLLER_PATH_ERROR,
+        Status::INSUFFICIENT_RESOURCES,
+    ];
+    for status in passes {
+        // Longer than any small number of attempts.
         let fake = Fake::new(|_| {});
-        let device = open(&fake, 1, quick());
-        let mut left = fails;
+        let (device, other) = (open(&fake, 1, quick()), open(&fake, 2, quick()));
+        let mut left = 7;
         fake.rule(move |_| {
             left -= 1;
-            if left >= 0 { Act::Answer(Status::TRANSIENT_TRANSPORT_ERROR.retryable(), 0) } else { Act::Serve }
+            if left >= 0 { Act::Answer(status.retryable(), 0) } else { Act::Serve }
         });
         with(&device, async |client| {
-            assert_eq!(client.submit(write(0, &[1; 512])).await.result.is_ok(), fine);
+            let done = client.submit(copy_op(&other, &[(0, 512)], 4096)).await;
+            assert!(done.result.is_ok(), "{status}: {done:?}");
         });
+        // For ever: until the time is over.
+        let fake = Fake::new(|_| {});
+        let options = Options { reconnect_timeout: Duration::from_millis(300), ..quick() };
+        let device = open(&fake, 1, options);
+        fake.rule(move |_| Act::Answer(status.retryable(), 0));
+        with(&device, async |client| {
+            let (_, text, good) = error_of(client.submit(write(0, &[1; 512])).await);
+            assert!(text.contains("tried ") && text.contains(&status.to_string()) && good == 0, "{text}");
+        });
+        // Do not retry means it.
+        let fake = Fake::new(|_| {});
+        let device = open(&fake, 1, quick());
+        fake.rule(move |_| Act::Answer(status, 0));
+        with(&device, async |client| {
+            assert!(client.submit(write(0, &[1; 512])).await.result.is_err());
+        });
+        assert_eq!(fake.io_seen().len(), 1, "{status}");
     }
+    // What may have been an accident: a few times.
     let fake = Fake::new(|_| {});
     let device = open(&fake, 1, quick());
-    fake.rule(|_| Act::Answer(Status::TRANSIENT_TRANSPORT_ERROR, 0));
+    fake.rule(|_| Act::Answer(Status::WRITE_FAULT.retryable(), 0));
     with(&device, async |client| {
         assert!(client.submit(write(0, &[1; 512])).await.result.is_err());
+        assert_eq!(fake.io_seen().len(), 6);
+        assert!(client.submit(Op::Flush).await.result.is_err());
+        assert_eq!(fake.io_seen().len(), 7, "a flush that failed is not tried again");
     });
-    assert_eq!(fake.io_seen().len(), 1, "do not retry means it");
+}
+
+#[test]
+fn a_delay_that_the_controller_asks_for_is_kept_and_bounded() {
+    for (units, least, timeout) in [(2u16, 200, 20_000), (u16::MAX, 250, 300)] {
+        let fake = Fake::new(|s| s.controller.retry_delays = [0, units, 0]);
+        let options = Options { reconnect_timeout: Duration::from_millis(timeout), ..quick() };
+        let device = open(&fake, 1, options);
+        assert!(fake.behavior().retry_delays, "the controller was told that this host knows delays");
+        let mut left = 1;
+        fake.rule(move |_| {
+            left -= 1;
+            let delayed = Status::from_bits(Status::COMMAND_INTERRUPTED.retryable().bits() | 2 << 11);
+            if left >= 0 { Act::Answer(delayed, 0) } else { Act::Serve }
+        });
+        with(&device, async |client| {
+            let start = std::time::Instant::now();
+            assert!(client.submit(write(0, &[1; 512])).await.result.is_ok());
+            assert!(start.elapsed() >= Duration::from_millis(least), "{units}: {:?}", start.elapsed());
+        });
+    }
+}
+
+#[test]
+fn a_write_in_doubt_for_longer_than_there_is_patience_fails_and_no_other_follows_it() {
+    // The controller's timer runs in steps of 6553 s.
+    let fake = Fake::new(|s| s.controller.kas = std::num::NonZeroU16::new(u16::MAX));
+    let options = Options {
+        reconnect_timeout: Duration::from_millis(300),
+        command_timeout: Duration::from_millis(400),
+        ..keen()
+    };
+    let device = open(&fake, 1, options);
+    fake.rule(|seen| match seen.io() {
+        Some(IoCommand::Write(e)) if e.slba == 0 => Act::Cut { served: false, all: true },
+        _ => Act::Serve,
+    });
+    with(&device, async |client| {
+        let (kind, text, good) = error_of(client.submit(write(0, &[1; 512])).await);
+        assert!(kind == Kind::Io && good == 0 && text.contains("the bytes may change until then"), "{text}");
+        assert!(client.submit(read(0, 512)).await.result.is_ok(), "reads go on");
+        let (_, text, _) = error_of(client.submit(write(4096, &[1; 512])).await);
+        assert!(text.contains("could land on top of this one"), "{text}");
+        let fresh = Client::open(device.clone()).unwrap();
+        assert!(fresh.submit(write(4096, &[1; 512])).await.result.is_err(), "on any queue");
+    });
 }
 
 #[test]

@@ -4,14 +4,17 @@
 //! from one to another. What is sent again after a lost connection, and what is not: `docs/notes/005-nvme-tcp.md`.
 
 mod admin;
+mod channel;
 mod controller;
 mod device;
 mod discovery;
 mod identity;
+mod keeper;
 mod link;
 mod queue;
 mod url;
 mod wire;
+mod work;
 
 pub use device::Namespace;
 pub use discovery::{NamespaceInfo, Subsystem, discover, subsystem};
@@ -33,7 +36,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// How long one command may take before the controller is reset.
     pub command_timeout: Duration,
-    /// Longest time without a connection before requests fail.
+    /// Longest time without a connection before requests fail, and for which a command is tried again when the controller says
+    /// that this may help. The attempts to connect go on afterwards, as long as the namespace is open.
     pub reconnect_timeout: Duration,
     /// Time without a sign of life after which the controller gives us up, and we it (KATO).
     pub keep_alive: Duration,

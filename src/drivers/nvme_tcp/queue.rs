@@ -5,31 +5,35 @@
 
 use super::Why;
 use super::admin::{DEPTH, Facts};
+use super::channel::{Channel, Ended};
 use super::controller::SCANS;
 use super::device::Namespace;
-use super::link::{Link, Received, broken, buf_of};
+use super::link::buf_of;
 use super::wire::{Fresh, Wire};
+use super::work::{Most, Work, is_durable, uses_list};
 use crate::block::device::check_range;
 use crate::block::{
     Buf, ByteRange, Completion, CopyReport, CopyRequest, Counters, Device, Error, Kind, Method, Op, Queue,
     Request, Result,
 };
-use crate::nvme::copy::{Format, LIST_LEN_MAX, SourceRange, whole_ranges, write_ranges};
-use crate::nvme::io::{DsmRange, Extent};
-use crate::nvme::status::Doing;
-use crate::nvme::tcp::host::{Data, Event};
-use crate::nvme::{Blocks, CopyCommand, Count8, Cqe, IoCommand, Sqe, Status};
+use crate::nvme::copy::{LIST_LEN_MAX, whole_ranges};
+use crate::nvme::status::{Doing, Retry};
+use crate::nvme::tcp::host::Data;
+use crate::nvme::{Count8, Cqe};
 use crate::reactor::{self, IoDone, IoOp, Port, Reactor};
-use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How often a command may be on its way when a connection is lost before it is given up: a command that brings the target
 /// down would do so for ever.
 const LOSSES_MAX: u8 = 3;
-/// How often a command is tried again because the controller says that trying again may help.
-const RETRIES_MAX: u8 = 3;
+/// How often a command that failed by what may have been an accident is tried again: as often as by Linux.
+const RETRIES_MAX: u32 = 5;
+/// Pauses before a command is tried again where the controller does not say how long: the first, doubled up to the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(10);
+const RETRY_LONGEST: Duration = Duration::from_secs(1);
 /// Tokens of the two waits for the socket.
 const READABLE: u64 = 0;
 const WRITABLE: u64 = 1;
@@ -40,9 +44,11 @@ pub(super) struct NvmeQueue {
     wire: Arc<Wire>,
     reactor: Rc<dyn Reactor>,
     port: Port,
-    link: Option<Link>,
+    channel: Option<Arc<Channel>>,
     most: Most,
-    /// Of `link`, or of the last one.
+    /// What the controller says of itself.
+    facts: Arc<Facts>,
+    /// Of `channel`, or of the last one.
     association: u64,
     /// The association on which the queue was opened.
     opened: u64,
@@ -50,9 +56,10 @@ pub(super) struct NvmeQueue {
     quiet: u64,
     /// By slot of the connection.
     works: Box<[Option<Work>]>,
-    free: Vec<u16>,
-    /// Commands on the connection.
+    /// Commands of this queue on the connection.
     out: usize,
+    /// The quarter of the command time-out since which requests wait for a place on the connection.
+    crowded: Option<u32>,
     /// Waiting for a connection, or for an old one to be quiet.
     held: VecDeque<Work>,
     armed: [bool; 2],
@@ -61,57 +68,15 @@ pub(super) struct NvmeQueue {
     /// Buffers for lists of ranges.
     lists: Vec<Buf>,
     dead: Option<Why>,
+    /// No connection for so long that requests fail.
+    away: Option<Why>,
+    /// Why the last connection was lost.
+    lost_why: Option<Why>,
+    /// Ends of commands, on their way from the connection.
+    ended: Vec<Ended>,
     done: Vec<Completion>,
     finished: Vec<IoDone>,
     counters: Counters,
-}
-
-/// What one command may be, in bytes.
-#[derive(Clone, Copy)]
-struct Most {
-    data: u64,
-    zeroes: u64,
-    discard: u64,
-}
-
-impl Most {
-    fn of(facts: &Facts, block: u32) -> Self {
-        let block = u64::from(block);
-        // NLB counts up to 65536 blocks; a limit below one block would be no limit one can keep.
-        let whole = |bytes: u64| (bytes - bytes % block).clamp(block, block << 16);
-        Self {
-            data: whole(facts.data_bytes_max()),
-            zeroes: whole(facts.zeroes_bytes_max()),
-            discard: facts.discard_blocks_max().max(1).saturating_mul(block),
-        }
-    }
-}
-
-/// A request on its way.
-struct Work {
-    request: Request,
-    /// The request's buffer, or the list of a copy; with the connection while a command is out.
-    buf: Buf,
-    /// What the request's buffer showed.
-    shown: (usize, usize),
-    /// Bytes of the request's front that are done.
-    done: u64,
-    /// Bytes of the command that is out.
-    part: u64,
-    /// Number of a flush.
-    flush: u64,
-    /// `scans` when the command was sent.
-    sent: u32,
-    losses: u8,
-    retries: u8,
-    /// A command of it was sent and has not ended well: what it was to change may hold anything.
-    begun: bool,
-    /// The association on which the command may still be executed, and leave its mark.
-    doubt: Option<u64>,
-    /// The quarter of the command time-out in which it is not sent again.
-    not_in: Option<u32>,
-    /// Why it is not to be sent again.
-    failed: Option<Error>,
 }
 
 impl NvmeQueue {
@@ -122,33 +87,35 @@ impl NvmeQueue {
         let reactor = reactor::current().ok_or_else(|| {
             Error::new(Kind::InvalidInput, "this thread has no reactor; enter one before opening a queue")
         })?;
-        let (wire, Fresh { link, facts, association }) =
+        let (wire, Fresh { channel, facts, association }) =
             namespace.controller().open_queue(&reactor.waker())?;
         let port = reactor.open_port();
-        let mut queue = Self {
+        Ok(Self {
             most: Most::of(&facts, namespace.block()),
             wire,
             reactor,
             port,
-            link: Some(link),
+            channel: Some(channel),
+            facts,
             association,
             opened: association,
             quiet: 0,
             works: (0..DEPTH).map(|_| None).collect(),
-            free: Vec::with_capacity(DEPTH.into()),
             out: 0,
+            crowded: None,
             held: VecDeque::new(),
             armed: [false; 2],
             scans: 0,
             lists: Vec::new(),
             dead: None,
+            away: None,
+            lost_why: None,
+            ended: Vec::new(),
             done: Vec::new(),
             finished: Vec::new(),
             counters: Counters::default(),
             namespace,
-        };
-        queue.free.extend((0..facts.depth.min(DEPTH)).rev());
-        Ok(queue)
+        })
     }
 
     // --- requests ----------------------------------------------------------------------------------------------------
@@ -180,36 +147,39 @@ impl NvmeQueue {
             Op::Flush => self.namespace.cache.flush_begins(),
             _ => 0,
         };
-        let work = Work {
-            shown: buf.shown(),
-            request,
-            buf,
-            done: 0,
-            part: 0,
-            flush,
-            sent: 0,
-            losses: 0,
-            retries: 0,
-            begun: false,
-            doubt: None,
-            not_in: None,
-            failed: None,
-        };
-        match self.free.pop() {
-            Some(slot) if self.link.is_some() => self.start(slot, work),
-            slot => {
-                self.free.extend(slot);
-                self.held.push_back(work);
-            }
+        let work = Work::new(request, buf, flush);
+        match self.take_slot() {
+            Some(slot) => self.start(slot, work),
+            None => self.held.push_back(work),
+        }
+    }
+
+    /// A place for a command on the connection.
+    fn take_slot(&mut self) -> Option<u16> {
+        let channel = self.channel.as_ref()?;
+        let slot = channel.take_slot(self.wire.number);
+        match slot {
+            Some(_) => self.crowded = None,
+            None => _ = self.crowded.get_or_insert_with(|| self.wire.scans()),
+        }
+        slot
+    }
+
+    fn give_back(&self, slot: u16) {
+        if let Some(channel) = &self.channel {
+            channel.give_back(slot);
         }
     }
 
     fn check(&self, request: &Request) -> Result<()> {
         let namespace = &*self.namespace;
-        if let Some(why) = &self.dead {
+        if let Some(why) = self.dead.as_ref().or(self.away.as_ref()) {
             return Err(why.error());
         }
         namespace.check_there()?;
+        if request.op().is_write() {
+            namespace.check_doubt(self.quiet)?;
+        }
         if let Some(range) = request.op().range() {
             check_range(range, namespace.size(), namespace.block())?;
         }
@@ -288,84 +258,15 @@ impl NvmeQueue {
 
     /// Sends the command for the next part of a request.
     fn start(&mut self, slot: u16, mut work: Work) {
-        let (sqe, data) = self.command(&mut work);
+        let (sqe, data) = work.command(&self.namespace, &self.most);
         // As it is now: this queue may not have looked for long.
         work.sent = self.wire.scans();
         work.doubt = None;
-        work.not_in = None;
-        let link = self.link.as_mut().expect("asked before");
-        link.machine().submit(slot, sqe, data);
+        work.not_before = None;
         self.works[usize::from(slot)] = Some(work);
         self.out += 1;
-    }
-
-    fn command(&mut self, work: &mut Work) -> (Sqe, Data) {
-        let nsid = self.namespace.nsid();
-        let block = u64::from(self.namespace.block());
-        let most = match work.request.op() {
-            Op::WriteZeroes { .. } => self.most.zeroes,
-            Op::Discard { .. } => self.most.discard,
-            Op::Copy(_) => u64::MAX,
-            _ => self.most.data,
-        };
-        let rest = work.request.op().range().map_or(ByteRange::default(), |r| r.after(work.done));
-        work.part = rest.len().min(most);
-        let slba = rest.offset() / block;
-        let blocks = work.part / block;
-        let extent = |fua| {
-            let blocks = u32::try_from(blocks).ok().and_then(Blocks::new);
-            let blocks = blocks.expect("1 to 65536: not empty, and within `Most`");
-            Extent { fua, ..Extent::new(nsid, slba, blocks) }
-        };
-        let command = match work.request.op() {
-            Op::Read { .. } => {
-                let command = IoCommand::Read(extent(false));
-                return (command.to_sqe(), Data::In(work.take_part()));
-            }
-            Op::Write { fua, .. } => IoCommand::Write(extent(*fua)),
-            Op::Compare { .. } => IoCommand::Compare(extent(false)),
-            Op::WriteZeroes { may_unmap, .. } => {
-                let deallocate = *may_unmap && self.namespace.abilities.zeroes_may_unmap;
-                let command = IoCommand::WriteZeroes { extent: extent(false), deallocate };
-                return (command.to_sqe(), Data::None);
-            }
-            Op::Flush => return (IoCommand::Flush { nsid }.to_sqe(), Data::None),
-            Op::Discard { .. } => {
-                let range = DsmRange { slba, blocks: u32::try_from(blocks).unwrap_or(u32::MAX) };
-                let command = IoCommand::DatasetManagement { nsid, ranges: Count8::ONE, deallocate: true };
-                let mut list = std::mem::take(&mut work.buf);
-                list.set_len(DsmRange::LEN);
-                list.copy_from_slice(&range.to_bytes());
-                return (command.to_sqe(), Data::Out(list));
-            }
-            Op::Copy(copy) => {
-                let source =
-                    copy.source.as_any().downcast_ref::<Namespace>().expect("checked by `check_copy`");
-                let inside = source.nsid() == nsid && self.namespace.abilities.copies_inside;
-                let format = if inside { Format::F0 } else { Format::F2 };
-                let ranges: SmallVec<[SourceRange; 8]> = copy
-                    .sources
-                    .iter()
-                    .map(|r| SourceRange {
-                        snsid: (!inside).then(|| source.nsid()),
-                        slba: r.offset() / block,
-                        blocks: u32::try_from(r.len() / block)
-                            .ok()
-                            .and_then(Blocks::new)
-                            .expect("1 to MSSRL, checked by `check_copy`"),
-                        fco: false,
-                    })
-                    .collect();
-                let count = u32::try_from(ranges.len()).ok().and_then(Count8::new);
-                let count = count.expect("1 to 256, checked by `check_copy`");
-                let command = CopyCommand { fua: copy.fua, ..CopyCommand::new(nsid, slba, count, format) };
-                let mut list = std::mem::take(&mut work.buf);
-                list.set_len(command.list_len());
-                write_ranges(format, &ranges, &mut list);
-                return (command.to_sqe(), Data::Out(list));
-            }
-        };
-        (command.to_sqe(), Data::Out(work.take_part()))
+        let Self { channel: Some(channel), ended, .. } = self else { return };
+        channel.submit(slot, sqe, data, ended);
     }
 
     /// A command has ended.
@@ -377,7 +278,7 @@ impl NvmeQueue {
             return self.refused(slot, work, &cqe);
         }
         if matches!(work.request.op(), Op::Read { .. }) && u64::from(received) != work.part {
-            self.free.push(slot);
+            self.give_back(slot);
             let text = format!("the target sent {received} bytes of {} and called it a success", work.part);
             return self.finish(work, Err(Error::new(Kind::Io, text)));
         }
@@ -387,10 +288,16 @@ impl NvmeQueue {
         }
         work.done += work.part;
         if op.range().is_some_and(|r| work.done < r.len()) {
-            work.retries = 0;
-            return self.start(slot, work);
+            (work.retries, work.refused_since) = (0, None);
+            if self.channel.as_ref().is_some_and(|c| !c.is_wanted(self.wire.number)) {
+                return self.start(slot, work);
+            }
+            // Others wait for the place.
+            self.give_back(slot);
+            self.held.push_front(work);
+            return;
         }
-        self.free.push(slot);
+        self.give_back(slot);
         let mut result = Ok(());
         if matches!(work.request.op(), Op::Flush) {
             // Asked again: a connection may have been lost, and made anew, while the flush was under way.
@@ -406,25 +313,6 @@ impl NvmeQueue {
     #[cold]
     fn refused(&mut self, slot: u16, mut work: Work, cqe: &Cqe) {
         let status = cqe.status;
-        work.begun = true;
-        // Nothing was executed: the data came to harm on the way, or the namespace is not ready yet, for which it gets time.
-        let later = status.is(Status::NAMESPACE_NOT_READY);
-        let again = later || status.is(Status::TRANSIENT_TRANSPORT_ERROR);
-        if again && !status.do_not_retry() && work.retries < RETRIES_MAX && self.link.is_some() {
-            work.retries += 1;
-            if later {
-                work.not_in = Some(self.wire.scans());
-                self.free.push(slot);
-                self.held.push_back(work);
-                return;
-            }
-            return self.start(slot, work);
-        }
-        // A part of it may have been done, and may lie in the cache.
-        if work.request.op().is_write() {
-            self.namespace.cache.written(self.association);
-        }
-        self.free.push(slot);
         let doing = match work.request.op() {
             Op::Read { .. } => Doing::Read,
             Op::Write { .. } => Doing::Write,
@@ -434,6 +322,19 @@ impl NvmeQueue {
             Op::Flush => Doing::Flush,
             Op::Copy(_) => Doing::Copy,
         };
+        work.begun = true;
+        self.give_back(slot);
+        if let Some(at) = self.again_at(&mut work, cqe, doing) {
+            work.not_before = Some(at);
+            self.wire.set_alarm(at);
+            self.namespace.controller().look_at_alarms();
+            self.held.push_back(work);
+            return;
+        }
+        // A part of it may have been done, and may lie in the cache.
+        if work.request.op().is_write() {
+            self.namespace.cache.written(self.association);
+        }
         // Limits that have changed since they were asked for: to what, nobody says.
         let mut shorter = None;
         if let Op::Copy(copy) = work.request.op() {
@@ -443,8 +344,34 @@ impl NvmeQueue {
             let half = copy.dest.len() / 2;
             shorter = Some(half - half % u64::from(self.namespace.block()));
         }
-        let error = status.to_error(doing, shorter);
+        let mut error = status.to_error(doing, shorter);
+        if let Some(since) = work.refused_since {
+            let text = format!("{error}; tried {} times in {:.1?}", work.retries + 1, since.elapsed());
+            error = Error::new(error.kind(), text).because(status);
+        }
         self.finish(work, Err(error));
+    }
+
+    /// When a command is sent again that ended with a status; `None`: the status stands.
+    #[cold]
+    fn again_at(&self, work: &mut Work, cqe: &Cqe, doing: Doing) -> Option<Instant> {
+        let retry = cqe.status.retry(doing);
+        let cancelled = matches!(work.request.op(), Op::Copy(copy) if copy.cancel.is_set());
+        if retry == Retry::Never || cancelled || self.channel.is_none() {
+            return None;
+        }
+        let now = Instant::now();
+        let end = *work.refused_since.get_or_insert(now) + self.namespace.controller().patience().retry;
+        if now >= end || (retry == Retry::AFewTimes && work.retries >= RETRIES_MAX) {
+            return None;
+        }
+        let pause = match self.facts.retry_delay(cqe.status) {
+            Duration::ZERO => RETRY_FIRST.saturating_mul(1 << work.retries.min(10)).min(RETRY_LONGEST),
+            delay => delay,
+        };
+        work.retries += 1;
+        // The last attempt comes at the end of the time, however long the controller wants to be left alone.
+        Some((now + pause).min(end))
     }
 
     /// Ends a request.
@@ -484,43 +411,46 @@ impl NvmeQueue {
     /// Takes what has ended and sends what there is, until there is neither.
     fn turn(&mut self) {
         loop {
-            self.events();
-            let Some(link) = &mut self.link else { return };
-            if link.machine().output().is_empty() {
-                return;
-            }
-            match link.send() {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.events();
-                    return self.arm(WRITABLE);
+            let Some(channel) = &self.channel else { return self.take_ended() };
+            match channel.turn(self.wire.number, &mut self.ended) {
+                Ok(blocked) if self.ended.is_empty() => {
+                    if blocked {
+                        self.arm(WRITABLE);
+                    }
+                    return;
                 }
-                Err(error) => return self.lost(Why::of(&error)),
+                Ok(_) => self.take_ended(),
+                Err(why) => return self.lost(why),
             }
         }
     }
 
-    /// Takes what has ended.
-    fn events(&mut self) {
-        loop {
-            let Some(link) = &mut self.link else { return };
-            match link.machine().next() {
-                Some(Event::Done { slot, cqe, data, received }) => self.ended(slot, cqe, data, received),
-                Some(Event::Broken(why)) => return self.lost(Why::of(&broken(&why))),
-                Some(Event::Ready { .. }) => {}
-                None => return,
-            }
-        }
-    }
-
-    /// Reads the socket dry.
+    /// Reads the socket dry, and turns.
     fn drain_socket(&mut self) {
-        loop {
-            let Some(link) = &mut self.link else { return };
-            match link.receive() {
-                Err(error) => return self.lost(Why::of(&error)),
-                Ok(Received::More) => self.turn(),
-                Ok(Received::Last | Received::Nothing) => return self.turn(),
+        let Some(channel) = &self.channel else { return };
+        match channel.drain(self.wire.number, &mut self.ended) {
+            Ok(_) => {
+                self.take_ended();
+                self.turn();
+            }
+            Err(why) => self.lost(why),
+        }
+    }
+
+    /// Heeds the ends of commands.
+    fn take_ended(&mut self) {
+        while !self.ended.is_empty() {
+            let mut ended = std::mem::take(&mut self.ended);
+            for one in ended.drain(..) {
+                match one {
+                    Ended::Done { slot, cqe, data, received } => self.ended(slot, cqe, data, received),
+                    Ended::Lost { slot, data, maybe_executed } => self.lost_one(slot, data, maybe_executed),
+                }
+            }
+            // What was added meanwhile comes after; the room is kept.
+            if self.ended.is_empty() {
+                self.ended = ended;
+                return;
             }
         }
     }
@@ -528,9 +458,11 @@ impl NvmeQueue {
     /// Has the thread woken when the socket is ready.
     fn arm(&mut self, token: u64) {
         let at = usize::from(token == WRITABLE);
-        if let (Some(link), false) = (&self.link, self.armed[at]) {
-            let op = IoOp::Ready { file: link.socket().clone(), write: token == WRITABLE };
-            self.reactor.submit(self.port, token, op);
+        if self.armed[at] {
+            return;
+        }
+        if let Some(file) = self.channel.as_ref().and_then(|channel| channel.socket()) {
+            self.reactor.submit(self.port, token, IoOp::Ready { file, write: token == WRITABLE });
             self.armed[at] = true;
         }
     }
@@ -538,46 +470,54 @@ impl NvmeQueue {
     /// The connection is gone: what was on it waits for the next one.
     #[cold]
     fn lost(&mut self, why: Why) {
-        let Some(mut link) = self.link.take() else { return };
-        // Why it was ended here goes out while the machine still has it.
-        if link.machine().is_closing() {
-            let _ = link.send();
-        } else {
-            link.machine().close();
-        }
-        self.counters += link.take_counters();
-        while let Some(unfinished) = link.machine().drain() {
-            let Some(mut work) = self.works[usize::from(unfinished.slot)].take() else { continue };
-            work.buf = buf_of(unfinished.data);
-            if unfinished.maybe_executed {
-                work.begun = true;
-                work.losses += 1;
-                work.doubt = work.request.op().is_write().then_some(self.association);
-                if work.losses > LOSSES_MAX && work.failed.is_none() {
-                    let text =
-                        format!("the connection was lost {} times with this under way: {why}", work.losses);
-                    work.failed = Some(Error::new(Kind::Io, text));
-                }
-            }
-            self.held.push_back(work);
-        }
-        (self.out, self.free) = (0, Vec::with_capacity(DEPTH.into()));
+        let Some(channel) = self.channel.take() else { return };
+        channel.lose(why.clone(), self.wire.number, &mut self.ended);
+        self.counters += channel.counters(self.wire.number);
+        self.crowded = None;
+        self.lost_why = Some(why.clone());
+        // What a neighbour found out before this.
+        self.wire.take_inbox(&mut self.ended);
+        self.take_ended();
         self.namespace.controller().report_lost(self.association, why);
     }
 
-    /// Looks at what the controller's thread has sent.
+    /// A command's connection was lost before it ended.
+    #[cold]
+    fn lost_one(&mut self, slot: u16, data: Data, maybe_executed: bool) {
+        let Some(mut work) = self.works[usize::from(slot)].take() else { return };
+        self.out -= 1;
+        work.buf = buf_of(data);
+        if maybe_executed {
+            work.begun = true;
+            work.losses += 1;
+            work.doubt = work.request.op().is_write().then_some(self.association);
+            work.doubt_since = work.doubt.map(|_| Instant::now());
+            if work.losses > LOSSES_MAX && work.failed.is_none() {
+                let why = self.lost_why.as_ref().map_or(String::new(), |why| format!(": {why}"));
+                let text = format!("the connection was lost {} times with this under way{why}", work.losses);
+                work.failed = Some(Error::new(Kind::Io, text));
+            }
+        }
+        self.held.push_back(work);
+    }
+
+    /// Looks at what the controller's thread and neighbours on the connection have sent.
     fn read_mail(&mut self) {
-        let Some(mail) = self.wire.take_mail() else { return };
+        let Some(mail) = self.wire.take_mail(&mut self.ended) else { return };
         self.quiet = mail.quiet;
-        if mail.lost >= self.association && self.link.is_some() {
+        if let Some(why) = self.channel.as_ref().and_then(|channel| channel.lost()) {
+            self.lost(why);
+        }
+        self.take_ended();
+        if mail.lost >= self.association && self.channel.is_some() {
             self.lost(Why::new("the association was ended".to_owned()));
         }
-        if let Some(Fresh { link, facts, association }) = mail.fresh {
+        self.away = mail.away;
+        if let Some(Fresh { channel, facts, association }) = mail.fresh {
             self.most = Most::of(&facts, self.namespace.block());
             self.association = association;
-            self.free.clear();
-            self.free.extend((0..facts.depth.min(DEPTH)).rev());
-            self.link = Some(link);
+            self.facts = facts;
+            self.channel = Some(channel);
         }
         if let Some(why) = mail.dead {
             self.lost(why.clone());
@@ -589,6 +529,7 @@ impl NvmeQueue {
     /// Starts what waits, as far as it may; ends what is given up.
     #[cold]
     fn resume(&mut self) {
+        let now = Instant::now();
         for _ in 0..self.held.len() {
             let Some(mut work) = self.held.pop_front() else { return };
             let sure = work.doubt.is_none_or(|association| association <= self.quiet);
@@ -597,8 +538,14 @@ impl NvmeQueue {
                 let error = work.failed.take().unwrap_or_else(|| why.error());
                 self.finish(work, Err(error));
             } else if !sure {
-                // It may still be executed: neither to be sent again nor to be called failed.
-                self.held.push_back(work);
+                let patience = self.namespace.controller().patience().doubt;
+                if work.doubt_since.is_none_or(|since| now < since + patience) {
+                    // It may still be executed: neither to be sent again nor to be called failed.
+                    self.held.push_back(work);
+                } else {
+                    let error = self.namespace.give_up_in_doubt(work.doubt.unwrap_or(0), patience);
+                    self.finish(work, Err(error));
+                }
             } else if let Some(error) = work.failed.take() {
                 self.finish(work, Err(error));
             } else if cancelled {
@@ -606,13 +553,22 @@ impl NvmeQueue {
                 self.finish(work, Err(Error::new(Kind::Cancelled, text)));
             } else if let Err(error) = self.check(&work.request) {
                 self.finish(work, Err(error));
-            } else if self.link.is_none() || self.free.is_empty() || work.not_in == Some(self.wire.scans()) {
+            } else if work.not_before.is_some_and(|at| now < at) {
                 self.held.push_back(work);
             } else {
-                let slot = self.free.pop().expect("asked before");
-                self.start(slot, work);
+                match self.take_slot() {
+                    Some(slot) => self.start(slot, work),
+                    None => self.held.push_back(work),
+                }
             }
         }
+        if self.held.is_empty()
+            && self.crowded.take().is_some()
+            && let Some(channel) = &self.channel
+        {
+            channel.waits_no_more(self.wire.number);
+        }
+        self.take_ended();
     }
 
     /// Looks for commands that take too long, when a quarter of that time has passed.
@@ -631,49 +587,27 @@ impl NvmeQueue {
                 late = Some(work.request.op().name());
             }
         }
+        // Another queue's command may be the one that is not answered.
+        if self.crowded.is_some_and(|since| now.wrapping_sub(since) > SCANS + 1) {
+            late = late.or(Some("command before it"));
+        }
         if let Some(name) = late {
             self.lost(Why::new(format!("a {name} was not answered in time")));
         }
     }
 }
 
-impl Work {
-    /// The buffer for the present part of a read, write or compare.
-    fn take_part(&mut self) -> Buf {
-        let mut buf = std::mem::take(&mut self.buf);
-        let fits = "within a buffer";
-        let (done, part) = (usize::try_from(self.done).expect(fits), usize::try_from(self.part).expect(fits));
-        // Always: it may have been narrowed to another length before its connection was lost.
-        buf.narrow(self.shown.0 + done, part);
-        buf
-    }
-}
-
-/// The data of the command is a list of ranges.
-fn uses_list(op: &Op) -> bool {
-    matches!(op, Op::Copy(_) | Op::Discard { .. })
-}
-
-/// What it changes is durable when it completes.
-fn is_durable(op: &Op) -> bool {
-    match op {
-        Op::Write { fua, .. } => *fua,
-        Op::Copy(copy) => copy.fua,
-        _ => false,
-    }
-}
-
 impl Queue for NvmeQueue {
     fn submit(&mut self, batch: &mut VecDeque<Request>) {
         self.read_mail();
-        if !self.held.is_empty() && self.link.is_some() {
+        if !self.held.is_empty() && self.channel.is_some() {
             self.resume();
         }
         while !batch.is_empty() {
-            let room = match &self.link {
-                Some(_) => !self.free.is_empty(),
-                // Also when nothing more will be sent: then they end at once.
-                None => self.dead.is_some() || self.held.len() < usize::from(DEPTH),
+            let room = match &self.channel {
+                Some(channel) => channel.has_room(self.wire.number) || self.held.is_empty(),
+                // Also when nothing will be sent: then they end at once.
+                None => self.dead.is_some() || self.away.is_some() || self.held.len() < usize::from(DEPTH),
             };
             if !room {
                 break;
@@ -692,7 +626,7 @@ impl Queue for NvmeQueue {
                 self.armed[usize::from(io.token == WRITABLE)] = false;
             }
         }
-        if self.out > 0 {
+        if self.out > 0 || self.crowded.is_some() {
             self.drain_socket();
         }
         // After what has come: nobody may have looked for long.
@@ -701,7 +635,7 @@ impl Queue for NvmeQueue {
             self.resume();
             self.turn();
         }
-        if self.out > 0 {
+        if self.out > 0 || self.crowded.is_some() {
             self.arm(READABLE);
         }
         done.append(&mut self.done);
@@ -709,8 +643,8 @@ impl Queue for NvmeQueue {
 
     fn counters(&self) -> Counters {
         let mut counters = self.counters;
-        if let Some(link) = &self.link {
-            counters += link.counters();
+        if let Some(channel) = &self.channel {
+            counters += channel.counters(self.wire.number);
         }
         counters
     }
@@ -718,8 +652,10 @@ impl Queue for NvmeQueue {
 
 impl Drop for NvmeQueue {
     fn drop(&mut self) {
-        // The connection ends with its link, which also ends what waits for the socket.
-        self.link = None;
+        // The connection ends with its last queue, which also ends what waits for the socket.
+        if let Some(channel) = self.channel.take() {
+            channel.leave(self.wire.number);
+        }
         self.reactor.close_port(self.port);
     }
 }

@@ -186,7 +186,9 @@ fn a_copy_that_waits_for_a_connection_can_be_cancelled() {
         fake.change(|s| s.deaf = true);
         fake.cut(true);
         // What is submitted before the loss is known may be sent, and be in doubt.
-        until("the loss", || device.controller().wait_up(Instant::now()).is_err());
+        until("the loss", || {
+            device.controller().wait_up(Instant::now(), super::controller::Patience::WhileDown).is_err()
+        });
         let op = copy_op(&device, &[(0, 512)], 65536);
         let Op::Copy(request) = &op else { panic!("a copy") };
         let cancel = request.cancel.clone();
@@ -228,46 +230,86 @@ fn with_fewer_queues_on_return_the_first_go_on() {
         crate::reactor::local::yield_now().await;
         fake.change(|s| s.queues = 1);
         fake.cut(true);
-        // Queue ids 2 and 3 are none any more.
-        assert!(second.submit(read(0, 512)).await.result.is_ok());
-        let (_, text, _) = error_of(third.submit(read(0, 512)).await);
-        assert!(text.contains("no more than 1 I/O queues"), "{text}");
-        assert_eq!(Client::open(device.clone()).err().unwrap().kind(), Kind::InUse);
-        // The one given up takes no other's place later.
+        // Queue ids 2 and 3 are none any more: both queues go on over one connection.
+        let both = [second.submit(read(0, 512)), third.submit(read(512, 512))];
+        for one in both {
+            assert!(one.await.result.is_ok());
+        }
+        let fourth = Client::open(device.clone()).unwrap();
         drop(second);
         crate::reactor::local::yield_now().await;
         fake.cut(true);
         until("the third association", || fake.seen().iter().any(|s| s.cntlid == 3));
-        let fresh = Client::open(device.clone()).unwrap();
         for _ in 0..3 {
-            assert!(fresh.submit(read(0, 512)).await.result.is_ok());
+            assert!(third.submit(read(0, 512)).await.result.is_ok());
+            assert!(fourth.submit(read(0, 512)).await.result.is_ok());
         }
+        assert!(fake.seen().iter().all(|s| s.cntlid == 1 || s.qid <= 1));
         assert_eq!(fake.seen().iter().map(|s| s.cntlid).max(), Some(3));
     });
 }
 
 #[test]
-fn threads_that_open_at_once_get_a_queue_each_or_none() {
-    let fake = Fake::new(|s| s.queues = 1);
-    let device = open(&fake, 1, quick());
-    let (start, end) = (Barrier::new(4), Barrier::new(4));
-    let opened: Vec<bool> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
+fn queues_of_many_threads_share_the_one_connection_there_is() {
+    for depth in [1, 3] {
+        let fake = Fake::new(|s| {
+            s.queues = 1;
+            s.controller.maxcmd = std::num::NonZeroU16::new(depth);
+        });
+        let devices = [open(&fake, 1, quick()), open(&fake, 2, quick())];
+        let start = Barrier::new(4);
+        std::thread::scope(|scope| {
+            for n in 0..4u64 {
+                let (device, start) = (&devices[usize::from(n % 2 == 1)], &start);
+                scope.spawn(move || {
                     let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
                     local.block_on(async {
                         start.wait();
-                        let client = Client::open(device.clone());
-                        end.wait();
-                        client.is_ok()
-                    })
-                })
-            })
-            .collect();
-        threads.into_iter().map(|t| t.join().unwrap()).collect()
-    });
-    assert_eq!(opened.iter().filter(|&&ok| ok).count(), 1);
+                        let client = Client::open(device.clone()).unwrap();
+                        // Longer than one command takes, and more than there are places.
+                        let bytes = pattern(n, 160 << 10);
+                        let writes: Vec<_> = (0..3u64)
+                            .map(|i| {
+                                client
+                                    .submit(write((3 * n + i) * (160 << 10) % (1 << 20), &bytes[..16 << 10]))
+                            })
+                            .collect();
+                        for one in writes {
+                            let done = one.await;
+                            assert!(done.result.is_ok(), "{done:?}");
+                        }
+                        assert!(client.submit(write(n << 18, &bytes)).await.result.is_ok());
+                        let done = client.submit(read(n << 18, 160 << 10)).await;
+                        assert!(done.buf[..] == bytes[..], "thread {n}, depth {depth}");
+                    });
+                });
+            }
+        });
+        assert!(fake.seen().iter().all(|s| s.qid <= 1 && s.cntlid == 1));
+    }
+}
+
+#[test]
+fn a_controller_with_one_queue_copies_between_its_namespaces() {
+    for (depth, offload) in [(1, false), (1, true), (128, false), (128, true)] {
+        let fake = Fake::new(|s| {
+            s.queues = 1;
+            s.controller.maxcmd = std::num::NonZeroU16::new(depth);
+            if !offload {
+                s.controller.oncs &= !crate::nvme::identify::oncs::COPY;
+            }
+            s.disks.get_mut(&1).unwrap().bytes = pattern(9, 4096 * 512);
+        });
+        let (one, two) = (open(&fake, 1, keen()), open(&fake, 2, keen()));
+        let segments = [Segment { source: 0, dest: 0, len: one.size() }];
+        let job = Job::new(&segments, one.size(), two.size(), false).unwrap();
+        let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
+        let (from, to) = (one as Arc<dyn Device>, two as Arc<dyn Device>);
+        let ended =
+            local.block_on(async { copy(from, to, &job, &CopyOptions::default(), &Rc::default()).await });
+        assert!(ended.error.is_none(), "depth {depth}, offload {offload}: {:?}", ended.error);
+        assert!(fake.bytes(2) == fake.bytes(1), "depth {depth}, offload {offload}");
+    }
 }
 
 #[test]

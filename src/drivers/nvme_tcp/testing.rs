@@ -177,6 +177,7 @@ impl Default for Setup {
 struct Association {
     cc: Mutex<Cc>,
     formats: Mutex<u16>,
+    behavior: Mutex<HostBehavior>,
     keep_alive: Option<Duration>,
     heard: Mutex<Instant>,
 }
@@ -286,6 +287,13 @@ impl Fake {
     /// Sends an event on every association.
     pub(super) fn event(&self, event: AsyncEvent) {
         self.inner.events.lock().unwrap().push(event);
+    }
+
+    /// What the last host has said of itself.
+    pub(super) fn behavior(&self) -> HostBehavior {
+        let associations = self.inner.associations.lock().unwrap();
+        let last = associations.values().next_back();
+        last.map_or(HostBehavior::default(), |a| *a.behavior.lock().unwrap())
     }
 
     /// Connections open now.
@@ -521,6 +529,7 @@ impl<'a> One<'a> {
             let association = Arc::new(Association {
                 cc: Mutex::default(),
                 formats: Mutex::new(0),
+                behavior: Mutex::default(),
                 keep_alive: connect.keep_alive_ms.map(|ms| Duration::from_millis(ms.get().into())),
                 heard: Mutex::new(Instant::now()),
             });
@@ -572,7 +581,9 @@ impl<'a> One<'a> {
                 }
                 fid::HOST_BEHAVIOR if setup.refuses_behavior => (Status::INVALID_FIELD, 0, None),
                 fid::HOST_BEHAVIOR => {
-                    *association.formats.lock().unwrap() = HostBehavior::parse(data).unwrap().copy_formats;
+                    let behavior = HostBehavior::parse(data).unwrap();
+                    *association.formats.lock().unwrap() = behavior.copy_formats;
+                    *association.behavior.lock().unwrap() = behavior;
                     ok(0)
                 }
                 _ => ok(0),

@@ -1,24 +1,30 @@
-//! What lies between a queue and the thread of its controller: mail one way, a count of time.
+//! What lies between a queue and the thread of its controller: mail one way, a count of time; and what other queues on the same
+//! connection found there for it.
 
 use super::Why;
 use super::admin::Facts;
+use super::channel::{Channel, Ended};
 use super::controller::lock;
-use super::link::Link;
 use crate::reactor::Waker;
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-/// A queue, as the thread of its controller sees it.
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
+
+/// A queue, as the thread of its controller and its neighbours on a connection see it.
 pub(super) struct Wire {
-    /// Changes with the association, where that grants fewer queues.
-    qid: AtomicU16,
+    /// A number of its own among the queues this process ever had.
+    pub(super) number: u64,
     pub(super) waker: Waker,
-    /// There is something in `mail`.
+    /// There is something in `mail` or `inbox`.
     news: AtomicBool,
-    pub(super) mail: Mutex<Mail>,
+    mail: Mutex<Mail>,
+    inbox: Mutex<Vec<Ended>>,
     /// Counts quarters of the command time-out.
     scans: AtomicU32,
+    /// When the queue wants to be woken.
+    alarm: Mutex<Option<Instant>>,
 }
 
 /// What a queue has to know, since it last looked.
@@ -30,34 +36,31 @@ pub(super) struct Mail {
     pub(super) quiet: u64,
     /// A new connection.
     pub(super) fresh: Option<Fresh>,
+    /// Why there is none for now; requests fail until there is.
+    pub(super) away: Option<Why>,
     /// There will be no other.
     pub(super) dead: Option<Why>,
-    /// The connection in use, to be shut down when the association is lost.
-    pub(super) socket: Option<Arc<OwnedFd>>,
 }
 
 /// A connection for a queue, and the association it belongs to.
 pub(super) struct Fresh {
-    pub(super) link: Link,
+    pub(super) channel: Arc<Channel>,
     pub(super) facts: Arc<Facts>,
     pub(super) association: u64,
 }
 
 impl Wire {
     /// The wire of a queue whose thread's reactor `waker` wakes.
-    pub(super) fn new(qid: u16, waker: Waker) -> Self {
+    pub(super) fn new(waker: Waker) -> Self {
         Self {
-            qid: AtomicU16::new(qid),
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             waker,
             news: AtomicBool::new(false),
             mail: Mutex::default(),
+            inbox: Mutex::default(),
             scans: AtomicU32::new(0),
+            alarm: Mutex::new(None),
         }
-    }
-
-    /// Another id, on the next association.
-    pub(super) fn set_qid(&self, qid: u16) {
-        self.qid.store(qid, Ordering::Relaxed);
     }
 
     /// Another quarter of the command time-out has passed.
@@ -66,20 +69,22 @@ impl Wire {
         self.waker.wake();
     }
 
-    /// Its id at the controller.
-    pub(super) fn qid(&self) -> u16 {
-        self.qid.load(Ordering::Relaxed)
-    }
-
-    /// Mail, when there is some: everything that is not the socket.
-    pub(super) fn take_mail(&self) -> Option<Mail> {
+    /// Mail, when there is some: everything that is not the socket. What neighbours found goes to `ended`.
+    pub(super) fn take_mail(&self, ended: &mut Vec<Ended>) -> Option<Mail> {
         if !self.news.load(Ordering::Acquire) {
             return None;
         }
         self.news.store(false, Ordering::Relaxed);
+        ended.append(&mut lock(&self.inbox));
         let mut mail = lock(&self.mail);
         let fresh = mail.fresh.take();
-        Some(Mail { lost: mail.lost, quiet: mail.quiet, fresh, dead: mail.dead.clone(), socket: None })
+        let (away, dead) = (mail.away.clone(), mail.dead.clone());
+        Some(Mail { lost: mail.lost, quiet: mail.quiet, fresh, away, dead })
+    }
+
+    /// What neighbours found.
+    pub(super) fn take_inbox(&self, ended: &mut Vec<Ended>) {
+        ended.append(&mut lock(&self.inbox));
     }
 
     /// Quarters of the command time-out so far.
@@ -89,7 +94,39 @@ impl Wire {
 
     pub(super) fn post(&self, write: impl FnOnce(&mut Mail)) {
         write(&mut lock(&self.mail));
+        self.hear();
+    }
+
+    /// Has it look at its mail and its connection.
+    pub(super) fn hear(&self) {
         self.news.store(true, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// True once no more connections come.
+    pub(super) fn is_dead(&self) -> bool {
+        lock(&self.mail).dead.is_some()
+    }
+
+    /// The end of a command of its.
+    pub(super) fn deliver(&self, ended: Ended) {
+        lock(&self.inbox).push(ended);
+        self.hear();
+    }
+
+    /// When it wants to be woken, at the earliest of what was asked for.
+    pub(super) fn set_alarm(&self, at: Instant) {
+        let mut alarm = lock(&self.alarm);
+        *alarm = Some(alarm.map_or(at, |before| before.min(at)));
+    }
+
+    /// Wakes it when it is time; else when that will be.
+    pub(super) fn ring_alarm(&self, now: Instant) -> Option<Instant> {
+        let mut alarm = lock(&self.alarm);
+        let due = alarm.take_if(|at| *at <= now);
+        if due.is_some() {
+            self.hear();
+        }
+        *alarm
     }
 }

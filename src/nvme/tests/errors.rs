@@ -1,6 +1,7 @@
 //! Statuses and errors: one table, both ways.
 
 use crate::block::{Error, Kind};
+use crate::nvme::status::Retry;
 use crate::nvme::{Doing, Status};
 use std::error::Error as _;
 
@@ -129,7 +130,10 @@ fn what_a_target_says_a_host_understands() {
 fn the_errors_of_a_host() {
     assert_eq!(kind(Status::INVALID_NAMESPACE, Doing::Copy), Kind::NotFound);
     assert_eq!(kind(Status::RESERVATION_CONFLICT, Doing::Write), Kind::InUse);
-    assert_eq!(kind(Status::INSUFFICIENT_RESOURCES, Doing::Copy), Kind::NoMemory);
+    // It is the controller that is short of something, not this host.
+    let short = Status::INSUFFICIENT_RESOURCES.to_error(Doing::Copy, None);
+    assert_eq!(short.kind(), Kind::Io);
+    assert!(short.to_string().contains("the target is short of resources"), "{short}");
     assert_eq!(kind(Status::AUTHENTICATION_REQUIRED, Doing::Admin), Kind::Permission);
     // One status, two meanings.
     assert_eq!(kind(Status::new(1, 0x82), Doing::Write), Kind::ReadOnly);
@@ -141,4 +145,28 @@ fn the_errors_of_a_host() {
     assert_eq!(error.to_string(), "copy failed: Write Fault (2h/80h)");
     let cause = error.source().unwrap().downcast_ref::<Status>().unwrap();
     assert_eq!((cause.bits(), cause.do_not_retry()), (0x280, false), "type, code and do-not-retry are kept");
+}
+
+#[test]
+fn what_passes_is_tried_again_and_a_plain_answer_is_not() {
+    for (status, doing) in every_status().flat_map(|s| ALL.map(|d| (s, d))) {
+        let retry = status.retry(doing);
+        if status.do_not_retry() {
+            assert_eq!(retry, Retry::Never, "{status} {doing:?}: do not retry means it");
+        } else if kind(status, doing) == Kind::Unsupported || kind(status, doing) == Kind::OutOfRange {
+            assert_eq!(retry, Retry::Never, "{status} {doing:?}");
+        }
+    }
+    let passes =
+        [(0, 0x21), (0, 0x22), (0, 0x82), (1, 0x89), (3, 0), (3, 2), (3, 3), (3, 0x60), (3, 0x70), (3, 0x71)];
+    for ((code_type, code), doing) in passes.into_iter().flat_map(|s| ALL.map(|d| (s, d))) {
+        let status = Status::new(code_type, code).retryable();
+        assert_eq!(status.retry(doing), Retry::UntilItPasses, "{status} {doing:?}");
+    }
+    let gone = Status::ANA_PERSISTENT_LOSS.retryable();
+    assert_eq!(gone.retry(Doing::Read), Retry::Never);
+    let media = Status::WRITE_FAULT.retryable();
+    assert_eq!([media.retry(Doing::Write), media.retry(Doing::Flush)], [Retry::AFewTimes, Retry::Never]);
+    assert_eq!(Status::INVALID_FIELD.retryable().retry(Doing::Copy), Retry::Never, "the copy steps down");
+    assert_eq!(Status::from_bits(0x21 | 2 << 11).retry_delay(), 2);
 }
