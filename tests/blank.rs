@@ -6,7 +6,7 @@
 mod common;
 
 use blkcopy::block::lock::{Claim, CoreLocks, LockDomain, LockedQueue};
-use blkcopy::block::{Buf, ByteRange, Identity, Kind, Method, Op};
+use blkcopy::block::{Buf, ByteRange, Identity, Kind, Method, Op, Queue as _, Submitter};
 use blkcopy::copy::run::{Options, Progress, copy};
 use blkcopy::copy::{Job, Segment};
 use blkcopy::map::Blank;
@@ -16,6 +16,7 @@ use blkcopy::reactor::{EngineChoice, choose};
 use blkcopy::sim::{DelayDevice, Rng};
 use common::*;
 use proptest::prelude::*;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -203,6 +204,51 @@ fn a_copy_from_what_is_owed_gives_zeroes_whenever_it_was_zeroed() {
             assert_eq!(ended.receipt.methods.get(&Method::Memory).copied().unwrap_or(0), by_memory);
         }
     }
+}
+
+/// A flush is cut off anywhere: what was zeroed is old or zero, what was written over it since is old or new, and is never undone
+/// by zeroes that were owed before it.
+#[test]
+fn the_power_may_go_while_zeroes_are_being_stored() {
+    let (mut lost, mut kept, mut flushed) = (0, 0, 0);
+    for turns in 0..24 {
+        for seed in 0..8 {
+            let disk = volatile(64);
+            let device = blank(Arc::new(DelayDevice::new(disk.clone(), seed, 3)));
+            let locks = Rc::new(LockDomain::new().attach(|| ()).unwrap());
+            let mut queue = LockedQueue::open(device.clone(), locks.clone()).unwrap();
+            let (submitter, mut done) = (Submitter::default(), Vec::new());
+            let written = blocks(8, 8);
+            let steps =
+                [filled(blocks(0, 64), 7), Op::Flush, lazy(blocks(0, 64)), filled(written, 9), Op::Flush];
+            for (tag, op) in (0..).zip(steps) {
+                queue.submit(&mut VecDeque::from([submitter.request(tag, op)]));
+                let most = if tag == 4 { turns } else { 1000 };
+                for _ in 0..most {
+                    if done.len() as u64 > tag {
+                        break;
+                    }
+                    locks.pump();
+                    queue.poll(&mut done);
+                }
+            }
+            assert!(done.iter().all(|d| d.result.is_ok()));
+            let is_flushed = done.len() == 5;
+            disk.power_cut(seed);
+            while done.len() < 5 {
+                locks.pump();
+                queue.poll(&mut done);
+            }
+            flushed += usize::from(is_flushed);
+            for (n, block) in (0..).zip(disk.contents().chunks(BLOCK as usize)) {
+                let new = if written.contains(blocks(n, 1)) { 9 } else { 0 };
+                assert!(block.iter().all(|&byte| byte == block[0]), "block {n} is torn");
+                assert!(block[0] == new || (block[0] == 7 && !is_flushed), "block {n}: {}", block[0]);
+                *(if block[0] == new { &mut kept } else { &mut lost }) += 1;
+            }
+        }
+    }
+    assert!(lost > 100 && kept > 100 && flushed > 10, "{lost} lost, {kept} kept, {flushed} flushed");
 }
 
 /// Rows of one thread's own, which it knows the bytes of.

@@ -65,6 +65,12 @@ pub trait Device: Send + Sync + 'static {
         false
     }
 
+    /// True when what it owes has become so many ranges that a write stores some before it adds to them. Costs one atomic load on
+    /// a leaf.
+    fn owes_too_much(&self) -> bool {
+        false
+    }
+
     /// The parts of `within` that a leaf owes zeroes for, in order, apart from each other; whole blocks. Nothing on a map: ask its
     /// leaves ([`Device::owing`]), for a leg of a mirror may owe what the other holds.
     fn owed_zeroes(&self, _within: ByteRange) -> Vec<ByteRange> {

@@ -18,12 +18,13 @@ use crate::block::{
 };
 use owed::{Owed, Parts};
 use std::any::Any;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Shortest zeroes that are owed, in bytes, unless said otherwise: shorter ones are stored as fast as they are put on a list.
 const LAZY_MIN_BYTES: u64 = 1 << 20;
-/// Most pieces on the list when lazy zeroes still add to it; past that they are stored at once.
+/// Most pieces on the list unless said otherwise, some 5 MB. Past that lazy zeroes that would add one are stored at once, and a
+/// write that goes through the locks stores some pieces before it may split another.
 const PIECES_MAX: usize = 1 << 16;
 
 /// The same leaf as the device inside, with zeroes that may be owed.
@@ -42,11 +43,14 @@ type Tell = Arc<dyn Fn(ByteRange) + Send + Sync>;
 struct Shared {
     inner: Arc<dyn Device>,
     lazy_min_bytes: u64,
+    pieces_max: usize,
     /// In bytes; never changes.
     block_size: u32,
     owed: Mutex<Owed>,
     /// Bytes on the list: 0 lets requests pass without the lock. Written under it.
     owed_bytes: AtomicU64,
+    /// The list has grown too long. Written under the lock.
+    is_full: AtomicBool,
 }
 
 impl Blank {
@@ -59,13 +63,19 @@ impl Blank {
 
     /// The same, storing at once what is shorter than `lazy_min_bytes`.
     pub fn with_lazy_min(inner: Arc<dyn Device>, lazy_min_bytes: u64) -> Result<Arc<Self>> {
+        Self::with_list(inner, lazy_min_bytes, PIECES_MAX)
+    }
+
+    /// The same with a list of about `pieces_max` ranges.
+    pub fn with_list(inner: Arc<dyn Device>, lazy_min_bytes: u64, pieces_max: usize) -> Result<Arc<Self>> {
         if let Identity::Map(_) = inner.identity() {
             let text = "zeroes are owed by leaves, and this is a map; put each of its leaves under a list of its own";
             return Err(Error::new(Kind::InvalidInput, text).on(inner.name()));
         }
         let block_size = inner.limits().block_size.get();
-        let (owed, owed_bytes) = (Mutex::default(), AtomicU64::new(0));
-        let shared = Arc::new(Shared { inner, lazy_min_bytes, block_size, owed, owed_bytes });
+        let (owed, owed_bytes, is_full) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
+        let shared = Shared { inner, lazy_min_bytes, pieces_max, block_size, owed, owed_bytes, is_full };
+        let shared = Arc::new(shared);
         Ok(Arc::new(Self { shared, tell: None, plain: None }))
     }
 
@@ -87,6 +97,11 @@ impl Blank {
     pub fn owed_bytes(&self) -> u64 {
         self.shared.owed_bytes.load(Ordering::Acquire)
     }
+
+    /// Ranges on the list now.
+    pub fn owed_ranges(&self) -> usize {
+        self.shared.lock().count()
+    }
 }
 
 impl Shared {
@@ -104,11 +119,12 @@ impl Shared {
     /// Owes `range`; false when the list is full.
     fn owe(&self, range: ByteRange) -> bool {
         let mut owed = self.lock();
-        if owed.count() >= PIECES_MAX {
+        // Two pieces may stay of those it covers.
+        if owed.count() >= self.pieces_max && owed.touched(range) < 3 {
             return false;
         }
         owed.add(range);
-        self.owed_bytes.store(owed.bytes(), Ordering::Release);
+        self.tell_all(&owed);
         true
     }
 
@@ -122,8 +138,14 @@ impl Shared {
         if self.owes() {
             let mut owed = self.lock();
             owed.remove(range, then);
-            self.owed_bytes.store(owed.bytes(), Ordering::Release);
+            self.tell_all(&owed);
         }
+    }
+
+    /// Lets all see what is on the list, which is locked.
+    fn tell_all(&self, owed: &Owed) {
+        self.owed_bytes.store(owed.bytes(), Ordering::Release);
+        self.is_full.store(owed.count() >= self.pieces_max, Ordering::Release);
     }
 
     fn within(&self, range: ByteRange) -> Parts {
@@ -185,6 +207,9 @@ impl Device for Blank {
     }
     fn owes_zeroes(&self) -> bool {
         self.shared.owes() || self.inner().owes_zeroes()
+    }
+    fn owes_too_much(&self) -> bool {
+        self.shared.is_full.load(Ordering::Relaxed) || self.inner().owes_too_much()
     }
     fn owed_zeroes(&self, within: ByteRange) -> Vec<ByteRange> {
         self.shared.within(within).into_vec()

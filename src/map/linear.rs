@@ -149,6 +149,9 @@ impl Device for Linear {
     fn owes_zeroes(&self) -> bool {
         self.legs.iter().any(|leg| leg.owes_zeroes())
     }
+    fn owes_too_much(&self) -> bool {
+        self.legs.iter().any(|leg| leg.owes_too_much())
+    }
     fn owing(self: Arc<Self>, leaves: &mut Vec<Arc<dyn Device>>) {
         self.legs.iter().for_each(|leg| leg.clone().owing(leaves));
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// Reads, writes, zeroes, discards and compares go straight through unless a copy is in the way; copies wait for their
 /// turn. Flushes claim nothing, but where the device owes zeroes these are stored first, claimed as by a copy: the device
-/// answers for what was zeroed before the flush came in. Pump the core's locks ([`CoreLocks::pump`]) once a turn, before [`Queue::poll`].
+/// answers for what was zeroed before the flush came in. Where it owes too many, a write first stores some. Pump the core's locks ([`CoreLocks::pump`]) once a turn, before [`Queue::poll`].
 ///
 /// The tags of requests in flight must differ from each other, as those of one submitter do. Drop it when nothing is in
 /// flight: what still waits for a copy gives up its wait, but I/O the device has begun keeps its claims until the core
@@ -68,6 +68,7 @@ impl LockedQueue {
         match request.op().range() {
             None if self.device.owes_zeroes() => return Err(request),
             None => {}
+            Some(_) if request.op().is_write() && self.device.owes_too_much() => return Err(request),
             Some(range) if !copies && let Some((leaf, base)) = self.leaf => {
                 let claim = Claim { leaf, range: shifted(range, base), mode: mode_of(request.op()) };
                 if !self.try_io(request.tag(), &[claim]) {
@@ -164,7 +165,8 @@ impl LockedQueue {
             };
             let mode = mode_of(op);
             let claim = Claim { leaf, range: shifted(range, base), mode };
-            if !matches!(op, Op::Copy(_)) {
+            let settles = mode == Mode::Exclusive && self.device.owes_too_much();
+            if !matches!(op, Op::Copy(_)) && !settles {
                 match self.locks.begin_io(&[claim]) {
                     Begun::Held(ticket) => {
                         self.held.insert(batch[at].tag(), ticket);
@@ -180,12 +182,17 @@ impl LockedQueue {
     }
 
     fn begin(&mut self, request: Request) {
-        let Some(range) = request.op().range() else {
-            if self.device.owes_zeroes() {
-                return self.settler.add(&self.device, request);
-            }
-            return self.ready.push_back(request);
-        };
+        let is_flush = request.op().range().is_none();
+        if (is_flush && self.device.owes_zeroes()) || (request.op().is_write() && self.device.owes_too_much())
+        {
+            return self.settler.add(&self.device, request);
+        }
+        self.begin_settled(request);
+    }
+
+    /// Begins what waits for no zeroes to be stored.
+    fn begin_settled(&mut self, request: Request) {
+        let Some(range) = request.op().range() else { return self.ready.push_back(request) };
         let claims = match self.claims_of_request(&request, range) {
             Ok(claims) => claims,
             Err(error) => return self.early.push(request.complete_err(error)),
@@ -207,7 +214,9 @@ impl LockedQueue {
     fn advance(&mut self) {
         if !self.settler.is_idle() {
             // First: what it lets go of may be what others wait for.
-            self.settler.advance(&self.locks, &mut self.ready, &mut self.early);
+            let mut settled = VecDeque::new();
+            self.settler.advance(&self.locks, &mut settled, &mut self.early);
+            settled.into_iter().for_each(|request| self.begin_settled(request));
         }
         if !(self.waiting.is_empty() && self.copies.is_empty()) {
             self.look_at_waits();

@@ -1,4 +1,5 @@
-//! What a flush does first on a device that owes zeroes: it stores them, each range claimed as a copy would claim it.
+//! What a flush does first on a device that owes zeroes: it stores them, each range claimed as a copy would claim it. Where the
+//! list of what is owed has grown too long, a write that may make it longer does the same first with some of it.
 //!
 //! A write in flight must not be overwritten by zeroes that were owed before it, hence the claims. They are taken on the leaves, and
 //! the zeroes go to the leaves: what a leg of a mirror owes is no business of the other.
@@ -11,24 +12,35 @@ use crate::block::{
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// Most bytes claimed at once: what others may have to wait for.
-const STEP_MAX: u64 = 256 << 20;
+/// Bytes claimed at once, unless storing them turns out to be quick: what others may have to wait for.
+const STEP_BYTES: u64 = 256 << 20;
+/// A step that took less makes the next one twice as long; one that took more is followed by a short one. Zeroes of files cost
+/// as much as there are extents: an empty PiB is stored as fast as a MiB.
+const STEP_TIME: Duration = Duration::from_millis(20);
 /// Most ranges claimed at once.
 const STEP_RANGES_MAX: usize = 64;
 /// Longest write of zeroes, in bytes, where the device cannot zero by itself.
 const WRITE_MAX: u64 = 1 << 20;
 
-/// The flushes that wait for their zeroes: the first of them at work, the others behind it.
+/// Most requests of a step in flight.
+const STEP_OUT_MAX: usize = 64;
+/// Ranges that a write stores which found too many of them.
+const RELIEF: usize = 256;
+
+/// The requests that wait for zeroes to be stored: the first of them at work, the others behind it.
 #[derive(Default)]
 pub(super) struct Settler {
     jobs: VecDeque<Job>,
     outlets: Vec<Outlet>,
 }
 
-/// One flush, and what was owed when it came in and has not been looked at yet.
+/// One request, and what was owed when it came in and has not been looked at yet.
 struct Job {
-    flush: Request,
+    request: Request,
+    /// Bytes of the next step.
+    step_bytes: u64,
     todo: VecDeque<(Arc<dyn Device>, ByteRange)>,
     step: Option<Step>,
 }
@@ -38,7 +50,8 @@ struct Step {
     ticket: CopyTicket,
     outlet: usize,
     ranges: SmallVec<[ByteRange; 4]>,
-    granted: bool,
+    /// Since when all of it is claimed.
+    granted: Option<Instant>,
     /// To be stored.
     left: VecDeque<ByteRange>,
     /// Being stored: tag, range, and whether by writing.
@@ -69,24 +82,20 @@ impl Settler {
         self.jobs.is_empty()
     }
 
-    /// Takes a flush of `device`, with what is owed now.
-    pub(super) fn add(&mut self, device: &Arc<dyn Device>, flush: Request) {
+    /// Takes a flush of `device`, with what is owed now; or a write, with some of what is owed on each leaf that owes too much.
+    pub(super) fn add(&mut self, device: &Arc<dyn Device>, request: Request) {
         let (mut leaves, mut todo) = (Vec::new(), VecDeque::new());
         device.clone().owing(&mut leaves);
-        for leaf in leaves {
-            let block = u64::from(leaf.limits().block_size.get());
-            for mut rest in leaf.owed_zeroes(ByteRange::to(leaf.size())) {
-                while !rest.is_empty() {
-                    let range = rest.prefix((STEP_MAX - STEP_MAX % block).max(block));
-                    todo.push_back((leaf.clone(), range));
-                    rest = rest.after(range.len());
-                }
-            }
+        let is_write = request.op().is_write();
+        for leaf in leaves.into_iter().filter(|leaf| !is_write || leaf.owes_too_much()) {
+            let ranges = leaf.owed_zeroes(ByteRange::to(leaf.size())).into_iter();
+            let most = if is_write { RELIEF } else { usize::MAX };
+            todo.extend(ranges.take(most).map(|range| (leaf.clone(), range)));
         }
-        self.jobs.push_back(Job { flush, todo, step: None });
+        self.jobs.push_back(Job { request, step_bytes: STEP_BYTES, todo, step: None });
     }
 
-    /// Does what can be done now. Flushes whose zeroes are stored go to `ready`, those that failed end.
+    /// Does what can be done now. Requests whose zeroes are stored go to `ready`, those that failed end.
     pub(super) fn advance(
         &mut self,
         locks: &CoreLocks,
@@ -95,10 +104,10 @@ impl Settler {
     ) {
         while let Some(job) = self.jobs.front_mut() {
             let Went::Ends(result) = job.go_on(&mut self.outlets, locks) else { return };
-            let flush = self.jobs.pop_front().expect("looked at above").flush;
+            let request = self.jobs.pop_front().expect("looked at above").request;
             match result {
-                Ok(()) => ready.push_back(flush),
-                Err(error) => ended.push(flush.complete_err(error)),
+                Ok(()) => ready.push_back(request),
+                Err(error) => ended.push(request.complete_err(error)),
             }
         }
     }
@@ -115,26 +124,28 @@ impl Job {
         loop {
             let step = match &mut self.step {
                 Some(step) => step,
-                none => match next_step(&mut self.todo, outlets, locks) {
+                none => match next_step(&mut self.todo, self.step_bytes, outlets, locks) {
                     Ok(Some(step)) => none.insert(step),
                     Ok(None) => return Went::Ends(Ok(())),
                     Err(error) => return Went::Ends(Err(error)),
                 },
             };
             let outlet = &mut outlets[step.outlet];
-            if !step.granted {
+            if step.granted.is_none() {
                 if !step.ticket.is_granted() {
                     return Went::Waits;
                 }
-                step.granted = true;
+                step.granted = Some(Instant::now());
                 // What was written meanwhile is owed no more: only now is it certain what is.
                 step.left = step.ranges.iter().flat_map(|&range| outlet.leaf.owed_zeroes(range)).collect();
             }
             let more = outlet.store(step);
             // The claims are held until the device has let go, also after an error.
             if step.out.is_empty() && (step.left.is_empty() || step.error.is_some()) {
-                let Some(Step { ticket, error, .. }) = self.step.take() else { continue };
+                let Some(Step { ticket, error, granted, .. }) = self.step.take() else { continue };
                 locks.end_copy(ticket);
+                let quick = granted.is_some_and(|at| at.elapsed() < STEP_TIME);
+                self.step_bytes = if quick { self.step_bytes.saturating_mul(2) } else { STEP_BYTES };
                 if let Some(error) = error {
                     return Went::Ends(Err(error));
                 }
@@ -145,9 +156,10 @@ impl Job {
     }
 }
 
-/// Claims the next ranges that are still owed, all of one leaf.
+/// Claims the next ranges that are still owed, all of one leaf, about `most` bytes.
 fn next_step(
     todo: &mut VecDeque<(Arc<dyn Device>, ByteRange)>,
+    most: u64,
     outlets: &mut Vec<Outlet>,
     locks: &CoreLocks,
 ) -> Result<Option<Step>> {
@@ -155,10 +167,16 @@ fn next_step(
     let mut of: Option<Arc<dyn Device>> = None;
     while let Some((leaf, range)) = todo.front() {
         let other = of.as_ref().is_some_and(|of| !is_same(of, leaf));
-        if other || ranges.len() == STEP_RANGES_MAX || (bytes > 0 && bytes + range.len() > STEP_MAX) {
+        if other || ranges.len() == STEP_RANGES_MAX || (bytes > 0 && bytes + range.len() > most) {
             break;
         }
         let Some((leaf, range)) = todo.pop_front() else { break };
+        let block = u64::from(leaf.limits().block_size.get());
+        let rest = range.after((most - most % block).max(block));
+        let range = range.prefix(range.len() - rest.len());
+        if !rest.is_empty() {
+            todo.push_front((leaf.clone(), rest));
+        }
         // Owed no more: what took its place has completed, and the flush to come covers it.
         if !leaf.owed_zeroes(range).is_empty() {
             bytes += range.len();
@@ -180,7 +198,7 @@ fn next_step(
     };
     let ticket = locks.begin_copy(claims);
     let (left, out) = (VecDeque::new(), Vec::new());
-    Ok(Some(Step { ticket, outlet, ranges, granted: false, left, out, error: None }))
+    Ok(Some(Step { ticket, outlet, ranges, granted: None, left, out, error: None }))
 }
 
 fn is_same(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> bool {
@@ -203,7 +221,7 @@ impl Outlet {
     /// Submits what the step has left, and takes in what has completed; false when nothing has.
     fn store(&mut self, step: &mut Step) -> bool {
         while step.error.is_none()
-            && (!self.by_writing || step.out.is_empty())
+            && step.out.len() < if self.by_writing { 1 } else { STEP_OUT_MAX }
             && let Some(range) = step.left.pop_front()
         {
             if let Err(error) = self.begin(range, step) {

@@ -344,3 +344,69 @@ fn a_copy_that_is_tried_swallows_no_news_of_others() {
     assert!(locks.pump(), "the news is still there for the turn");
     waits.wait(1).result.unwrap();
 }
+
+/// 64 TiB are a quarter of a million steps of the usual length.
+#[test]
+fn a_huge_device_is_settled_in_few_steps() {
+    let size = 1 << 46;
+    let null = crate::drivers::null::Null::new("null", size, NonZeroU32::new(512).unwrap()).unwrap();
+    let device = blank(Arc::new(null));
+    let mut user = User::new(&device, &core());
+    user.run(lazy(ByteRange::to(size))).result.unwrap();
+    for block in [0, 1 << 30, 1 << 36] {
+        user.run(write(at(block, 1), 1)).result.unwrap();
+    }
+    let before = user.queue.counters().requests;
+    user.run(Op::Flush).result.unwrap();
+    let steps = user.queue.counters().requests - before;
+    assert!((4..400).contains(&steps), "{steps} steps");
+    // What is stored has been written, so nothing is left to owe.
+    assert!(!device.owes_zeroes());
+}
+
+#[test]
+fn writes_into_a_list_that_is_full_store_some_of_it_first() {
+    let bottom = mem();
+    let list = Blank::with_list(bottom.clone(), 1, 8).unwrap();
+    let device: Dev = list.clone();
+    let mut user = User::new(&device, &core());
+    let due: Vec<u8> = (0..64).map(|block| if block % 2 == 1 { 9 } else { 0 }).collect();
+    for round in 0..3 {
+        user.run(write(at(0, 64), 7)).result.unwrap();
+        user.run(lazy(at(0, 64))).result.unwrap();
+        let mut relieved = 0;
+        for block in (1..64).step_by(2) {
+            let full = device.owes_too_much();
+            assert_eq!(full, list.owed_ranges() >= 8);
+            if full && round == 1 {
+                assert!(!user.tries(1, write(at(block, 1), 9)), "it would have to wait for zeroes");
+            }
+            user.run(write(at(block, 1), 9)).result.unwrap();
+            relieved += usize::from(full);
+            assert!(list.owed_ranges() <= 8, "{} ranges", list.owed_ranges());
+        }
+        assert!(relieved > 0, "it was never full");
+        assert_eq!(look(&device, at(0, 64)), due);
+        user.run(Op::Flush).result.unwrap();
+        assert_eq!((look(&bottom, at(0, 64)), list.owed_ranges()), (due.clone(), 0));
+    }
+}
+
+#[test]
+fn a_write_that_cannot_relieve_a_full_list_says_so_and_changes_nothing() {
+    let plan = FaultPlan::none();
+    let list = Blank::with_list(Arc::new(ErrorDevice::new(mem(), plan.clone())), 1, 4).unwrap();
+    let device: Dev = list.clone();
+    let mut user = User::new(&device, &core());
+    user.run(lazy(at(0, 64))).result.unwrap();
+    for block in [1, 3, 5] {
+        user.run(write(at(block, 1), 9)).result.unwrap();
+    }
+    assert!(device.owes_too_much());
+    plan.arm(Fault { ops: Ops::WRITE_ZEROES, forever: true, ..Fault::nth(1) });
+    assert!(user.run(write(at(7, 1), 9)).result.is_err());
+    plan.disarm();
+    assert_eq!(look(&device, at(0, 9)), [0, 9, 0, 9, 0, 9, 0, 0, 0]);
+    user.run(write(at(7, 1), 9)).result.unwrap();
+    assert_eq!(look(&device, at(6, 3)), [0, 9, 0]);
+}

@@ -9,7 +9,7 @@ use fuser::{FileAttr, FileType, INodeNo};
 use serde_json::{Value, json};
 use slab::Slab;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -34,6 +34,8 @@ pub(super) struct Vol {
     accessed: AtomicU64,
     owner: (u32, u32),
     pub(super) pace: Pace,
+    /// What it owes is going to be stored soon.
+    pub(super) is_storing: AtomicBool,
     copies: Mutex<Copies>,
 }
 
@@ -65,6 +67,7 @@ impl Vol {
             owner: owner
                 .unwrap_or_else(|| (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())),
             pace: Pace::default(),
+            is_storing: AtomicBool::new(false),
             copies: Mutex::default(),
             capacity,
             name: volume.name.into(),

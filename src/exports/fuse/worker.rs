@@ -18,12 +18,16 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// Memory for payload of a worker, in bytes: address space until it is used.
 const PAYLOAD: usize = 64 << 20;
 /// Requests the I/O worker serves at once, each with one buffer, and copies a copier runs at once; the rest waits in line.
 const IO_MAX: usize = 48;
 const COPIES_MAX: usize = 8;
+/// How long zeroes that a truncation owes may stay unstored. Long enough that a program which cuts a file writes most of it
+/// anew before, short enough that few are lost when this process is killed.
+const STORE_AFTER: Duration = Duration::from_secs(5);
 /// One buffer: a transfer, and the rest of the blocks its edges lie in.
 const BUFFER: usize = TRANSFER_MAX as usize + (64 << 10);
 
@@ -64,6 +68,10 @@ pub(super) enum Job {
         from: u64,
         data: bool,
         reply: ReplyLseek,
+    },
+    /// Stores what a volume owes.
+    Store {
+        volume: usize,
     },
     Copy(CopyJob),
     Ioctl(Box<IoctlJob>),
@@ -297,6 +305,14 @@ impl Worker {
                 }
                 Err(error) => reply.error(self.told("truncate", volume, &error)),
             },
+            Job::Store { volume } => {
+                // Whoever asked for the zeroes has gone; a flush that fails tells the next who asks for one.
+                if self.volume(volume).device.owes_zeroes()
+                    && let Err(error) = self.flush(volume).await
+                {
+                    self.told("store the zeroes of", volume, &error);
+                }
+            }
             Job::Seek { volume, from, data, reply } => match self.seek(volume, from, data).await {
                 Ok(Some(at)) => reply.offset(at.cast_signed()),
                 Ok(None) => reply.error(fuser::Errno::ENXIO),
@@ -377,6 +393,9 @@ impl Worker {
     /// Writes a range whose edges lie inside blocks: the blocks are read, changed and written under locks that keep all others
     /// off them.
     async fn write_ragged(&self, volume: usize, range: ByteRange, bytes: &[u8], durable: bool) -> Result<()> {
+        if self.volume(volume).device.owes_too_much() {
+            self.flush(volume).await?;
+        }
         let held = self.hold(volume, self.volume(volume).cover(range)).await?;
         let done = self.change(volume, range, Some(bytes), durable).await;
         self.locks.end_copy(held);
@@ -475,6 +494,21 @@ impl Worker {
         Ok(())
     }
 
+    /// Has what the volume owes stored after a while: until then it is lost when this process is killed.
+    fn store_soon(&self, volume: usize) {
+        let vol = self.volume(volume);
+        if !vol.device.owes_zeroes() || vol.is_storing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // It ends with this thread's executor, and a mount that ends stores all.
+        let shared = self.shared.clone();
+        drop(local::spawn(async move {
+            local::sleep(STORE_AFTER).await;
+            shared.volumes[volume].is_storing.store(false, Ordering::Relaxed);
+            shared.io().leave(Job::Store { volume });
+        }));
+    }
+
     /// The bytes from `size` on read as zero.
     async fn truncate(&self, volume: usize, size: u64) -> Result<()> {
         let vol = self.volume(volume);
@@ -485,6 +519,7 @@ impl Worker {
         let behind = ByteRange::between(size, vol.capacity);
         if !behind.is_empty() {
             self.zero(volume, behind, true, true).await?;
+            self.store_soon(volume);
         }
         if self.shared.options.is_resizable() {
             vol.set_size(size);

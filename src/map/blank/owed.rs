@@ -33,6 +33,11 @@ impl Owed {
         self.pieces.len()
     }
 
+    /// Pieces that share bytes with `range`.
+    pub(super) fn touched(&self, range: ByteRange) -> usize {
+        self.over(range).count()
+    }
+
     /// The time: that of the latest addition.
     pub(super) const fn now(&self) -> u64 {
         self.clock
