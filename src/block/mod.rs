@@ -12,6 +12,7 @@ pub mod range;
 pub mod receipt;
 pub mod request;
 pub mod resolve;
+pub mod way;
 
 pub use buf::{Buf, BufPool};
 pub use counters::{Call, Counters};

@@ -83,6 +83,10 @@ impl Bdev {
             writable: options.write,
             limits,
             size,
+            fs_block_bytes: block.get().into(),
+            is_local: true,
+            copies_what_is_stored: false,
+            is_new: false,
         });
         Ok(Self { core: Arc::new(core), claim })
     }
@@ -238,7 +242,9 @@ mod tests {
             assert!(q.run(Op::Write { range: r, buf, fua: i == 1 }).result.is_ok());
             model[*offset..offset + len].copy_from_slice(&bytes);
         }
-        assert!(q.reactor.log().iter().all(|l| l.starts_with("write direct")));
+        let log = q.reactor.log();
+        assert_eq!(log[0], "call", "what was cached of it is dropped first");
+        assert!(log[1..].iter().all(|l| l.starts_with("write direct")));
         for (may_unmap, at) in [(true, 4096), (false, 65536usize)] {
             let op = Op::WriteZeroes { range: range(at as u64, 8192), may_unmap, lazy: false };
             assert_eq!(q.run(op).result.err().map(|e| e.kind()), None);

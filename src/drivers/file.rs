@@ -6,27 +6,30 @@
 mod blocking;
 pub(crate) mod core;
 mod fs;
+mod holes;
 mod policy;
 pub(crate) mod queue;
 mod transfer;
+mod way;
 
 use self::core::{Backing, Core, Opened};
 use self::fs::{Facts, Sharing};
+use self::holes::Holes;
 use self::queue::FdQueue;
-use self::transfer::{CLONE_CALL_MAX, RANGE_CALL_MAX, ended_early};
+use self::transfer::{CLONE_CALL_MAX, RANGE_CALL_MAX};
 use crate::block::device::{LeafSpace, resolve_plain};
 use crate::block::{
     Access, ByteRange, Call, Content, CopyPath, CopyRequest, Counters, Device, Error, Extent, Identity, Kind,
     LEN_MAX, LeafId, Limits, LimitsChange, Method, Queue, Resolution, Result, Scope,
 };
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::any::Any;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Longest copy in one request, all methods, in bytes.
 const COPY_MAX: NonZeroU64 = NonZeroU64::new(1 << 30).expect("not zero");
@@ -55,10 +58,7 @@ pub struct File {
     path: PathBuf,
     created: bool,
     facts: Facts,
-    lseeks: AtomicU64,
-    /// Data found last: from its start to its end, both known, or the same when only the start is. Only ever data: taken
-    /// for data when it has become a hole costs time, the other way round would cost bytes.
-    data: Mutex<ByteRange>,
+    holes: Holes,
 }
 
 impl File {
@@ -107,14 +107,17 @@ impl File {
             writable: options.write,
             limits,
             size: size_of(&stat),
+            fs_block_bytes: facts.block_bytes,
+            is_local: facts.is_local,
+            copies_what_is_stored: facts.sharing == Sharing::Yes || facts.copied_by_server,
+            is_new: created,
         });
         Ok(Self {
             core: Arc::new(core),
             path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             created,
             facts,
-            lseeks: AtomicU64::new(0),
-            data: Mutex::default(),
+            holes: Holes::default(),
         })
     }
 
@@ -140,7 +143,7 @@ impl File {
         rustix::fs::ftruncate(&*self.core.fd, len)
             .map_err(|e| Error::os(format!("cannot be made {len} bytes long"), e).on(&self.core.name))?;
         self.core.set_size(len);
-        *self.data.lock().unwrap_or_else(PoisonError::into_inner) = ByteRange::default();
+        self.holes.forget();
         Ok(())
     }
 
@@ -186,56 +189,6 @@ impl File {
             return Ok(());
         }
         Err(self.core.error(Kind::ReadOnly, "opened for reading only"))
-    }
-
-    fn seek(&self, to: SeekFrom) -> Result<u64, Errno> {
-        self.lseeks.fetch_add(1, Ordering::Relaxed);
-        // Nothing else uses the descriptor's position: all reads and writes name their offset.
-        rustix::fs::seek(&*self.core.fd, to)
-    }
-
-    /// What the file system says lies at `at`: a hole up to an offset, data up to an offset, or nothing known.
-    fn extent_at(&self, at: u64) -> Result<(Content, u64)> {
-        let known = *self.data.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.offset() <= at && at < known.end() {
-            return Ok((Content::Data, known.end()));
-        }
-        if !(known.is_empty() && at == known.offset() && at != 0) {
-            match self.seek(SeekFrom::Data(at)) {
-                Ok(data) if data > at => {
-                    self.remember(data, data);
-                    return Ok((Content::Hole, data));
-                }
-                Ok(_) => {}
-                Err(Errno::NXIO) => return self.hole_to_the_end(at),
-                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok((Content::Data, LEN_MAX)),
-                Err(error) => return Err(Error::os("holes cannot be looked for", error)),
-            }
-        }
-        match self.seek(SeekFrom::Hole(at)) {
-            Ok(hole) if hole > at => {
-                self.remember(at, hole);
-                Ok((Content::Data, hole))
-            }
-            // Became a hole between the two calls: reading it is always right.
-            Ok(_) | Err(Errno::NXIO) => Ok((Content::Data, at + 1)),
-            Err(error) => Err(Error::os("holes cannot be looked for", error)),
-        }
-    }
-
-    /// No data from `at` on: a hole, unless that is because the file is shorter now.
-    fn hole_to_the_end(&self, at: u64) -> Result<(Content, u64)> {
-        let stat = rustix::fs::fstat(&*self.core.fd).map_err(|e| Error::os("cannot be looked at", e))?;
-        let (now, was) = (size_of(&stat), self.core.size());
-        if now < was {
-            return Err(ended_early(now, was));
-        }
-        tracing::trace!(at, "hole to the end");
-        Ok((Content::Hole, was))
-    }
-
-    fn remember(&self, start: u64, end: u64) {
-        *self.data.lock().unwrap_or_else(PoisonError::into_inner) = ByteRange::between(start, end);
     }
 }
 
@@ -305,7 +258,7 @@ impl Device for File {
         if range.is_empty() {
             return Ok(Extent { len: 0, content: Content::Data });
         }
-        let (content, end) = self.extent_at(range.offset()).map_err(|e| e.on(&self.core.name).at(range))?;
+        let (content, end) = self.holes.at(&self.core, range).map_err(|e| e.on(&self.core.name).at(range))?;
         Ok(Extent { len: end.min(range.end()) - range.offset(), content })
     }
 
@@ -317,7 +270,7 @@ impl Device for File {
     }
     fn counters(&self) -> Counters {
         let mut counters = Counters::default();
-        counters.calls[Call::Lseek as usize] = self.lseeks.load(Ordering::Relaxed);
+        counters.calls[Call::Lseek as usize] = self.holes.seeks();
         counters
     }
     fn allocated_bytes(&self) -> Option<u64> {
@@ -399,3 +352,5 @@ fn refuse_others(stat: &Stat) -> Result<()> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod way_tests;

@@ -136,6 +136,12 @@ pub trait Reactor {
     /// Gives a port back. Operations still in flight under it finish; their completions are dropped.
     fn close_port(&self, port: Port);
 
+    /// The same; `kept` is dropped once nothing is in flight under the port (or the reactor is dropped, if that is earlier).
+    fn close_port_keeping(&self, port: Port, kept: Box<dyn std::any::Any>) {
+        self.close_port(port);
+        drop(kept);
+    }
+
     /// Starts an operation. Never blocks for long: what cannot be done now is done later. Operations may complete in
     /// any order.
     fn submit(&self, port: Port, token: u64, op: IoOp);

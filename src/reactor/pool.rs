@@ -82,6 +82,11 @@ impl Reactor for Pool {
         self.ports.borrow_mut().close(port);
     }
 
+    fn close_port_keeping(&self, port: Port, kept: Box<dyn std::any::Any>) {
+        let done_with = self.ports.borrow_mut().close_keeping(port, kept);
+        drop(done_with);
+    }
+
     fn submit(&self, port: Port, token: u64, op: IoOp) {
         match at_once(token, op, self.inline_writes) {
             Attempt::Done(done) => self.ports.borrow_mut().finish_at_once(port, done),

@@ -3,6 +3,7 @@
 use super::helpers::Helpers;
 use super::{IoDone, Port};
 use slab::Slab;
+use std::any::Any;
 use std::sync::Arc;
 
 struct State {
@@ -11,6 +12,8 @@ struct State {
     finished: Vec<IoDone>,
     in_flight: usize,
     closed: bool,
+    /// Dropped with the place.
+    kept: Option<Box<dyn Any>>,
 }
 
 /// The ports of a reactor. A number is used again only when nothing is in flight under it.
@@ -23,13 +26,22 @@ pub(super) struct Ports {
 
 impl Ports {
     pub(super) fn open(&mut self, helpers: &Arc<Helpers>) -> Port {
-        let state = State { helpers: helpers.clone(), finished: Vec::new(), in_flight: 0, closed: false };
+        let state =
+            State { helpers: helpers.clone(), finished: Vec::new(), in_flight: 0, closed: false, kept: None };
         Port(u32::try_from(self.slots.insert(state)).expect("far fewer than 2^32 queues fit in memory"))
     }
 
     /// Those that make the calls of `port`, also while operations of a closed one are in flight.
     pub(super) fn helpers(&self, port: Port) -> &Arc<Helpers> {
         &self.slots.get(port.0 as usize).expect("a port with operations is kept").helpers
+    }
+
+    /// Closes it and keeps something until nothing is in flight under it; what need not be kept is given back.
+    pub(super) fn close_keeping(&mut self, port: Port, kept: Box<dyn Any>) -> Option<Box<dyn Any>> {
+        let unused =
+            if self.get(port).in_flight == 0 { Some(kept) } else { self.get(port).kept.replace(kept) };
+        self.close(port);
+        unused
     }
 
     pub(super) fn close(&mut self, port: Port) {

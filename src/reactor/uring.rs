@@ -229,6 +229,11 @@ impl Reactor for Uring {
         self.inner.borrow_mut().ports.close(port);
     }
 
+    fn close_port_keeping(&self, port: Port, kept: Box<dyn std::any::Any>) {
+        let done_with = self.inner.borrow_mut().ports.close_keeping(port, kept);
+        drop(done_with);
+    }
+
     fn submit(&self, port: Port, token: u64, op: IoOp) {
         let mut inner = self.inner.borrow_mut();
         let (op, counters) = match at_once(token, op, self.inline_writes) {

@@ -143,6 +143,17 @@ pub fn start_writeback(fd: impl AsFd) -> io::Result<()> {
         .map(drop)
 }
 
+/// Writes dirty pages of `len` bytes from `offset` (`len` 0: to the end) to storage and waits for them, without making them
+/// durable.
+pub fn write_back(fd: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
+    let too_large = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    let (offset, len) = (i64::try_from(offset).map_err(too_large)?, i64::try_from(len).map_err(too_large)?);
+    let flags =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), offset, len, flags) }).map(drop)
+}
+
 /// Takes a read lease on a file opened read-only: kept until another program opens it for writing.
 ///
 /// `EAGAIN`: somebody has it open for writing. A break is told by `SIGURG`, which does nothing by default (the usual

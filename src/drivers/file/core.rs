@@ -1,9 +1,11 @@
 //! What file and block-device queues share: the descriptors, the size, and what is known to work on them.
 
-use super::policy::{self, Ask, Choice, Residency};
-use crate::block::device::check_range;
+use super::policy::{self, After, Ask, Choice, Residency};
+use super::way::{self, Direct};
+use crate::block::device::{LeafSpace, check_range};
 use crate::block::limits::LimitsCell;
-use crate::block::{ByteRange, Error, Identity, Kind, Limits, Op, Request, Result};
+use crate::block::way::{Entry, Gate, Need, Span, Way};
+use crate::block::{ByteRange, Error, Identity, Kind, LeafId, Limits, Method, Op, Request, Result};
 use crate::reactor::helpers::{self, Helpers};
 use crate::sys::{aligned::PAGE, ioctl};
 use rustix::fs::OFlags;
@@ -39,9 +41,16 @@ pub(crate) struct Core {
     pub(crate) block_size: u32,
     /// Alignment of direct I/O in bytes; `None`: not offered.
     pub(crate) direct_align: Option<u32>,
+    /// One for all handles of the leaf.
+    pub(super) gate: Arc<Gate>,
+    /// Alignment from which on zeroing touches whole cached pages and blocks only, in bytes.
+    zero_align: u64,
+    /// Kept by this kernel alone, so that another open of it costs little and sees each lost write.
+    pub(super) is_local: bool,
+    /// Copies by the kernel take what is stored.
+    pub(super) copies_what_is_stored: bool,
     size: AtomicU64,
     direct: OnceLock<Option<Arc<OwnedFd>>>,
-    direct_off: AtomicBool,
     cachestat_off: AtomicBool,
     poisoned: AtomicBool,
 }
@@ -56,6 +65,22 @@ pub(crate) struct Opened {
     pub(crate) limits: Limits,
     /// In bytes.
     pub(crate) size: u64,
+    /// Block of the file system in bytes (of a device: the logical block).
+    pub(crate) fs_block_bytes: u64,
+    /// Kept by this kernel alone, not by a server or another program.
+    pub(crate) is_local: bool,
+    /// Copies by the kernel take what is stored, holes as holes: extents are shared, or a server copies.
+    pub(crate) copies_what_is_stored: bool,
+    /// Made just now: nothing of it is cached.
+    pub(crate) is_new: bool,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if self.writable {
+            self.gate.remove_writer();
+        }
+    }
 }
 
 /// False for a file whose reads and writes cannot be asked not to wait: a ring would ask its server (FUSE) or make the thread
@@ -73,8 +98,28 @@ impl Core {
         if !knows_no_wait(&opened.fd) {
             helpers.keep_off_ring();
         }
+        let leaf = match opened.identity {
+            Identity::Leaf { leaf, .. } => leaf,
+            // Not of this driver.
+            _ => LeafId { space: LeafSpace::File, id: (u64::MAX, u64::MAX) },
+        };
+        let gate = way::gate_of(leaf);
+        if opened.writable {
+            gate.add_writer();
+            if opened.is_new {
+                gate.assume_clean();
+            }
+        }
+        let align = opened.limits.direct_io_align.map_or(1, |a| u64::from(a.get()));
         Self {
             helpers,
+            gate,
+            zero_align: match opened.backing {
+                Backing::Regular => align.max(PAGE_BYTES).max(opened.fs_block_bytes),
+                Backing::Block => 1,
+            },
+            is_local: opened.is_local,
+            copies_what_is_stored: opened.copies_what_is_stored,
             name: opened.name,
             identity: opened.identity,
             fd: Arc::new(opened.fd),
@@ -85,7 +130,6 @@ impl Core {
             limits: LimitsCell::new(opened.limits),
             size: AtomicU64::new(opened.size),
             direct: OnceLock::new(),
-            direct_off: AtomicBool::new(false),
             cachestat_off: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
         }
@@ -106,11 +150,6 @@ impl Core {
 
     pub(crate) fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Acquire)
-    }
-
-    /// Direct I/O failed where it should not have: everything is buffered from now on.
-    pub(crate) fn give_up_direct(&self) {
-        self.direct_off.store(true, Ordering::Relaxed);
     }
 
     /// Refuses what cannot be served here at all.
@@ -142,20 +181,22 @@ impl Core {
     }
 
     /// The O_DIRECT descriptor, opened at first use. `None`: there is no direct I/O here.
-    pub(crate) fn direct(&self) -> Option<&Arc<OwnedFd>> {
+    fn direct_fd(&self) -> Option<&Arc<OwnedFd>> {
         self.direct_align?;
-        if self.direct_off.load(Ordering::Relaxed) {
+        if !self.gate.may_go_direct() {
             return None;
         }
         self.direct.get_or_init(|| self.open_direct()).as_ref()
     }
 
+    /// Direct I/O here. `None`: there is none.
+    pub(super) fn direct(&self) -> Option<Direct> {
+        let fd = self.direct_fd()?.clone();
+        Some(Direct { fd, align: self.direct_align?.into() })
+    }
+
     fn open_direct(&self) -> Option<Arc<OwnedFd>> {
-        let access = if self.writable { OFlags::RDWR } else { OFlags::RDONLY };
-        // The magic link opens the very same inode, whatever has become of the path.
-        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-        let fd = rustix::fs::open(path, access | OFlags::DIRECT | OFlags::CLOEXEC, rustix::fs::Mode::empty());
-        match fd {
+        match self.open_again(OFlags::DIRECT) {
             Ok(fd) => Some(Arc::new(fd)),
             Err(error) => {
                 tracing::info!(device = %self.name, %error, "no direct I/O: through the page cache instead");
@@ -164,29 +205,82 @@ impl Core {
         }
     }
 
-    /// Chooses the way of a read or write, and hands out the descriptor that goes with it.
-    pub(crate) fn choose(&self, range: ByteRange, write: bool) -> (Choice, &Arc<OwnedFd>) {
-        let unit = match self.backing {
-            // Whole pages: no page is ever written both ways at once.
-            Backing::Regular => u64::from(self.direct_align.unwrap_or(1)).max(PAGE_BYTES),
-            Backing::Block => u64::from(self.direct_align.unwrap_or(1)),
-        };
-        let direct = if range.is_aligned(unit) { self.direct() } else { None };
-        if self.backing == Backing::Block {
-            let after = policy::After::Nothing;
-            return match direct {
-                Some(fd) => (Choice { direct: true, after }, fd),
-                None => (Choice { direct: false, after }, &self.fd),
-            };
+    fn open_again(&self, more: OFlags) -> rustix::io::Result<OwnedFd> {
+        let access = if self.writable { OFlags::RDWR } else { OFlags::RDONLY };
+        // The magic link opens the very same inode, whatever has become of the path.
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        rustix::fs::open(path, access | more | OFlags::CLOEXEC, rustix::fs::Mode::empty())
+    }
+
+    /// A descriptor for one queue's flushes. The kernel tells of a lost write once through each open of a file, so of two flushes
+    /// through one the second may be told that all is well.
+    pub(super) fn open_for_flushes(&self) -> Arc<OwnedFd> {
+        if self.writable && self.is_local {
+            match self.open_again(OFlags::empty()) {
+                Ok(fd) => return Arc::new(fd),
+                Err(error) => tracing::debug!(device = %self.name, %error, "cannot be opened once more"),
+            }
         }
+        self.fd.clone()
+    }
+
+    /// What a request asks of the gate, and what is left to do with the cache if it goes through that.
+    pub(super) fn entry(&self, op: &Op) -> (Entry, After) {
+        let range = op.range().unwrap_or_default();
+        let direct = self.direct_fd().is_some();
+        let mut after = After::Nothing;
+        let mut entry = Entry { need: Need::Cached, likes: Way::Cached, write: None };
+        match op {
+            Op::Read { .. } | Op::Compare { .. } => {
+                if direct {
+                    entry.need = Need::Either;
+                    entry.likes = Way::Direct;
+                }
+                // While nothing here writes the leaf, the cache decides.
+                if self.backing == Backing::Regular && (!direct || self.gate.is_free()) {
+                    let choice = self.choose(range, false, direct);
+                    after = choice.after;
+                    entry.likes = if choice.direct { Way::Direct } else { Way::Cached };
+                }
+            }
+            Op::Write { .. } => {
+                let align = self.direct_align.map_or(1, u64::from);
+                let span = Span::of(range, align);
+                // The last bytes of a file that ends inside a block go through the cache: a whole block would make it longer.
+                if direct && span.whole().end() <= self.size() {
+                    entry.need = Need::Either;
+                }
+                entry.write = Some(span);
+                if self.backing == Backing::Regular {
+                    after = self.choose(range, true, false).after;
+                }
+            }
+            Op::WriteZeroes { .. } | Op::Discard { .. } => {
+                if direct && range.is_aligned(self.zero_align) {
+                    entry.need = Need::Neutral;
+                }
+                entry.write = Some(Span::of(range, 1));
+            }
+            Op::Copy(copy) => {
+                // Sharing extents writes the cache out and drops it by itself.
+                if direct && copy.method == Method::Reflink {
+                    entry.need = Need::Neutral;
+                }
+                entry.write = Some(Span::of(range, 1));
+            }
+            Op::Flush => {}
+        }
+        (entry, after)
+    }
+
+    /// Chooses the way of a read or write by what is cached of it.
+    fn choose(&self, range: ByteRange, write: bool, direct: bool) -> Choice {
+        // Whole pages, so that no page is cached by halves.
+        let unit = self.direct_align.map_or(1, u64::from).max(PAGE_BYTES);
         let residency =
             if policy::wants_residency(range.len()) { self.residency(range) } else { Residency::Unknown };
-        let choice =
-            policy::choose(Ask { write, len: range.len(), direct_fits: direct.is_some(), residency });
-        match direct {
-            Some(fd) if choice.direct => (choice, fd),
-            _ => (choice, &self.fd),
-        }
+        let direct_fits = direct && range.is_aligned(unit);
+        policy::choose(Ask { write, len: range.len(), direct_fits, residency })
     }
 
     fn residency(&self, range: ByteRange) -> Residency {

@@ -28,27 +28,40 @@ pub(super) struct Facts {
     pub(super) block_bytes: u64,
     /// Alignment of direct I/O in bytes, offsets and memory alike; `None`: not offered.
     pub(super) direct_align: Option<NonZeroU32>,
+    /// Kept by this kernel alone, not by a server or another program.
+    pub(super) is_local: bool,
 }
 
 /// (magic number of `statfs`, shares extents, copies on a server, keeps files in memory); linux/magic.h and the file
 /// systems' own headers.
 const KINDS: [(u32, bool, bool, bool); 15] = [
-    (0x5846_5342, true, false, false),  // XFS
-    (0x9123_683e, true, false, false),  // Btrfs
-    (0xca45_1a4e, true, false, false),  // bcachefs
-    (0x2fc1_2fc1, true, false, false),  // ZFS
-    (0x7461_636f, true, false, false),  // OCFS2
-    (0x794c_7630, true, false, false),  // overlayfs: as the layer below
-    (0x0000_6969, true, true, false),   // NFS
-    (0xff53_4d42, true, true, false),   // CIFS
-    (0xfe53_4d42, true, true, false),   // SMB2
-    (0x00c3_6400, false, true, false),  // Ceph
-    (0x6573_5546, false, true, false),  // FUSE
-    (0x0102_1994, false, false, true),  // tmpfs
-    (0x8584_58f6, false, false, true),  // ramfs
-    (0x9584_58f6, false, false, true),  // hugetlbfs
-    (0x0000_ef53, false, false, false), // ext2, ext3, ext4
+    (0x5846_5342, true, false, false), // XFS
+    (0x9123_683e, true, false, false), // Btrfs
+    (0xca45_1a4e, true, false, false), // bcachefs
+    (0x2fc1_2fc1, true, false, false), // ZFS
+    (0x7461_636f, true, false, false), // OCFS2
+    (0x794c_7630, true, false, false), // overlayfs: as the layer below
+    (0x0000_6969, true, true, false),  // NFS
+    (0xff53_4d42, true, true, false),  // CIFS
+    (0xfe53_4d42, true, true, false),  // SMB2
+    (0x00c3_6400, false, true, false), // Ceph
+    (0x6573_5546, false, true, false), // FUSE
+    (0x0102_1994, false, false, true), // tmpfs
+    (0x8584_58f6, false, false, true), // ramfs
+    (0x9584_58f6, false, false, true), // hugetlbfs
+    (EXT, false, false, false),        // ext2, ext3, ext4
 ];
+
+/// ext2, ext3 and ext4.
+const EXT: u32 = 0x0000_ef53;
+
+/// True for a file in the format of ext2 and ext3: direct writes into its holes go through the page cache inside the kernel,
+/// beside direct ones that do not.
+fn lacks_extents(fd: &OwnedFd) -> bool {
+    /// `EXT4_EXTENTS_FL` (fs/ext4/ext4.h).
+    const EXTENTS: u32 = 0x0008_0000;
+    rustix::fs::ioctl_getflags(fd).is_ok_and(|flags| flags.bits() & EXTENTS == 0)
+}
 
 impl Facts {
     /// Looks at an open regular file.
@@ -77,9 +90,11 @@ impl Facts {
             file_system: mounted.unwrap_or(stat.st_dev),
             sharing: if shares { Sharing::Yes } else { Sharing::No },
             copied_by_server: served,
+            is_local: !served,
             block_bytes: block_bytes.unwrap_or(4096),
             // Buffers begin on a page: a larger demand cannot be met.
-            direct_align: NonZeroU32::new(align).filter(|a| a.get() as usize <= PAGE && !in_memory),
+            direct_align: NonZeroU32::new(align)
+                .filter(|a| a.get() as usize <= PAGE && !in_memory && !(magic == EXT && lacks_extents(fd))),
         }
     }
 }

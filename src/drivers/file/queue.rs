@@ -2,8 +2,10 @@
 
 use super::blocking;
 use super::core::{Backing, Core};
-use super::policy::{After, Choice};
+use super::policy::After;
 use super::transfer::{Files, Transfer, ended_early};
+use super::way::{self, Direct};
+use crate::block::way::{Entered, Entry, Need, Pass, Switch, Ticket, Wake, Way};
 use crate::block::{
     Buf, ByteRange, Call, Completion, CopyReport, CopyRequest, Counters, Error, Kind, Method, Op, Queue,
     Request, Result,
@@ -13,17 +15,17 @@ use slab::Slab;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Requests in flight at most; the rest waits with the submitter.
 const IN_FLIGHT_MAX: usize = 256;
-/// A direct and a buffered write closer than this are never in flight together, in bytes: one large folio of the page
-/// cache (2 MiB at most) may span both.
-const FOLIO_MAX: u64 = 2 << 20;
 /// Bytes newly dirtied in the page cache before their writeback is started.
 const GROWTH_MAX: u64 = 64 << 20;
 /// Token of the writeback that no request waits for.
 const WRITEBACK: u64 = u64::MAX;
+/// Token of the call that makes the leaf's cache clean, so that direct I/O may go on.
+const SWITCH: u64 = u64::MAX - 1;
 
 /// Finds the file or block device behind a copy's source.
 pub(crate) type FindSource = fn(&CopyRequest) -> Option<&Arc<Core>>;
@@ -35,51 +37,65 @@ pub(crate) struct FdQueue {
     reactor: Rc<dyn Reactor>,
     port: Port,
     slots: Slab<Slot>,
-    /// Buffered writes that wait for direct ones beside them.
-    parked: VecDeque<Request>,
+    /// Requests that wait at the gate, in order.
+    parked: VecDeque<Parked>,
+    /// Some of them may go on.
+    rung: Arc<AtomicBool>,
+    wake: Wake,
+    /// For flushes: this queue's own open, so that the kernel tells it of each lost write.
+    sync: Arc<OwnedFd>,
     done: Vec<Completion>,
     finished: Vec<IoDone>,
     counters: Counters,
-    /// Writes in flight: direct, buffered.
-    writes: [usize; 2],
     grown_bytes: u64,
     writeback: bool,
+}
+
+/// A request that may not go on yet.
+struct Parked {
+    request: Request,
+    ticket: Option<Ticket>,
+    /// What it has already: a copy waits for its second file with the pass of the first.
+    passes: Passes,
+}
+
+/// The rights a request needs to be in flight: one for each file it touches.
+#[derive(Default)]
+struct Passes {
+    here: Option<Pass>,
+    _source: Option<Pass>,
+}
+
+/// How a request goes, once it may.
+#[derive(Clone)]
+struct Route {
+    /// The direct way, or the cache.
+    direct: Option<Direct>,
+    after: After,
 }
 
 struct Slot {
     request: Request,
     range: ByteRange,
     step: Step,
+    passes: Passes,
 }
 
 enum Step {
-    Read(Choice),
-    Write(Choice),
-    /// A buffered write is in the page cache and becomes durable.
+    Read(Route),
+    Write(Route),
+    /// A write is done and becomes durable.
     Durable {
-        choice: Choice,
+        after: After,
         buf: Buf,
     },
     Flush,
     /// On a helper thread; `front` bytes were done before.
     Call {
         front: u64,
+        after: After,
         carried: Arc<Mutex<Carried>>,
-        /// The write this is the rest of.
-        write: Option<Choice>,
     },
-}
-
-impl Step {
-    /// The way of the write that this is a step of.
-    fn write(&self) -> Option<Choice> {
-        match self {
-            Self::Write(choice) | Self::Durable { choice, .. } | Self::Call { write: Some(choice), .. } => {
-                Some(*choice)
-            }
-            _ => None,
-        }
-    }
 }
 
 /// What a helper thread hands back beside the count.
@@ -89,6 +105,8 @@ struct Carried {
     error: Option<Error>,
     /// The destination could not be made durable.
     poisons: bool,
+    /// Direct I/O was refused, and nothing was done.
+    refused: bool,
 }
 
 fn lock(carried: &Mutex<Carried>) -> MutexGuard<'_, Carried> {
@@ -117,7 +135,15 @@ impl FdQueue {
             return Err(core.error(Kind::InvalidInput, text));
         };
         let port = reactor.open_port_of(&core.helpers);
+        let (waker, rung) = (reactor.waker(), Arc::new(AtomicBool::new(false)));
+        let ours = rung.clone();
         Ok(Self {
+            rung,
+            wake: Arc::new(move || {
+                ours.store(true, Ordering::Release);
+                waker.wake();
+            }),
+            sync: core.open_for_flushes(),
             core,
             find_source,
             reactor,
@@ -127,7 +153,6 @@ impl FdQueue {
             done: Vec::new(),
             finished: Vec::new(),
             counters: Counters::default(),
-            writes: [0; 2],
             grown_bytes: 0,
             writeback: false,
         })
@@ -142,15 +167,13 @@ impl FdQueue {
         self.done.push(done);
     }
 
-    fn start(&mut self, request: Request, range: ByteRange, step: Step, op: IoOp) {
-        if let Some(choice) = step.write() {
-            self.writes[usize::from(!choice.direct)] += 1;
-        }
-        let token = self.slots.insert(Slot { request, range, step });
+    fn start(&mut self, request: Request, range: ByteRange, step: Step, passes: Passes, op: IoOp) {
+        let token = self.slots.insert(Slot { request, range, step, passes });
         self.reactor.submit(self.port, token as u64, op);
     }
 
-    fn begin(&mut self, mut request: Request) {
+    fn begin(&mut self, parked: Parked) {
+        let Parked { mut request, ticket, passes } = parked;
         if let Err(error) = self.core.admit(&request) {
             return self.end(request.complete_err(error));
         }
@@ -158,86 +181,136 @@ impl FdQueue {
         if range.is_empty() && !matches!(request.op(), Op::Flush | Op::Copy(_)) {
             return self.end(request.complete_ok());
         }
+        if matches!(request.op(), Op::Flush) {
+            let op = IoOp::Sync { file: self.sync.clone(), data_only: true };
+            return self.start(request, range, Step::Flush, passes, op);
+        }
+        let (entry, after) = self.core.entry(request.op());
+        let Some((request_, passes)) = self.enter(request, entry, ticket, passes) else { return };
+        request = request_;
+        let goes_direct = passes.here.as_ref().is_some_and(|p| p.way() == Way::Direct);
+        let route = Route { direct: self.core.direct().filter(|_| goes_direct), after };
+        if goes_direct && route.direct.is_none() {
+            // Given up since the gate was asked.
+            drop(passes);
+            return self.begin(Parked { request, ticket: None, passes: Passes::default() });
+        }
         match request.op() {
             Op::Read { .. } => {
                 let buf = request.take_buf();
-                self.read(request, range, buf);
+                self.read(request, range, route, buf, passes);
             }
             Op::Compare { .. } => match usize::try_from(range.len()).ok().and_then(Buf::alloc) {
-                Some(buf) => self.read(request, range, buf),
+                Some(buf) => self.read(request, range, route, buf, passes),
                 None => {
                     let error = self.core.error(Kind::NoMemory, "no memory to read what is compared");
                     self.end(request.complete_err(error.at(range)));
                 }
             },
-            Op::Write { .. } => self.write(request, range),
-            Op::Flush => {
-                let op = IoOp::Sync { file: self.core.fd.clone(), data_only: true };
-                self.start(request, range, Step::Flush, op);
-            }
+            Op::Write { .. } => self.write(request, range, route, passes),
             Op::WriteZeroes { may_unmap, .. } => {
                 let may_unmap = *may_unmap;
-                self.call(request, range, move |core, counters| {
-                    let writes = match core.backing {
-                        Backing::Block => core.direct().unwrap_or(&core.fd),
-                        Backing::Regular => &core.fd,
-                    };
+                self.call(request, range, passes, move |core, counters| {
+                    let writes = route.direct.as_ref().map_or(&core.fd, |direct| &direct.fd);
                     blocking::write_zeroes(&core.fd, writes, range, may_unmap, counters)
                 });
             }
-            Op::Discard { .. } => self.call(request, range, move |core, counters| {
+            Op::Discard { .. } => self.call(request, range, passes, move |core, counters| {
                 blocking::discard(&core.fd, core.backing, range, counters)
             }),
-            Op::Copy(_) => self.copy(request),
+            Op::Copy(_) => self.copy(request, passes),
+            Op::Flush => unreachable!("begun above"),
         }
     }
 
-    fn read(&mut self, request: Request, range: ByteRange, buf: Buf) {
-        let core = self.core.clone();
-        let (choice, file) = core.choose(range, false);
-        let op = IoOp::Read { file: file.clone(), offset: range.offset(), buf, direct: choice.direct };
-        self.start(request, range, Step::Read(choice), op);
+    /// Asks for a request to be let through by the gate of the leaf, and of its source's leaf if it copies through the cache.
+    /// `None`: it is parked.
+    fn enter(
+        &mut self,
+        request: Request,
+        entry: Entry,
+        mut ticket: Option<Ticket>,
+        mut passes: Passes,
+    ) -> Option<(Request, Passes)> {
+        if passes.here.is_none() {
+            match self.core.gate.enter(entry, ticket.take(), &self.wake) {
+                Entered::Go(pass) => passes.here = Some(pass),
+                Entered::Wait(ticket, switch) => {
+                    let core = self.core.clone();
+                    return self.park(request, ticket, switch, &core, passes);
+                }
+            }
+        }
+        if entry.need == Need::Cached
+            && let Op::Copy(copy) = request.op()
+            && let Some(source) = (self.find_source)(copy).cloned()
+            && !Arc::ptr_eq(&source.gate, &self.core.gate)
+        {
+            let entry = Entry { need: Need::Cached, likes: Way::Cached, write: None };
+            match source.gate.enter(entry, ticket, &self.wake) {
+                Entered::Go(pass) => passes._source = Some(pass),
+                Entered::Wait(ticket, switch) => return self.park(request, ticket, switch, &source, passes),
+            }
+        }
+        Some((request, passes))
     }
 
-    fn write(&mut self, mut request: Request, range: ByteRange) {
-        let core = self.core.clone();
-        let (mut choice, mut file) = core.choose(range, true);
-        if choice.direct && self.neighbour(range, false) {
-            // Never both ways at once within a folio: the direct one gives in, as it can always go buffered.
-            (choice, file) = (Choice { direct: false, after: After::Grew }, &core.fd);
+    fn park(
+        &mut self,
+        request: Request,
+        ticket: Ticket,
+        switch: Option<Switch>,
+        core: &Arc<Core>,
+        passes: Passes,
+    ) -> Option<(Request, Passes)> {
+        self.parked.push_back(Parked { request, ticket: Some(ticket), passes });
+        if let Some(switch) = switch {
+            let core = core.clone();
+            let op = IoOp::Call(Box::new(move || {
+                match way::make_clean(&core.fd) {
+                    Ok(()) => switch.done(),
+                    Err(error) => {
+                        tracing::warn!(device = %core.name, %error, "what is cached cannot be written out");
+                        // As after a failed flush: nobody knows what was lost.
+                        core.poison();
+                        drop(switch);
+                    }
+                }
+                CallDone::default()
+            }));
+            self.reactor.submit(self.port, SWITCH, op);
         }
-        if !choice.direct && self.neighbour(range, true) {
-            return self.parked.push_back(request);
+        None
+    }
+
+    fn read(&mut self, request: Request, range: ByteRange, route: Route, buf: Buf, passes: Passes) {
+        if let Some(direct) = &route.direct {
+            if !direct.takes(range, &buf) {
+                return self.rest(request, range, route, false, buf, 0, passes);
+            }
+            let op = IoOp::Read { file: direct.fd.clone(), offset: range.offset(), buf, direct: true };
+            return self.start(request, range, Step::Read(route), passes, op);
         }
-        let Op::Write { fua, .. } = *request.op() else { unreachable!("called for writes") };
+        let op = IoOp::Read { file: self.core.fd.clone(), offset: range.offset(), buf, direct: false };
+        self.start(request, range, Step::Read(route), passes, op);
+    }
+
+    fn write(&mut self, mut request: Request, range: ByteRange, route: Route, passes: Passes) {
+        let fua = is_fua(&request);
         let buf = request.take_buf();
-        let op = IoOp::Write {
-            file: file.clone(),
-            offset: range.offset(),
-            buf,
-            direct: choice.direct,
-            // Through the cache it is synced behind the write: an error of both in one could be that of other data, told here
-            // and to no flush any more.
-            dsync: fua && choice.direct,
-        };
-        self.start(request, range, Step::Write(choice), op);
-    }
-
-    /// True when a write of the other way is in flight (or, for a direct one, parked) close to `range`. Only files have
-    /// both ways at once.
-    fn neighbour(&self, range: ByteRange, direct: bool) -> bool {
-        let wide = |r: ByteRange| {
-            let start = r.offset() / FOLIO_MAX * FOLIO_MAX;
-            ByteRange::between(start, r.end().div_ceil(FOLIO_MAX).saturating_mul(FOLIO_MAX))
-        };
-        let range = wide(range);
-        let busy = self.writes[usize::from(!direct)] > 0
-            && self.slots.iter().any(|(_, slot)| {
-                slot.step.write().is_some_and(|c| c.direct == direct) && wide(slot.range).overlaps(range)
-            });
-        let waits =
-            !direct && self.parked.iter().any(|r| r.op().range().is_some_and(|r| wide(r).overlaps(range)));
-        busy || waits
+        if let Some(direct) = &route.direct {
+            if !direct.takes(range, &buf) {
+                return self.rest(request, range, route, true, buf, 0, passes);
+            }
+            let file = direct.fd.clone();
+            let op = IoOp::Write { file, offset: range.offset(), buf, direct: true, dsync: fua };
+            return self.start(request, range, Step::Write(route), passes, op);
+        }
+        // Through the cache it is synced after the write: an error of both in one could be that of other data, told here and
+        // to no flush any more.
+        let file = self.core.fd.clone();
+        let op = IoOp::Write { file, offset: range.offset(), buf, direct: false, dsync: false };
+        self.start(request, range, Step::Write(route), passes, op);
     }
 
     /// Runs `work` on a helper thread; it returns the good prefix in bytes and the result.
@@ -245,6 +318,7 @@ impl FdQueue {
         &mut self,
         request: Request,
         range: ByteRange,
+        passes: Passes,
         work: impl FnOnce(&Core, &mut Counters) -> (u64, Result<()>) + Send + 'static,
     ) {
         let carried = Arc::new(Mutex::new(Carried::default()));
@@ -255,10 +329,10 @@ impl FdQueue {
             lock(&shared).error = result.err();
             CallDone { count, error: None, counters }
         }));
-        self.start(request, range, Step::Call { front: 0, carried, write: None }, op);
+        self.start(request, range, Step::Call { front: 0, after: After::Nothing, carried }, passes, op);
     }
 
-    fn copy(&mut self, request: Request) {
+    fn copy(&mut self, request: Request, passes: Passes) {
         let Op::Copy(copy) = request.op() else { unreachable!("called for copies") };
         let prepared = self.prepare_copy(copy);
         let range = copy.dest;
@@ -271,11 +345,16 @@ impl FdQueue {
             }
         };
         let carried = Arc::new(Mutex::new(Carried::default()));
-        let (fd, shared) = (self.core.fd.clone(), carried.clone());
+        let (fd, shared) = (self.sync.clone(), carried.clone());
         let brief = transfer.method == Method::Reflink && !fua;
+        let stores = self.core.copies_what_is_stored;
         let work = Box::new(move || {
             let mut counters = Counters::default();
-            let (mut count, mut result) = transfer.run(&mut counters);
+            let stored = if stores { transfer.store_sources() } else { Ok(()) };
+            let (mut count, mut result) = match stored {
+                Ok(()) => transfer.run(&mut counters),
+                Err(error) => (0, Err(error)),
+            };
             if fua && result.is_ok() {
                 counters.count(Call::Fdatasync);
                 if let Err(error) = rustix::fs::fdatasync(&*fd) {
@@ -287,7 +366,7 @@ impl FdQueue {
             CallDone { count, error: None, counters }
         });
         let op = if brief { IoOp::Brief(work) } else { IoOp::Call(work) };
-        self.start(request, range, Step::Call { front: 0, carried, write: None }, op);
+        self.start(request, range, Step::Call { front: 0, after: After::Nothing, carried }, passes, op);
     }
 
     fn prepare_copy(&self, copy: &CopyRequest) -> Result<Transfer<Files>> {
@@ -322,19 +401,17 @@ impl FdQueue {
 
     fn finish(&mut self, io: IoDone) {
         self.counters += io.counters;
-        if io.token == WRITEBACK {
-            self.writeback = false;
-            return;
+        match io.token {
+            WRITEBACK => return self.writeback = false,
+            SWITCH => return,
+            _ => {}
         }
         let index = usize::try_from(io.token).expect("a slot's index");
-        let Slot { request, range, step } = self.slots.remove(index);
-        if let Some(choice) = step.write() {
-            self.writes[usize::from(!choice.direct)] -= 1;
-        }
+        let Slot { request, range, step, passes } = self.slots.remove(index);
         match step {
-            Step::Read(choice) => self.transferred(request, range, choice, false, io),
-            Step::Write(choice) => self.transferred(request, range, choice, true, io),
-            Step::Durable { choice, buf } => {
+            Step::Read(route) => self.transferred(request, range, route, false, io, passes),
+            Step::Write(route) => self.transferred(request, range, route, true, io, passes),
+            Step::Durable { after, buf } => {
                 let (good, result) = match io.error {
                     None => (range.len(), Ok(())),
                     Some(error) => {
@@ -344,7 +421,7 @@ impl FdQueue {
                         (0, Err(error.on(&self.core.name).at(range)))
                     }
                 };
-                self.end_write(request, choice, buf, good, result);
+                self.end_write(request, after, buf, good, result);
             }
             Step::Flush => {
                 let result = match io.error {
@@ -364,8 +441,11 @@ impl FdQueue {
                 }
                 self.end(request.complete(0, result));
             }
-            Step::Call { front, carried, write } => {
-                let Carried { buf, error, poisons } = std::mem::take(&mut *lock(&carried));
+            Step::Call { front, after, carried } => {
+                let Carried { buf, error, poisons, refused } = std::mem::take(&mut *lock(&carried));
+                if refused {
+                    return self.again_through_the_cache(request, range, buf, passes);
+                }
                 if poisons {
                     self.core.poison();
                 }
@@ -374,10 +454,7 @@ impl FdQueue {
                 let result = error.or(raw).map_or(Ok(()), |e| Err(e.on(&self.core.name).at(range)));
                 match request.op() {
                     Op::Read { .. } | Op::Compare { .. } => self.end_read(request, range, buf, good, result),
-                    Op::Write { .. } => {
-                        let choice = write.unwrap_or(Choice { direct: false, after: After::Nothing });
-                        self.end_write(request, choice, buf, good, result);
-                    }
+                    Op::Write { .. } => self.end_write(request, after, buf, good, result),
                     Op::Copy(_) => {
                         let mut done = request.complete(good, result);
                         done.copy =
@@ -390,102 +467,121 @@ impl FdQueue {
         }
     }
 
+    /// The file system promised direct I/O and refuses it: seen with network and stacked ones.
+    fn again_through_the_cache(&mut self, mut request: Request, range: ByteRange, buf: Buf, passes: Passes) {
+        tracing::info!(device = %self.core.name, %range, "direct I/O refused: through the page cache from now on");
+        self.core.gate.give_up_direct();
+        drop(passes);
+        if let Op::Read { buf: place, .. } | Op::Write { buf: place, .. } = request.op_mut() {
+            *place = buf;
+        }
+        self.begin(Parked { request, ticket: None, passes: Passes::default() });
+    }
+
     /// A read or write came back from the reactor: whole, short, or failed.
-    fn transferred(&mut self, request: Request, range: ByteRange, choice: Choice, write: bool, io: IoDone) {
+    fn transferred(
+        &mut self,
+        request: Request,
+        range: ByteRange,
+        route: Route,
+        write: bool,
+        io: IoDone,
+        passes: Passes,
+    ) {
         let good = io.count.min(range.len());
+        let direct = route.direct.is_some();
         if let Some(error) = io.error {
             match error.raw_os_error() {
-                Some(libc::EINVAL) if choice.direct => {
-                    // The file system promised direct I/O and refuses it: seen with network and stacked ones. Of a buffer that
-                    // does not begin at a page it never promised it.
-                    if io.buf.is_at_front() {
-                        tracing::info!(device = %self.core.name, %range, "direct I/O refused: buffered from now on");
-                        self.core.give_up_direct();
-                    }
-                    return self.rest(request, range, choice, write, io.buf, 0);
+                Some(libc::EINVAL) if direct => {
+                    return self.again_through_the_cache(request, range, io.buf, passes);
                 }
                 Some(libc::EINTR | libc::EAGAIN) => {
-                    return self.rest(request, range, choice, write, io.buf, good);
+                    return self.rest(request, range, route, write, io.buf, good, passes);
                 }
                 _ => {}
             }
-            if choice.direct && is_fua(&request) && !error.raw_os_error().is_some_and(is_foreground) {
+            if direct && is_fua(&request) && !error.raw_os_error().is_some_and(is_foreground) {
                 // It may be the flush behind the write that failed, and with it what others have written.
                 self.core.poison();
             }
             let doing = if write { "write failed" } else { "read failed" };
             let error = Error::os(doing, error).on(&self.core.name).at(range);
             return if write {
-                self.end_write(request, choice, io.buf, good, Err(error))
+                self.end_write(request, route.after, io.buf, good, Err(error))
             } else {
                 self.end_read(request, range, io.buf, good, Err(error))
             };
         }
         if good < range.len() {
-            return self.rest(request, range, choice, write, io.buf, good);
+            return self.rest(request, range, route, write, io.buf, good, passes);
         }
         if write {
-            if is_fua(&request) && !choice.direct {
-                let op = IoOp::Sync { file: self.core.fd.clone(), data_only: true };
-                return self.start(request, range, Step::Durable { choice, buf: io.buf }, op);
+            if is_fua(&request) && !direct {
+                let op = IoOp::Sync { file: self.sync.clone(), data_only: true };
+                let step = Step::Durable { after: route.after, buf: io.buf };
+                return self.start(request, range, step, passes, op);
             }
-            self.end_write(request, choice, io.buf, good, Ok(()));
+            let after = if direct { After::Nothing } else { route.after };
+            self.end_write(request, after, io.buf, good, Ok(()));
         } else {
-            if choice.after == After::Drop {
+            if !direct && route.after == After::Drop {
                 self.core.drop_pages(range);
             }
             self.end_read(request, range, io.buf, good, Ok(()));
         }
     }
 
-    /// Does what a short answer left, through the page cache, until it is whole or fails.
+    /// Does what is left after `front` bytes on a helper thread, until it is whole or fails: what a short answer left, and direct
+    /// I/O whose offsets or memory are not those of whole blocks. Always the way that the request was let through for.
+    #[allow(clippy::too_many_arguments)] // all of one request
     fn rest(
         &mut self,
         request: Request,
         range: ByteRange,
-        choice: Choice,
+        route: Route,
         write: bool,
         buf: Buf,
         front: u64,
+        passes: Passes,
     ) {
         let fua = is_fua(&request);
+        // A block begun is done again as a whole.
+        let front = route.direct.as_ref().map_or(front, |direct| front / direct.align * direct.align);
         let carried = Arc::new(Mutex::new(Carried { buf, ..Carried::default() }));
-        let (fd, shared): (Arc<OwnedFd>, _) = (self.core.fd.clone(), carried.clone());
+        let (fd, sync, shared) = (self.core.fd.clone(), self.sync.clone(), carried.clone());
+        let after = if route.direct.is_some() { After::Nothing } else { route.after };
         let op = IoOp::Call(Box::new(move || {
             let mut counters = Counters::default();
             let mut carried = lock(&shared);
             let at = usize::try_from(front).expect("shorter than the buffer");
             let offset = range.offset() + front;
-            let (count, error) = if write {
-                let (count, error) = blocking::write_all(&fd, &carried.buf[at..], offset, &mut counters);
-                let error = error.map(|e| Error::os("write failed", e));
-                match error {
-                    None if fua => {
-                        counters.count(Call::Fdatasync);
-                        match rustix::fs::fdatasync(&*fd) {
-                            Ok(()) => (count, None),
-                            Err(e) => {
-                                carried.poisons = true;
-                                (count, Some(Error::os("the write could not be made durable", e)))
-                            }
-                        }
-                    }
-                    error => (count, error),
-                }
-            } else {
-                let (count, error) = blocking::read_all(&fd, &mut carried.buf[at..], offset, &mut counters);
-                let error = match error {
-                    Some(e) => Some(Error::os("read failed", e)),
-                    None if front + count < range.len() => Some(ended_early(offset + count, range.end())),
-                    None => None,
-                };
-                (count, error)
+            let bytes = &mut carried.buf[at..];
+            let (count, error) = match (&route.direct, write) {
+                (Some(direct), true) => direct.write(bytes, offset, &mut counters),
+                (Some(direct), false) => direct.read(bytes, offset, &mut counters),
+                (None, true) => blocking::write_all(&fd, bytes, offset, &mut counters),
+                (None, false) => blocking::read_all(&fd, bytes, offset, &mut counters),
             };
+            let is_refusal = |e: &std::io::Error| e.raw_os_error() == Some(libc::EINVAL);
+            if route.direct.is_some() && front + count == 0 && error.as_ref().is_some_and(is_refusal) {
+                carried.refused = true;
+                return CallDone { count, error: None, counters };
+            }
+            let mut error = error.map(|e| Error::os(if write { "write failed" } else { "read failed" }, e));
+            if error.is_none() && write && fua {
+                counters.count(Call::Fdatasync);
+                if let Err(e) = rustix::fs::fdatasync(&*sync) {
+                    carried.poisons = true;
+                    error = Some(Error::os("the write could not be made durable", e));
+                }
+            }
+            if error.is_none() && !write && front + count < range.len() {
+                error = Some(ended_early(offset + count, range.end()));
+            }
             carried.error = error;
             CallDone { count, error: None, counters }
         }));
-        let write = write.then_some(Choice { direct: false, ..choice });
-        self.start(request, range, Step::Call { front, carried, write }, op);
+        self.start(request, range, Step::Call { front, after, carried }, passes, op);
     }
 
     fn end_read(&mut self, request: Request, range: ByteRange, buf: Buf, good: u64, result: Result<()>) {
@@ -510,9 +606,9 @@ impl FdQueue {
         self.end(done);
     }
 
-    fn end_write(&mut self, request: Request, choice: Choice, buf: Buf, good: u64, result: Result<()>) {
+    fn end_write(&mut self, request: Request, after: After, buf: Buf, good: u64, result: Result<()>) {
         self.counters.written_bytes += good;
-        if choice.after == After::Grew {
+        if after == After::Grew {
             self.grown_bytes += good;
             if self.grown_bytes > GROWTH_MAX && !self.writeback {
                 (self.grown_bytes, self.writeback) = (0, true);
@@ -533,21 +629,21 @@ impl Queue for FdQueue {
     fn submit(&mut self, batch: &mut VecDeque<Request>) {
         while self.slots.len() + self.parked.len() < IN_FLIGHT_MAX {
             let Some(request) = batch.pop_front() else { break };
-            self.begin(request);
+            self.begin(Parked { request, ticket: None, passes: Passes::default() });
         }
     }
 
     fn poll(&mut self, done: &mut Vec<Completion>) {
         let mut finished = std::mem::take(&mut self.finished);
         self.reactor.complete(self.port, &mut finished);
-        let freed = !finished.is_empty();
         for io in finished.drain(..) {
             self.finish(io);
         }
         self.finished = finished;
-        if freed && !self.parked.is_empty() {
-            for request in std::mem::take(&mut self.parked) {
-                self.begin(request);
+        // Whatever lets one go on may let the next.
+        while !self.parked.is_empty() && self.rung.swap(false, Ordering::AcqRel) {
+            for parked in std::mem::take(&mut self.parked) {
+                self.begin(parked);
             }
         }
         done.append(&mut self.done);
@@ -560,6 +656,14 @@ impl Queue for FdQueue {
 
 impl Drop for FdQueue {
     fn drop(&mut self) {
-        self.reactor.close_port(self.port);
+        // What is in flight still touches the leaf: its rights end with it, not with the queue.
+        let mut passes: Vec<Passes> =
+            self.slots.iter_mut().map(|(_, s)| std::mem::take(&mut s.passes)).collect();
+        passes.retain(|p| p.here.is_some());
+        if passes.is_empty() {
+            self.reactor.close_port(self.port);
+        } else {
+            self.reactor.close_port_keeping(self.port, Box::new(passes));
+        }
     }
 }

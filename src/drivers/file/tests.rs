@@ -9,13 +9,13 @@ use crate::drivers::testing::{Driven, Meddled, Mounted, command, pattern};
 use crate::reactor::IoOp;
 use std::os::unix::fs::FileExt;
 
-const WRITE: FileOptions = FileOptions { write: true, create: true };
+pub(super) const WRITE: FileOptions = FileOptions { write: true, create: true };
 const XFS: &[&str] = &["mkfs.xfs", "-q", "-m", "reflink=1"];
 const BTRFS: &[&str] = &["mkfs.btrfs", "-q"];
-const MIB: usize = 1 << 20;
+pub(super) const MIB: usize = 1 << 20;
 
 /// A fresh file of `len` bytes, in the temporary folder.
-fn fresh(len: u64) -> (tempfile::TempDir, Arc<File>) {
+pub(super) fn fresh(len: u64) -> (tempfile::TempDir, Arc<File>) {
     fresh_in(&std::env::temp_dir(), len)
 }
 
@@ -26,7 +26,7 @@ fn fresh_in(dir: &Path, len: u64) -> (tempfile::TempDir, Arc<File>) {
     (dir, file)
 }
 
-fn range(offset: u64, len: u64) -> ByteRange {
+pub(super) fn range(offset: u64, len: u64) -> ByteRange {
     ByteRange::new(offset, len).unwrap()
 }
 
@@ -175,75 +175,43 @@ fn any_mix_of_operations_on_xfs_and_btrfs() {
     }
 }
 
-#[test]
-fn the_way_follows_the_page_cache_and_leaves_it_as_it_was() {
-    let (_dir, file) = fresh(4 * MIB as u64);
-    if file.limits().direct_io_align.is_none() || crate::sys::ioctl::cachestat(&**file.fd(), 0, 1).is_err() {
-        eprintln!(
-            "SKIPPED the_way_follows_the_page_cache_and_leaves_it_as_it_was: no O_DIRECT or no cachestat"
-        );
-        return;
+/// Pages of a file that are cached; `None`, said aloud, where that or direct I/O cannot be had.
+pub(super) fn cached_pages(test: &str, file: &File) -> Option<impl Fn(usize, usize) -> u64 + use<>> {
+    let fd = file.fd().clone();
+    if file.limits().direct_io_align.is_none() || crate::sys::ioctl::cachestat(&*fd, 0, 1).is_err() {
+        eprintln!("SKIPPED {test}: no O_DIRECT or no cachestat");
+        return None;
     }
-    let cached = |from: usize, len: usize| {
-        crate::sys::ioctl::cachestat(&**file.fd(), from as u64, len as u64).unwrap().cached
-    };
+    Some(move |from: usize, len: usize| {
+        crate::sys::ioctl::cachestat(&*fd, from as u64, len as u64).unwrap().cached
+    })
+}
+
+#[test]
+fn while_nothing_here_writes_the_way_follows_the_page_cache_and_leaves_it_as_it_was() {
+    let (_dir, writer) = fresh(4 * MIB as u64);
+    assert!(Driven::new(writer.clone()).write(0, &pattern(1, 4 * MIB)).result.is_ok());
+    let path = writer.path().to_owned();
+    drop(writer);
+    let file = File::open(&path, FileOptions::default()).unwrap();
+    let Some(cached) = cached_pages("while_nothing_here_writes...", &file) else { return };
     let mut q = Driven::new(file.clone());
-    assert!(q.write(0, &pattern(1, 2 * MIB)).result.is_ok());
     assert!(q.read(0, 2 * MIB).result.is_ok());
-    assert_eq!(q.reactor.log(), ["write direct 0+2097152", "read direct 0+2097152"]);
+    assert_eq!(q.reactor.log(), ["read direct 0+2097152"]);
     assert_eq!(cached(0, 4 * MIB), 0);
     // Ragged: through the cache as a whole, which is empty again afterwards.
     assert!(q.read(100, MIB).result.is_ok());
     assert_eq!(q.reactor.log(), ["read buffered 100+1048576"]);
     assert!(cached(4096, MIB - 4096) == 0, "pages that were not there before are dropped");
     // Small: buffered, and then resident; a resident range is used through the cache and stays.
-    assert!(q.write(MIB as u64, &pattern(2, 65536 - 4096)).result.is_ok());
-    assert!(q.write((MIB + 65536 - 4096) as u64, &pattern(3, 4096)).result.is_ok());
+    std::fs::File::open(&path).unwrap().read_exact_at(&mut [0; 65536], MIB as u64).unwrap();
     let there = cached(MIB, 65536);
     assert_eq!(there, 16);
-    q.reactor.log();
-    assert!(q.write(MIB as u64, &pattern(4, 65536)).result.is_ok());
-    assert_eq!(q.read(MIB as u64, 65536).buf[..], pattern(4, 65536));
-    assert_eq!(q.reactor.log(), ["write buffered 1048576+65536", "read buffered 1048576+65536"]);
+    assert_eq!(q.read(MIB as u64, 65536).buf[..], pattern(1, 4 * MIB)[MIB..][..65536]);
+    assert_eq!(q.reactor.log(), ["read buffered 1048576+65536"]);
     // Partly resident and ragged: buffered, nothing dropped.
     assert!(q.read(MIB as u64 - 100, 2 * 65536).result.is_ok());
     assert_eq!(cached(MIB, 65536), there);
-}
-
-#[test]
-fn a_buffered_and_a_direct_write_of_one_folio_are_never_in_flight_together() {
-    let (_dir, file) = fresh(8 * MIB as u64);
-    if file.limits().direct_io_align.is_none() {
-        eprintln!("SKIPPED a_buffered_and_a_direct_write_of_one_folio...: no O_DIRECT");
-        return;
-    }
-    let mut q = Driven::new(file.clone());
-    let write = |offset: u64, len: usize| Op::Write {
-        range: range(offset, len as u64),
-        buf: Buf::copy_of(&pattern(offset, len)).unwrap(),
-        fua: false,
-    };
-    q.reactor.hold();
-    q.submit(1, write(0, MIB)); // direct
-    q.submit(2, write(MIB as u64, 100)); // ragged, same folio: waits
-    q.submit(3, write(6 * MIB as u64, 100)); // far away: goes
-    q.submit(4, write(MIB as u64 + 65536, 65536)); // could go direct, but a ragged one waits beside it: waits too
-    q.submit(5, write(6 * MIB as u64 + 65536, 65536)); // gives in to the buffered one in flight
-    assert_eq!(
-        q.reactor.log(),
-        ["write direct 0+1048576", "write buffered 6291456+100", "write buffered 6356992+65536"]
-    );
-    q.reactor.release();
-    let mut tags: Vec<u64> = q.poll().iter().map(|d| d.tag).collect();
-    tags.sort_unstable();
-    assert_eq!(tags, [1, 2, 3, 4, 5]);
-    assert_eq!(q.reactor.log(), ["write buffered 1048576+100", "write buffered 1114112+65536"]);
-    assert!(q.run(Op::Flush).result.is_ok());
-    for (offset, len) in
-        [(0, MIB), (MIB, 100), (6 * MIB, 100), (MIB + 65536, 65536), (6 * MIB + 65536, 65536)]
-    {
-        assert_eq!(q.read(offset as u64, len).buf[..], pattern(offset as u64, len));
-    }
 }
 
 #[test]
@@ -276,7 +244,10 @@ fn a_direct_request_that_is_refused_goes_through_the_cache_for_good() {
     let bytes = pattern(9, MIB);
     assert!(q.write(0, &bytes).result.is_ok());
     assert!(q.read(0, MIB).buf[..] == bytes);
-    assert_eq!(q.reactor.log(), ["write direct 0+1048576", "call", "read buffered 0+1048576"]);
+    assert_eq!(
+        q.reactor.log(),
+        ["write direct 0+1048576", "write buffered 0+1048576", "read buffered 0+1048576"]
+    );
 }
 
 #[test]
@@ -300,7 +271,7 @@ fn a_buffer_that_begins_anywhere_does_not_end_direct_requests() {
     file.core.drop_pages(ByteRange::to(MIB as u64));
     assert!(q.read(0, MIB).buf[..] == bytes);
     let log = q.reactor.log();
-    assert_eq!(log, ["write direct 0+1048576", "call", "sync", "read direct 0+1048576"]);
+    assert_eq!(log, ["call", "sync", "read direct 0+1048576"]);
 }
 
 #[test]
@@ -347,9 +318,31 @@ fn a_failed_flush_poisons_every_handle_until_it_is_reopened() {
     assert!(Driven::new(again).run(Op::Flush).result.is_ok());
 }
 
+#[test]
+fn each_queue_flushes_through_an_open_of_its_own() {
+    let (_dir, file) = fresh(8192);
+    let flushed = || {
+        let (mut q, fds) = (Driven::new(file.clone()), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let seen = fds.clone();
+        q.reactor.meddle(move |op| {
+            if let IoOp::Sync { file, .. } = op {
+                seen.lock().unwrap().push(file.clone());
+            }
+            Meddled::Nothing
+        });
+        assert!(q.run(Op::Flush).result.is_ok());
+        fds.lock().unwrap().pop().unwrap()
+    };
+    // Two descriptors of one open share their position: these do not.
+    let (a, b) = (flushed(), flushed());
+    rustix::fs::seek(&*a, rustix::fs::SeekFrom::Start(77)).unwrap();
+    assert_eq!(rustix::fs::seek(&*b, rustix::fs::SeekFrom::Current(0)).unwrap(), 0);
+    assert_eq!(rustix::fs::seek(&**file.fd(), rustix::fs::SeekFrom::Current(0)).unwrap(), 0);
+}
+
 /// A durable write at `offset` while the sync, or the durable write itself, fails with `errno`; then the kind of a flush's error.
 fn flush_behind_a_durable_write(offset: u64, len: usize, errno: i32, sync: bool) -> Option<Kind> {
-    let (_dir, file) = fresh(MIB as u64);
+    let (_dir, file) = fresh(MIB as u64 + 1);
     let mut q = Driven::new(file);
     q.reactor.meddle(move |op| match op {
         IoOp::Sync { .. } if sync => Meddled::Fail(errno),
@@ -366,11 +359,11 @@ fn flush_behind_a_durable_write(offset: u64, len: usize, errno: i32, sync: bool)
 #[test]
 fn a_durable_write_that_fails_may_have_taken_another_writes_error_away() {
     for errno in [libc::EIO, libc::ENOSPC, libc::ENODATA, libc::EDQUOT, libc::ETIMEDOUT, libc::ENOLINK] {
-        let kind = flush_behind_a_durable_write(100, 5000, errno, true);
+        let kind = flush_behind_a_durable_write(MIB as u64 - 4999, 5000, errno, true);
         assert_eq!(kind, Some(Kind::Poisoned), "{errno}");
     }
     // The write itself does not fit: nothing else is lost.
-    assert_eq!(flush_behind_a_durable_write(100, 5000, libc::ENOSPC, false), None);
+    assert_eq!(flush_behind_a_durable_write(MIB as u64 - 4999, 5000, libc::ENOSPC, false), None);
     if fresh(MIB as u64).1.limits().direct_io_align.is_none() {
         eprintln!("SKIPPED a_durable_write_that_fails... (direct): no O_DIRECT");
         return;
@@ -387,13 +380,14 @@ fn a_durable_write_that_fails_may_have_taken_another_writes_error_away() {
 
 #[test]
 fn a_durable_write_through_the_cache_is_synced_behind_it() {
-    let (_dir, file) = fresh(MIB as u64);
+    let (_dir, file) = fresh(MIB as u64 + 1);
     let mut q = Driven::new(file);
+    let at = MIB as u64 - 4999;
     let buf = Buf::copy_of(&pattern(1, 5000)).unwrap();
-    let done = q.run(Op::Write { range: range(100, 5000), buf, fua: true });
+    let done = q.run(Op::Write { range: range(at, 5000), buf, fua: true });
     assert!(done.result.is_ok() && done.good_bytes == 5000, "{done:?}");
     assert_eq!(done.buf[..], pattern(1, 5000), "the buffer comes back");
-    assert_eq!(q.reactor.log(), ["write buffered 100+5000", "sync"]);
+    assert_eq!(q.reactor.log(), [format!("write buffered {at}+5000"), "sync".into()]);
 }
 
 #[test]

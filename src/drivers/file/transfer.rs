@@ -50,6 +50,23 @@ pub(crate) struct Transfer<K> {
     pub(crate) cancel: Cancel,
 }
 
+impl Transfer<Files> {
+    /// Makes sure that what is cached of the sources is stored, for file systems that copy what is stored: not each looks for
+    /// what it has not stored yet, and then a hole is copied in its place.
+    ///
+    /// Errors: `Unsupported` when it cannot be stored, so that the caller reads instead.
+    pub(crate) fn store_sources(&self) -> Result<()> {
+        for &range in &self.sources {
+            super::holes::store(&self.kernel.source, range).map_err(|error| {
+                let text =
+                    format!("{}: what is cached of the source cannot be written out ({error})", self.method);
+                Error::new(Kind::Unsupported, text).because(error).at(range)
+            })?;
+        }
+        Ok(())
+    }
+}
+
 impl<K: Kernel> Transfer<K> {
     /// Runs it to its end: the length of the good prefix of the destination in bytes (exact also beside an error) and
     /// the result. `Unsupported` asks the caller to step down; everything else but `Cancelled` is final.
