@@ -197,7 +197,7 @@ proptest! {
             // One that runs ends, or the switch does.
             if let Some(switch) = switch.take() {
                 if end % 5 == 4 { drop(switch) } else { switch.done() }
-            } else if end < 6 || end > 8 {
+            } else if !(6..=8).contains(&end) {
                 let mut runs: Vec<_> = all.iter_mut().filter(|s| matches!(s.place, Place::Runs(_))).collect();
                 if !runs.is_empty() {
                     let at = end % runs.len();
