@@ -188,7 +188,7 @@ Examples:
   cp /mnt/vols/golden.img /mnt/vols/vm01.img             # a block copy, offloaded where it can be
   getfattr --only-values -n user.blkcopy.receipt /mnt/vols/vm01.img    # how
 
-A volume keeps its size: cut to n bytes, it reads as zero from there on. SIGINT and SIGTERM unmount.")]
+A volume keeps its size: cut to n bytes, it reads as zero from there on. SIGHUP, SIGINT and SIGTERM unmount.")]
 pub(crate) struct MountArgs {
     /// Folder to mount on
     #[arg(value_name = "DIR")]

@@ -18,6 +18,8 @@ use std::path::Path;
 /// Runs the command.
 pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     let interrupts = Interrupts::listen()?;
+    let shown = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
+    interrupts.doing(format!("opening {} and {}", shown(&args.ends.source), shown(&args.ends.dest)));
     let ends = ends::look(&args.ends, Purpose::Copy)?;
     let preserve = if args.preserve { Some(source_metadata(&ends)?) } else { None };
     if !args.quiet {
@@ -30,6 +32,7 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     }
     let engine = run::engine(args.io_engine.into(), args.quiet)?;
     let receipt_file = args.receipt.as_ref().map(|path| ReceiptFile::open(path, &ends)).transpose()?;
+    interrupts.doing("copying");
     let ready = ends.begin(preserve.as_ref().map(MetadataExt::mode))?;
     let options = Options {
         policy: ends::policy(&args.ends, ready.dest_zero_from),
@@ -39,6 +42,7 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
         flush: !args.ends.no_sync,
         payload_bytes: args.buffer_memory,
         cancel: interrupts.cancel.clone(),
+        abandon: true,
         io_engine: engine.name.clone(),
         locks: Some(engine.locks.clone()),
     };
@@ -46,7 +50,6 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     let what = What { source: ready.source, dest: ready.dest, job: &ready.job, hold: ready.source_hold };
     let ended = run::run(&engine, &interrupts, what, &options, show);
     let mut receipt = ended.receipt;
-    let shown = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
     run::name_ends(&mut receipt, &shown(&args.ends.source), &shown(&args.ends.dest));
 
     let mut code = code_of(receipt.outcome);
@@ -81,6 +84,10 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     for error in &late {
         print_error(error, None);
         code = Code::Error;
+    }
+    if ended.abandoned {
+        // The engine would wait for what a device has not answered.
+        interrupts.leave(code);
     }
     Ok(code)
 }

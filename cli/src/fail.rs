@@ -17,14 +17,21 @@ pub(crate) enum Code {
     Cancelled,
 }
 
+impl Code {
+    /// The process's exit code.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::No => 1,
+            Self::Error => 2,
+            Self::Cancelled => 130,
+        }
+    }
+}
+
 impl From<Code> for ExitCode {
     fn from(code: Code) -> Self {
-        match code {
-            Code::Done => Self::SUCCESS,
-            Code::No => Self::from(1),
-            Code::Error => Self::from(2),
-            Code::Cancelled => Self::from(130),
-        }
+        Self::from(code.number())
     }
 }
 

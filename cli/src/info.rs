@@ -3,6 +3,7 @@
 use crate::args::InfoArgs;
 use crate::fail::{Code, Fail};
 use crate::output::{self, Finding, Level, size, size_exact, table};
+use crate::signals::Interrupts;
 use blkcopy::block::device::LeafSpace;
 use blkcopy::block::{ByteRange, Content, CopyPath, Device, Identity, Limits, Scope};
 use blkcopy::drivers::in_use;
@@ -70,6 +71,7 @@ struct Holes {
 /// Runs the command.
 pub(crate) fn run(args: &InfoArgs) -> Result<Code, Fail> {
     let name = Name::parse(&args.device)?;
+    Interrupts::listen()?.doing(format!("opening {}", name.text()));
     if let Place::NvmeTcp(url) = &name.place
         && url.nsid.is_none()
     {

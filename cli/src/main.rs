@@ -7,17 +7,21 @@ mod ends;
 mod fail;
 mod file_dest;
 mod info;
+mod lines;
 mod mount;
 mod output;
 mod plan;
 mod progress;
 mod run;
 mod serve;
-mod serve_log;
 mod served;
+mod signals;
+mod stuck;
 mod target_info;
 
+use blkcopy::block::Error;
 use clap::{Parser, Subcommand};
+use std::io::Write as _;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -46,24 +50,41 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        lines::stderr().say(format!("\nthread '{}' {panic}\n", thread.name().unwrap_or("unnamed")));
+    }));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(said) => return tell(&said),
+    };
     let filter = EnvFilter::try_from_env("BLKCOPY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(lines::Events)
         .without_time()
         .with_target(false)
         .init();
-    let result = match cli.command {
+    signals::supervise(move || match cli.command {
         Command::Cp(args) => cp::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Mount(args) => mount::run(&args),
         Command::Demo(args) => demo::run(&args),
-    };
-    match result {
-        Ok(code) => code.into(),
-        Err(fail) => fail.print().into(),
+    })
+}
+
+/// Prints help, or what is wrong with the arguments.
+fn tell(said: &clap::Error) -> ExitCode {
+    let printed = said.print().and_then(|()| std::io::stdout().flush()).and_then(|()| output::finish());
+    match printed {
+        Err(error) if !said.use_stderr() && error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let error = Error::os("the help cannot be written to standard output", error);
+            let code = fail::Fail::from(error).print();
+            lines::stderr().drain(signals::LINES_PATIENCE);
+            code.into()
+        }
+        _ => ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(2)),
     }
 }

@@ -18,6 +18,7 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
     for (texts, read_only) in [(&args.devices, false), (&args.read_only, true)] {
         for text in texts {
             let how = How { read_only, force_in_use: args.force_in_use, remote: true };
+            interrupts.doing(format!("opening {}", text.to_string_lossy()));
             let served = served::open(text, &all, how)?;
             all.push(served);
         }
@@ -30,10 +31,13 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
     if let Some(threads) = args.threads {
         options.readers = threads;
     }
+    interrupts.doing(format!("mounting on {}", args.dir.display()));
     let mount = start(&args.dir, &all, options)?;
+    interrupts.doing(format!("serving {}", volumes(all.len())));
     let thread = std::thread::current();
     mount.watch(Waker::new(move || thread.unpark()));
     interrupts.wait_unless(|| mount.is_over());
+    interrupts.doing("unmounting: stores what is owed and flushes the volumes");
     finish(mount)
 }
 
@@ -51,13 +55,20 @@ pub(crate) fn start(dir: &Path, all: &[Served], options: Options) -> Result<Moun
         read_only: s.read_only,
         serve: s.serve,
     });
+    // From here on whatever ends this has to take the mount away.
+    Interrupts::listen()?.serves();
     let mount = Mount::start(dir, volumes.collect(), options)?;
     for s in all {
         let how = if s.read_only { ", read-only" } else { "" };
-        output::out(&format!("volume {}: {}, {}{how}\n", s.name, s.device.name(), size(s.device.size())));
+        output::say(&format!("volume {}: {}, {}{how}\n", s.name, s.device.name(), size(s.device.size())));
     }
-    output::out(&format!("mounted on {}\n", mount.dir().display()));
+    output::say(&format!("mounted on {}\n", mount.dir().display()));
     Ok(mount)
+}
+
+/// "1 volume", "7 volumes".
+pub(crate) fn volumes(count: usize) -> String {
+    if count == 1 { "1 volume".to_owned() } else { format!("{count} volumes") }
 }
 
 /// Unmounts; a mount that ended by itself because somebody unmounted it ended well.

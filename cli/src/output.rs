@@ -1,20 +1,52 @@
 //! What is printed: sizes with units, the last line, tables. A closed pipe is no error.
 
+use crate::lines;
 use blkcopy::block::Method;
 use blkcopy::block::receipt::{Outcome, Receipt, Verification};
+use blkcopy::sys::process;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::Write;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-/// Writes to stdout. A closed pipe is no error; nor is there anybody left to tell about another failure.
+/// What went wrong with stdout so far.
+static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
+/// How long lines for stderr are waited for, so that they stand before the result.
+const ORDER_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Writes results to stdout, as a command does that ends soon after. A failure is kept for [`finish`]; a closed pipe is no error.
 pub(crate) fn out(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    lines::stderr().drain(ORDER_PATIENCE);
+    let mut failed = FAILED.lock().unwrap_or_else(PoisonError::into_inner);
+    if failed.is_none()
+        && let Err(error) = lines::write_all(io::stdout(), text.as_bytes())
+    {
+        *failed = Some(error);
+    }
 }
 
-/// Writes to stderr, likewise.
+/// Writes a line of a daemon to stdout, soon: a stdout that nobody reads holds up no device.
+pub(crate) fn say(text: &str) {
+    lines::stdout().say(text.to_owned());
+}
+
+/// At the end of a command: what became of what was written to stdout.
+///
+/// Errors: the first failure of [`out`], or what the file system has to say only now; not that the reader has gone.
+pub(crate) fn finish() -> io::Result<()> {
+    if let Some(error) = FAILED.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) };
+    }
+    // Network file systems answer a write that had no space when a descriptor is closed; any descriptor does.
+    let copy = io::stdout().as_fd().try_clone_to_owned()?;
+    process::close(copy)
+}
+
+/// Writes to stderr, soon.
 pub(crate) fn err(text: &str) {
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    lines::stderr().say(text.to_owned());
 }
 
 /// A note on stderr: one line.

@@ -4,6 +4,7 @@ use crate::args::PlanArgs;
 use crate::ends::{self, Purpose, Ready};
 use crate::fail::{Code, Fail};
 use crate::output::{self, Finding, Level, size, table};
+use crate::signals::Interrupts;
 use blkcopy::block::receipt::{Reason, Why};
 use blkcopy::block::{Kind, Method};
 use blkcopy::copy::{DeviceFacts, Offload, PlanSummary, Planner, Step};
@@ -42,11 +43,13 @@ struct Plan {
 
 /// Runs the command.
 pub(crate) fn run(args: &PlanArgs) -> Result<Code, Fail> {
+    let (source, dest) = (args.ends.source.to_string_lossy(), args.ends.dest.to_string_lossy());
+    Interrupts::listen()?.doing(format!("planning a copy of {source} to {dest}"));
     let looked = ends::look(&args.ends, Purpose::Plan)?;
     let mut plan = Plan {
         schema: "blkcopy-plan/1",
-        source: args.ends.source.to_string_lossy().into_owned(),
-        dest: args.ends.dest.to_string_lossy().into_owned(),
+        source: source.into_owned(),
+        dest: dest.into_owned(),
         bytes: looked.segments.iter().fold(0, |sum, s| sum.saturating_add(s.len)),
         summary: None,
         methods: BTreeMap::new(),

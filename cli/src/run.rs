@@ -1,22 +1,20 @@
-//! Runs one copy: engine, signals, progress.
+//! Runs one copy: engine, progress.
 
 use crate::fail::Fail;
-use crate::output::{err, note, size_exact};
+use crate::output::{note, size_exact};
 use crate::progress::{self, Show};
+pub(crate) use crate::signals::Interrupts;
 use blkcopy::block::lock::{CoreLocks, LockDomain};
 use blkcopy::block::receipt::{Outcome, Receipt};
-use blkcopy::block::request::Cancel;
 use blkcopy::block::{ByteRange, Device, Error, Kind};
 use blkcopy::copy::Job;
 use blkcopy::copy::run::{Ended, Options, Progress, copy};
 use blkcopy::drivers::Hold;
 use blkcopy::reactor::local::{Local, sleep};
-use blkcopy::reactor::{EngineChoice, Waker, choose};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
-use signal_hook::iterator::Signals;
+use blkcopy::reactor::{EngineChoice, choose};
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often a watched or leased source is looked at.
@@ -57,53 +55,6 @@ pub(crate) struct What<'a> {
     pub(crate) hold: Option<Hold>,
 }
 
-/// What SIGINT and SIGTERM do: the first asks the copy to stop, the second ends the process at once.
-#[derive(Clone, Default)]
-pub(crate) struct Interrupts {
-    pub(crate) cancel: Cancel,
-    waker: Arc<Mutex<Option<Waker>>>,
-}
-
-impl Interrupts {
-    /// Listens from now on, on a thread of its own.
-    pub(crate) fn listen() -> Result<Self, Fail> {
-        let this = Self::default();
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGXFSZ])
-            .map_err(|e| Error::os("signals cannot be listened for", e))?;
-        let theirs = this.clone();
-        std::thread::spawn(move || {
-            for signal in signals.forever() {
-                if signal == SIGXFSZ {
-                    // Beyond RLIMIT_FSIZE: the write that caused it answers EFBIG, which is told like a full disk.
-                    continue;
-                }
-                if theirs.cancel.is_set() {
-                    err("blkcopy: stopped at once; the destination is incomplete\n");
-                    std::process::exit(130);
-                }
-                theirs.cancel.set();
-                if let Some(waker) = &*theirs.waker.lock().unwrap_or_else(PoisonError::into_inner) {
-                    waker.wake();
-                }
-            }
-        });
-        Ok(this)
-    }
-
-    /// Waits on this thread until the first signal, or until it is unparked and `is_over`.
-    pub(crate) fn wait_unless(&self, is_over: impl Fn() -> bool) {
-        let thread = std::thread::current();
-        self.wakes(Waker::new(move || thread.unpark()));
-        while !self.cancel.is_set() && !is_over() {
-            std::thread::park();
-        }
-    }
-
-    fn wakes(&self, waker: Waker) {
-        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
-    }
-}
-
 /// Copies, showing how far it is. The receipt's source state is the hold's; a source that changed is told in a note.
 pub(crate) fn run(
     engine: &Engine,
@@ -116,7 +67,7 @@ pub(crate) fn run(
     interrupts.wakes(engine.local.waker());
     let (source_name, source_size) = (source.name().to_owned(), source.size());
     let progress = Rc::new(Progress::default());
-    let meter = progress::start(&engine.local, show, &progress, job.total());
+    let meter = progress::start(&engine.local, show, interrupts.board(), &progress, job.total());
     let hold = Rc::new(RefCell::new(hold));
     let watched = Rc::downgrade(&hold);
     let _runs_on = engine.local.spawn(async move {

@@ -5,7 +5,6 @@ use crate::fail::{Code, Fail};
 use crate::mount;
 use crate::output::{self, note, size};
 use crate::run::Interrupts;
-use crate::serve_log::Log;
 use crate::served::{self, How, Served};
 use blkcopy::block::{Device, Error, Kind};
 use blkcopy::exports::fuse::{self, Mount};
@@ -25,6 +24,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let how = How { read_only: args.read_only, force_in_use: args.force_in_use, remote: false };
     let mut served: Vec<Served> = Vec::new();
     for text in &args.devices {
+        interrupts.doing(format!("opening {}", text.to_string_lossy()));
         let one = served::open(text, &served, how)?;
         served.push(one);
     }
@@ -57,15 +57,14 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
             ..NamespaceOptions::default()
         };
         let nsid = subsystem.add(device.clone(), options)?;
-        output::out(&format!("namespace {nsid}: {}, {}\n", device.name(), size(device.size())));
+        output::say(&format!("namespace {nsid}: {}, {}\n", device.name(), size(device.size())));
     }
     target.serve(subsystem)?;
-    let log = Log::start(output::out);
-    let copies = log.clone();
     let on_copy = args
         .log
         .contains(&LogArg::Copies)
-        .then(|| -> OnCopy { Arc::new(move |line| copies.say(format!("{line}\n"))) });
+        .then(|| -> OnCopy { Arc::new(|line| output::say(&format!("{line}\n"))) });
+    interrupts.doing("looking up the addresses to listen on");
     let listen = resolve(&args.listen)?;
     for open in listen.iter().filter(|a| !a.ip().is_loopback()) {
         note(&format!(
@@ -81,8 +80,10 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
         ..Options::default()
     };
     let server = Server::start(target, options)?;
+    interrupts.serves();
+    interrupts.doing(format!("serving {}", mount::volumes(served.len())));
     for address in server.addresses() {
-        output::out(&format!(
+        output::say(&format!(
             "listening on {address}: nvme connect -t tcp -a {} -s {} -n {nqn}\n",
             address.ip(),
             address.port()
@@ -99,12 +100,12 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     interrupts.wait_unless(|| server.is_over() || mount.as_ref().is_some_and(failed));
     let failure = server.failure();
     if failure.is_none() {
-        log.say("stopping\n".to_owned());
+        output::say("stopping\n");
     }
+    interrupts.doing("stopping: flushes what hosts have written");
     // Hosts first: what they have written is flushed with the volumes.
     server.stop();
     let unmounted = mount.map_or(Ok(Code::Done), mount::finish);
-    log.end();
     match (failure, unmounted) {
         (Some(error), unmounted) => {
             if let Err(lost) = unmounted {

@@ -121,16 +121,51 @@ fn an_interrupt_ends_a_big_copy_at_once_with_a_true_receipt() {
 }
 
 #[test]
-fn a_second_signal_ends_the_process_itself() {
+fn a_second_signal_says_what_is_waited_for_and_loses_nothing() {
     let dir = common::folder();
     std::fs::write(dir.path().join("a"), bytes(16 << 20, 7)).unwrap();
-    let child = start(dir.path(), &["cp", "--offload", "never", "--limit-rate", "1MiB", "a", "b"]);
+    let child = start(dir.path(), &["cp", "--json", "--offload", "never", "--limit-rate", "1MiB", "a", "b"]);
     under_way(&dir.path().join("b"));
     // Stopped, it takes both at the same moment.
     signal(&child, &["STOP", "INT", "TERM", "CONT"]);
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(130), "{ran:?}");
-    assert!(ran.err.ends_with("blkcopy: stopped at once; the destination is incomplete\n"), "{ran:?}");
+    assert!(ran.err.contains(": is ending already; copying: "), "{ran:?}");
+    assert_eq!(ran.json()["outcome"], "cancelled");
+}
+
+#[test]
+fn a_signal_that_asks_for_progress_ends_nothing() {
+    let dir = common::folder();
+    std::fs::write(dir.path().join("a"), bytes(6 << 20, 7)).unwrap();
+    let child = start(dir.path(), &["cp", "--offload", "never", "--limit-rate", "4MiB", "a", "b"]);
+    under_way(&dir.path().join("b"));
+    signal(&child, &["USR2", "ALRM", "VTALRM", "PROF", "XFSZ", "URG", "PIPE", "USR1"]);
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.err.starts_with("blkcopy: copying: ") && ran.err.contains(" of 6.0 MiB ("), "{ran:?}");
+}
+
+#[test]
+fn a_closed_terminal_ends_a_copy_well_unless_it_was_started_with_nohup() {
+    let dir = common::folder();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    std::fs::write(&a, bytes(6 << 20, 7)).unwrap();
+    let args = ["cp", "--json", "--offload", "never", "--limit-rate", "3MiB", "a", "b"];
+    for name in ["HUP", "QUIT"] {
+        let child = start(dir.path(), &args);
+        under_way(&b);
+        let (ran, _) = interrupt(child, name);
+        assert_eq!((ran.code, &ran.json()["outcome"]), (Some(130), &"cancelled".into()), "{ran:?}");
+        let _ = std::fs::remove_file(&b);
+    }
+    let mut nohup = std::process::Command::new("nohup");
+    nohup.arg(common::BIN).args(args).current_dir(dir.path());
+    nohup.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = nohup.spawn().unwrap();
+    under_way(&b);
+    let (ran, _) = interrupt(child, "HUP");
+    assert_eq!((ran.code, &ran.json()["outcome"]), (Some(0), &"done".into()), "{ran:?}");
 }
 
 #[test]

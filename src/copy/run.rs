@@ -77,6 +77,9 @@ pub struct Options {
     pub payload_bytes: usize,
     /// Ends the copy early; what was done stands.
     pub cancel: Cancel,
+    /// Once cancelled, requests that do not end soon are left in flight: for a caller whose process ends next, since they may
+    /// still write to the destination, and the executor that is dropped waits for them.
+    pub abandon: bool,
     /// How the receipt names the engine.
     pub io_engine: String,
     /// This thread's range locks; `None`: nobody else uses these devices through this process.
@@ -93,6 +96,7 @@ impl Default for Options {
             flush: true,
             payload_bytes: 64 << 20,
             cancel: Cancel::default(),
+            abandon: false,
             io_engine: String::new(),
             locks: None,
         }
@@ -118,6 +122,8 @@ pub struct Progress {
     pub phase: Cell<Phase>,
     /// Bytes of the job known to be good.
     pub good_bytes: Cell<u64>,
+    /// Those of them that lie in front of the job's first byte that is not.
+    pub good_prefix_bytes: Cell<u64>,
     /// Bytes that steps still running have moved so far.
     pub moving_bytes: Cell<u64>,
     /// Bytes verified on both ends.
@@ -135,6 +141,8 @@ pub struct Ended {
     pub receipt: Receipt,
     /// Why it ended early or badly.
     pub error: Option<Error>,
+    /// Requests were left in flight ([`Options::abandon`]).
+    pub abandoned: bool,
 }
 
 /// Copies `job` from `source` to `dest` on the calling thread's executor ([`crate::reactor::local`]).
@@ -159,7 +167,10 @@ pub async fn copy(
         .and_then(|()| shared.dest_client().map(drop));
     let begun = checked.is_ok();
     let mut error = match checked {
-        Ok(()) => run_plan(&shared, &mut planner, job).await.err(),
+        Ok(()) => match shared.or_abandon(run_plan(&shared, &mut planner, job)).await {
+            Some(done) => done.err(),
+            None => Some(shared.abandon()),
+        },
         Err(e) => Some(e),
     };
     let copied = local::now();
@@ -188,12 +199,13 @@ pub async fn copy(
     let mut mismatch = false;
     if error.is_none() && options.verify != Verify::None {
         progress.phase.set(Phase::Verify);
-        match verify::verify(&shared, job, options.verify).await {
-            Ok(v) => {
+        match shared.or_abandon(verify::verify(&shared, job, options.verify)).await {
+            Some(Ok(v)) => {
                 mismatch = !v.equal;
                 verification = Some(v);
             }
-            Err(e) => error = Some(e),
+            Some(Err(e)) => error = Some(e),
+            None => error = Some(shared.abandon()),
         }
     }
     let end = local::now();
@@ -230,7 +242,9 @@ pub async fn copy(
         total_s: (end - start).as_secs_f64(),
     };
     receipt.error = error.as_ref().map(Into::into);
-    Ended { receipt, error }
+    let abandoned = shared.abandoned();
+    drop(tally);
+    Ended { receipt, error, abandoned }
 }
 
 /// An overlapping copy overwrites part of its source: afterwards there is nothing to compare with.
@@ -324,12 +338,13 @@ async fn run_plan(shared: &Rc<Shared>, planner: &mut Planner<'_, DeviceFacts>, j
         if shared.stopped() {
             break;
         }
-        shared.step_begins();
+        shared.step_begins(step.dest_range());
         let locked = whole.is_some();
         let shared = shared.clone();
         drop(local::spawn(async move {
+            let range = step.dest_range();
             let result = run_step(&shared, step, position, locked, 0).await;
-            shared.step_ended(result);
+            shared.step_ended(range, result);
         }));
     }
     shared.steps_below(1).await;

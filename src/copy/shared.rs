@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -26,7 +26,9 @@ use std::time::Duration;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How often a cancelled copy looks whether its flush is done before it gives up.
-const FLUSH_LOOKS: u32 = 5;
+const FLUSH_LOOKS: u32 = 3;
+/// The same for its steps in flight: with the flush, less than the second that is promised.
+const STEP_LOOKS: u32 = 2;
 
 /// State of one running copy.
 pub(super) struct Shared {
@@ -47,6 +49,10 @@ pub(super) struct Shared {
     ragged: Cell<bool>,
     ragged_done: Notify,
     steps: Cell<usize>,
+    /// Where those steps write.
+    in_flight: RefCell<SmallVec<[ByteRange; 4]>>,
+    /// What still runs is waited for no more, and counts for nothing.
+    abandoned: Cell<bool>,
     step_ended: Notify,
     /// When the next byte may move, under a rate limit.
     next_at: Cell<Duration>,
@@ -124,6 +130,8 @@ impl Shared {
             ragged: Cell::new(false),
             ragged_done: Notify::default(),
             steps: Cell::new(0),
+            in_flight: RefCell::default(),
+            abandoned: Cell::new(false),
             step_ended: Notify::default(),
             next_at: Cell::new(Duration::ZERO),
         }
@@ -191,25 +199,57 @@ impl Shared {
     /// Errors: the device's; `Cancelled` when given up, and then it is not known to be durable.
     pub(super) async fn flush(&self) -> Result<()> {
         let client = self.dest_client()?;
-        let mut flush = local::spawn(async move { client.submit(Op::Flush).await.result });
+        let flush = local::spawn(async move { client.submit(Op::Flush).await.result });
+        self.unless_cancelled(flush, FLUSH_LOOKS).await.unwrap_or_else(|| {
+            self.abandoned.set(true);
+            let text = "stopped on request while the destination was flushed; it may not be durable";
+            Err(Error::new(Kind::Cancelled, text))
+        })
+    }
+
+    /// What `work` gives; `None` when the copy is cancelled and it has still not ended after so many looks.
+    async fn unless_cancelled<T>(&self, work: impl Future<Output = T>, looks_max: u32) -> Option<T> {
+        let mut work = pin!(work);
         let mut looks = 0;
         loop {
             let mut look_again = pin!(local::sleep(LOOK_AGAIN));
-            let done = poll_fn(|cx| match Pin::new(&mut flush).poll(cx) {
+            let done = poll_fn(|cx| match work.as_mut().poll(cx) {
                 Poll::Ready(result) => Poll::Ready(Some(result)),
                 Poll::Pending => look_again.as_mut().poll(cx).map(|()| None),
             });
             if let Some(result) = done.await {
-                return result;
+                return Some(result);
             }
             if self.options.cancel.is_set() {
                 looks += 1;
-                if looks > FLUSH_LOOKS {
-                    let text = "stopped on request while the destination was flushed; it may not be durable";
-                    return Err(Error::new(Kind::Cancelled, text));
+                if looks > looks_max {
+                    return None;
                 }
             }
         }
+    }
+
+    /// What `work` gives; `None` when the copy is cancelled, may be abandoned, and `work` does not end soon.
+    pub(super) async fn or_abandon<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        if !self.options.abandon {
+            return Some(work.await);
+        }
+        self.unless_cancelled(work, STEP_LOOKS).await
+    }
+
+    /// Leaves the steps in flight to themselves: where they write may still change. Why, as an error.
+    pub(super) fn abandon(&self) -> Error {
+        self.abandoned.set(true);
+        let mut left: Vec<ByteRange> = self.in_flight.borrow().to_vec();
+        left.sort_by_key(|range| range.offset());
+        self.tally.borrow_mut().undefined.extend(left.into_iter().map(Span::from));
+        let text = "stopped on request, without waiting for what the devices have not answered";
+        Error::new(Kind::Cancelled, text)
+    }
+
+    /// True when something was left in flight.
+    pub(super) fn abandoned(&self) -> bool {
+        self.abandoned.get()
     }
 
     /// True when no byte may pass through this host.
@@ -301,13 +341,19 @@ impl Shared {
 
     // --- steps -------------------------------------------------------------------------------------------------------
 
-    /// Counts a step that begins.
-    pub(super) fn step_begins(&self) {
+    /// Counts a step that begins; where it writes.
+    pub(super) fn step_begins(&self, range: ByteRange) {
+        self.in_flight.borrow_mut().push(range);
         self.steps.set(self.steps.get() + 1);
     }
 
     /// Counts a step that ended.
-    pub(super) fn step_ended(&self, result: Result<()>) {
+    pub(super) fn step_ended(&self, range: ByteRange, result: Result<()>) {
+        let mut in_flight = self.in_flight.borrow_mut();
+        if let Some(at) = in_flight.iter().position(|r| *r == range) {
+            in_flight.swap_remove(at);
+        }
+        drop(in_flight);
         if let Err(e) = result {
             self.failure.borrow_mut().get_or_insert(e);
         }
@@ -446,7 +492,7 @@ impl Shared {
 
     /// Counts bytes moved to a leg; a byte that goes to several legs counts once, for the first.
     pub(super) fn moved(&self, leg: usize, method: Method, bytes: u64) {
-        if leg == 0 {
+        if leg == 0 && !self.abandoned() {
             self.tally.borrow_mut().by(method, bytes);
             // Emulated bytes were shown piece by piece.
             if !method.is_emulated() {
@@ -472,9 +518,14 @@ impl Shared {
     pub(super) fn step_done(&self, position: u64, good: u64, step: &Step) {
         let moving = &self.progress.moving_bytes;
         moving.set(moving.get().saturating_sub(step.len));
+        if self.abandoned() {
+            // It was not flushed with the others, and is called what it was then.
+            return;
+        }
         let mut tally = self.tally.borrow_mut();
         tally.good_at(position, good);
         self.progress.good_bytes.set(tally.good);
+        self.progress.good_prefix_bytes.set(tally.prefix);
         self.shows(step.method());
     }
 

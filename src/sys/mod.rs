@@ -5,6 +5,7 @@ pub mod blkcopy;
 pub mod ioctl;
 pub mod mapped;
 pub mod owned;
+pub mod process;
 pub mod ring;
 #[cfg(any(test, feature = "sim"))]
 pub mod seccomp;
