@@ -3,9 +3,9 @@
 //! Names: a path, `mem:SIZE`, `null:SIZE`, `nvme-tcp://host:port/NQN?nsid=N`; each with an optional range `@offset+length` or `@offset` (to the end).
 //! Of a path, an offset alone needs a unit: `vm.img@20240101` is a file name, `vm.img@20240101B` is a range.
 
-use crate::block::{ByteRange, Device, Error, Kind, LEN_MAX, Result};
+use crate::block::{ByteRange, Device, Error, Kind, LEN_MAX, Result, Storage};
 use crate::drivers::nvme_tcp::{Namespace, Url};
-use crate::drivers::{Bdev, BdevOptions, File, FileOptions, mem::Mem, null::Null};
+use crate::drivers::{self, Bdev, BdevOptions, File, FileOptions, mem::Mem, null::Null};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::num::NonZeroU32;
@@ -223,37 +223,9 @@ fn open_unnamed(name: &Name) -> Result<Arc<dyn Device>> {
     })
 }
 
-/// Why two paths that are not the same file or disk still hold the same bytes: a loop device and its backing file, or two
-/// loop devices with one. `None`: they do not, as far as the system tells.
-pub fn same_storage(a: &Path, b: &Path) -> Option<String> {
-    let (mine, theirs) = (storage(a), storage(b));
-    let (_, shared) = mine.iter().find(|(id, _)| theirs.iter().any(|(other, _)| other == id))?;
-    let (a, b) = (a.display(), b.display());
-    Some(match (mine.len() > 1, theirs.len() > 1) {
-        (true, true) => format!("both are backed by {shared}"),
-        (true, false) => format!("{a} is backed by {b}"),
-        _ => format!("{b} is backed by {a}"),
-    })
-}
-
-/// What lies under a path, from itself down through loop devices: (kind, numbers) and a name each.
-fn storage(path: &Path) -> Vec<((bool, u64, u64), String)> {
-    let mut chain = Vec::new();
-    let mut path = path.to_owned();
-    // A loop on a loop on a loop: deep enough, and the bound keeps a ring of them from hanging us.
-    for _ in 0..8 {
-        let Ok(meta) = path.metadata() else { break };
-        let block = meta.file_type().is_block_device();
-        let id = if block { (true, meta.rdev(), 0) } else { (false, meta.dev(), meta.ino()) };
-        chain.push((id, path.display().to_string()));
-        if !block {
-            break;
-        }
-        let backing = std::fs::read(sysfs_disk(meta.rdev()).join("loop/backing_file"));
-        let Ok(backing) = backing else { break };
-        path = PathBuf::from(OsStr::from_bytes(backing.trim_ascii_end()));
-    }
-    chain
+/// What the files of a folder are stored in: for a file that is to be made there.
+pub fn storage_of_folder(folder: &Path) -> Storage {
+    drivers::storage_at(folder)
 }
 
 /// The directory in sysfs of the whole disk that a device number belongs to.

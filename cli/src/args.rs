@@ -39,6 +39,9 @@ pub(crate) struct EndsArgs {
     /// Write to a destination that is mounted, held or otherwise in use
     #[arg(long)]
     pub(crate) force_in_use: bool,
+    /// Copy also where nobody can tell whether source and destination are stored in the same place
+    #[arg(long)]
+    pub(crate) assume_distinct: bool,
 }
 
 /// Copy a file, a block device, or ranges of them

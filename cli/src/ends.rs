@@ -8,8 +8,8 @@ use crate::fail::Fail;
 use crate::file_dest::{Begun, FileDest, Made, hold_dest};
 use crate::output::{Finding, Level, size_exact};
 
-use blkcopy::block::device::is_one_device;
-use blkcopy::block::{ByteRange, Device, Error, Identity, Kind, LEN_MAX};
+use blkcopy::block::device::{is_one_device, storage_of};
+use blkcopy::block::{ByteRange, Device, Error, Identity, Kind, LEN_MAX, Overlap};
 use blkcopy::copy::{Job, Policy, Segment};
 use blkcopy::drivers::{Hold, backing_shortage, hold, in_use};
 use blkcopy::open::{self, Found, Name, Place};
@@ -132,7 +132,14 @@ pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
             Ok(one) => same = one,
             Err(error) => checks.fail(error, "one URL on both sides, or another destination")?,
         }
-        check_aliases(&source, device, &source_name, &dest_name, &segments, &mut checks)?;
+        let cut = matches!(dest, Dest::File(_)) && !in_place;
+        let names = (&source_name, &dest_name);
+        let how = (args.assume_distinct, &mut checks);
+        if !same {
+            check_aliases(&source, device, names, &segments, cut, how)?;
+        }
+    } else if let Some(path) = dest_name.path() {
+        check_new_file(&source, (&source_name, path), &segments, (args.assume_distinct, &mut checks))?;
     }
     if same && !in_place && matches!(dest, Dest::File(_)) {
         let text = format!("{} and {} are the same file", source_name.text(), dest_name.text());
@@ -311,37 +318,81 @@ fn check_use(path: &std::path::Path, force: bool, checks: &mut Checks) -> Result
     Ok(())
 }
 
-/// Two names for the same bytes that the leaf numbers do not make comparable one to one.
+/// Copies between devices whose storage lies closer than this are taken to overlap, in bytes: what is cached of one holds whole
+/// pages, neighbours included.
+const CACHED_BYTES: u64 = 4096;
+
+/// Two names for the same bytes: of one disk, or of what lies below the devices.
 fn check_aliases(
     source: &Arc<dyn Device>,
     dest: &Arc<dyn Device>,
-    source_name: &Name,
-    dest_name: &Name,
+    (source_name, dest_name): (&Name, &Name),
     segments: &[Segment],
-    checks: &mut Checks,
+    cut: bool,
+    (distinct, checks): (bool, &mut Checks),
 ) -> Result<(), Fail> {
-    let (Identity::Leaf { leaf: a, base: from }, Identity::Leaf { leaf: b, base: to }) =
-        (source.identity(), dest.identity())
-    else {
-        return Ok(());
+    let out = |range: ByteRange| {
+        let end = range.end().checked_next_multiple_of(CACHED_BYTES).unwrap_or(LEN_MAX);
+        ByteRange::between(range.offset() - range.offset() % CACHED_BYTES, end)
     };
-    if a == b && from != to {
-        let moved = |range: ByteRange, base| ByteRange::between(range.offset() + base, range.end() + base);
-        let reads = segments.iter().map(|s| moved(s.source_range(), from));
-        let writes: Vec<ByteRange> = segments.iter().map(|s| moved(s.dest_range(), to)).collect();
-        if reads.into_iter().any(|r| writes.iter().any(|w| w.overlaps(r))) {
-            let text = format!("{} and {} overlap on one disk", source_name.text(), dest_name.text());
-            checks.fail(Error::new(Kind::Overlap, text), "name the whole disk with ranges on both sides")?;
+    let one_leaf = match (source.identity(), dest.identity()) {
+        (Identity::Leaf { leaf: a, base: from }, Identity::Leaf { leaf: b, base: to }) => {
+            if a == b && from == to {
+                return Ok(());
+            }
+            a == b
         }
+        _ => false,
+    };
+    // One cache, and locks that know both: to the byte.
+    let near = |range: ByteRange| if one_leaf { range } else { out(range) };
+    let reads: Vec<_> = segments.iter().map(|s| near(s.source_range())).collect();
+    // What is cut off of a file is gone, copied onto or not.
+    let writes: Vec<_> = match cut {
+        true => vec![ByteRange::to(LEN_MAX)],
+        false => segments.iter().map(|s| near(s.dest_range())).collect(),
+    };
+    let overlap = storage_of(source)?.overlap_in(&reads, &storage_of(dest)?, &writes);
+    let (source, dest) = (source_name.text(), dest_name.text());
+    let (text, fix) = match overlap {
+        Overlap::Yes(_) if one_leaf => (
+            format!("{source} and {dest} overlap on one disk"),
+            "name the whole disk with ranges on both sides",
+        ),
+        Overlap::Yes(how) => (
+            format!("{source} and {dest} hold the same bytes: {how}"),
+            "name the same one on both sides, with ranges",
+        ),
+        Overlap::Maybe(_) if distinct => return Ok(()),
+        Overlap::Maybe(why) => (
+            format!("{source} and {dest} may hold the same bytes: {why}"),
+            "name another destination, or give --assume-distinct if they certainly do not",
+        ),
+        Overlap::No => return Ok(()),
+    };
+    checks.fail(Error::new(Kind::Overlap, text), fix)
+}
+
+/// A file that is to be made on the file system that is copied.
+fn check_new_file(
+    source: &Arc<dyn Device>,
+    (source_name, path): (&Name, &std::path::Path),
+    segments: &[Segment],
+    (distinct, checks): (bool, &mut Checks),
+) -> Result<(), Fail> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
+    let reads: Vec<_> = segments.iter().map(Segment::source_range).collect();
+    let all = [ByteRange::to(LEN_MAX)];
+    let overlap = storage_of(source)?.overlap_in(&reads, &open::storage_of_folder(folder), &all);
+    match overlap.reason() {
+        Some(why) if !distinct => {
+            let text =
+                format!("{} would be made on what {} holds: {why}", path.display(), source_name.text());
+            let fix = "name a destination elsewhere, or give --assume-distinct if it certainly is";
+            checks.fail(Error::new(Kind::Overlap, text), fix)
+        }
+        _ => Ok(()),
     }
-    if a != b
-        && let (Some(source_path), Some(dest_path)) = (source_name.path(), dest_name.path())
-        && let Some(how) = open::same_storage(source_path, dest_path)
-    {
-        let text = format!("{} and {} hold the same bytes: {how}", source_name.text(), dest_name.text());
-        checks.fail(Error::new(Kind::Overlap, text), "name the same one on both sides, with ranges")?;
-    }
-    Ok(())
 }
 
 fn check_fit(

@@ -257,6 +257,7 @@ fn identity(identity: Identity) -> String {
         LeafSpace::Disk => format!("disk {major}:{minor}"),
         LeafSpace::Memory => "memory of this process".to_owned(),
         LeafSpace::Namespace => format!("namespace {:016x}{:016x}", leaf.id.0, leaf.id.1),
+        LeafSpace::Unit => format!("unit {:016x}{:016x}", leaf.id.0, leaf.id.1),
     }
 }
 

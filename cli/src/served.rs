@@ -10,7 +10,7 @@ use blkcopy::map::Blank;
 use blkcopy::open::{self, Found, Name, Place};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A device that is served, and what keeps other programs off it meanwhile.
@@ -20,7 +20,6 @@ pub(crate) struct Served {
     pub(crate) device: Arc<Blank>,
     pub(crate) read_only: bool,
     pub(crate) serve: Serve,
-    path: Option<PathBuf>,
     _hold: Hold,
 }
 
@@ -58,8 +57,8 @@ pub(crate) fn open(text: &OsStr, before: &[Served], how: How) -> Result<Served, 
     let name = name.or_else(own).unwrap_or_else(|| format!("vol{}", before.len() + 1));
     // Before it is held: the hold would say that another program has it.
     for other in before {
-        if share_bytes(&device, other.device.inner())? || is_backed(&place, other) {
-            let text = format!("{name} and {} hold the same bytes; leave one out", other.name);
+        if let Some(why) = share_bytes(&device, other.device.inner())?.reason() {
+            let text = format!("{name} and {} hold the same bytes ({why}); leave one out", other.name);
             return Err(Error::new(Kind::InUse, text).on(&place.device_text()).into());
         }
     }
@@ -70,20 +69,7 @@ pub(crate) fn open(text: &OsStr, before: &[Served], how: How) -> Result<Served, 
         Place::Path(_) => Serve::MayBlock,
         Place::NvmeTcp(_) => Serve::Elsewhere,
     };
-    Ok(Served {
-        name,
-        device,
-        read_only: how.read_only,
-        serve,
-        path: place.path().map(Path::to_owned),
-        _hold: hold,
-    })
-}
-
-/// True for a loop device and its backing file, or two loop devices with one.
-fn is_backed(place: &Name, other: &Served) -> bool {
-    let paths = place.path().zip(other.path.as_deref());
-    paths.is_some_and(|(mine, theirs)| open::same_storage(mine, theirs).is_some())
+    Ok(Served { name, device, read_only: how.read_only, serve, _hold: hold })
 }
 
 fn look(path: &Path, how: How) -> Result<(), Fail> {

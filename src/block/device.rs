@@ -1,5 +1,6 @@
 //! The `Device` and `Queue` traits: what every driver, map, fault injector and tracer is.
 
+use super::storage::{Overlap, Storage, Stored};
 use super::{
     Access, ByteRange, Completion, Counters, Error, Guard, Kind, Leg, Limits, LimitsChange, Piece, Request,
     Resolution, Result,
@@ -84,6 +85,18 @@ pub trait Device: Send + Sync + 'static {
     /// the range as its source.
     fn reads_as_stored(&self, _range: ByteRange) -> bool {
         true
+    }
+
+    /// What its bytes are stored in, down to the disks as far as the system tells: for comparing devices whose leaves differ.
+    ///
+    /// May ask the system, the first time; not for the path of a request.
+    fn storage(&self) -> Storage {
+        match self.identity() {
+            Identity::Leaf { leaf, base } => {
+                Storage::at(Stored::new(leaf, self.name(), Storage::default()), base, self.size())
+            }
+            Identity::Map(_) => Storage::default(),
+        }
     }
 
     /// Bytes of storage it takes; `None`: as many as its size.
@@ -171,6 +184,8 @@ pub enum LeafSpace {
     /// NVMe namespaces: a digest of what the namespace calls itself, the same through every address and controller. Equal
     /// numbers prove nothing by themselves: a cloned box says what the first one does. See [`is_one_device`].
     Namespace,
+    /// What is behind disks that say so: the unit with a name (WWID), a volume of a thin pool. No device is such a leaf itself.
+    Unit,
 }
 
 /// Who a device is.
@@ -210,29 +225,35 @@ pub fn is_one_device(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether two devices hold some of the same bytes: one device, or a disk and its partition.
+/// Whether two devices hold some of the same bytes: one device, a disk and its partition, a loop device and its file.
 ///
 /// Errors: as of [`is_one_device`]; those of the devices.
-pub fn share_bytes(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<bool> {
+pub fn share_bytes(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<Overlap> {
     if is_one_device(a, b)? {
-        return Ok(true);
+        return Ok(Overlap::Yes("they are one device".to_owned()));
     }
-    let places = |device: &Arc<dyn Device>| -> Result<Vec<(LeafId, ByteRange)>> {
-        let resolution = device.clone().resolve(ByteRange::to(device.size()), Access::Write)?;
-        let mut places = Vec::new();
-        for piece in &resolution.pieces {
-            for leg in &piece.legs {
-                if let Identity::Leaf { leaf, base } = leg.device.identity() {
-                    let start = base.saturating_add(leg.offset);
-                    places.push((leaf, ByteRange::between(start, start.saturating_add(piece.len))));
-                }
-            }
+    Ok(storage_of(a)?.overlap(&storage_of(b)?))
+}
+
+/// What a device is stored in; a map in what its legs are.
+///
+/// Errors: those of resolving a map.
+pub fn storage_of(device: &Arc<dyn Device>) -> Result<Storage> {
+    if !matches!(device.identity(), Identity::Map(_)) {
+        return Ok(device.storage());
+    }
+    let resolution = device.clone().resolve(ByteRange::to(device.size()), Access::Write)?;
+    let mut storage = Storage::default();
+    let mut at = 0;
+    for piece in &resolution.pieces {
+        for leg in &piece.legs {
+            let there = ByteRange::between(leg.offset, leg.offset.saturating_add(piece.len));
+            storage.add(at, there, &leg.device.storage());
         }
-        resolution.guard.release();
-        Ok(places)
-    };
-    let (mine, theirs) = (places(a)?, places(b)?);
-    Ok(mine.iter().any(|(leaf, range)| theirs.iter().any(|(l, r)| l == leaf && r.overlaps(*range))))
+        at += piece.len;
+    }
+    resolution.guard.release();
+    Ok(storage)
 }
 
 impl LeafId {

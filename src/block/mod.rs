@@ -12,6 +12,7 @@ pub mod range;
 pub mod receipt;
 pub mod request;
 pub mod resolve;
+pub mod storage;
 pub mod way;
 
 pub use buf::{Buf, BufPool};
@@ -23,3 +24,4 @@ pub use lock::{Claim, CopyTicket, CoreLocks, IoTicket, LockDomain};
 pub use range::{ByteRange, LEN_MAX};
 pub use request::{Completion, CopyReport, CopyRequest, Op, Request, Submitter};
 pub use resolve::{Access, Guard, GuardDuty, Leg, LegResult, Piece, Resolution};
+pub use storage::{Overlap, Storage};

@@ -3,10 +3,11 @@
 use super::file::core::{Backing, Core, Opened};
 use super::file::{look, queue::FdQueue};
 use super::in_use::{self, Disk};
+use super::stack;
 use crate::block::device::{LeafSpace, resolve_plain};
 use crate::block::{
     Access, ByteRange, CopyRequest, Device, Error, Identity, Kind, LeafId, Limits, LimitsChange, Queue,
-    Resolution, Result,
+    Resolution, Result, Storage,
 };
 use crate::sys::{aligned::PAGE, ioctl};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
@@ -15,7 +16,7 @@ use std::any::Any;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 /// How a block device is opened.
@@ -32,6 +33,8 @@ pub struct Bdev {
     core: Arc<Core>,
     /// The exclusive open, while it could be had.
     claim: Option<Arc<OwnedFd>>,
+    rdev: u64,
+    storage: OnceLock<Storage>,
 }
 
 impl Bdev {
@@ -88,7 +91,7 @@ impl Bdev {
             copies_what_is_stored: false,
             is_new: false,
         });
-        Ok(Self { core: Arc::new(core), claim })
+        Ok(Self { core: Arc::new(core), claim, rdev, storage: OnceLock::new() })
     }
 
     /// True while no other program can mount it or open it exclusively.
@@ -192,6 +195,9 @@ impl Device for Bdev {
     }
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>> {
         Ok(Box::new(FdQueue::open(self.core.clone(), no_source)?))
+    }
+    fn storage(&self) -> Storage {
+        self.storage.get_or_init(|| stack::of_block(self.rdev)).clone()
     }
     fn drop_cache(&self) {
         self.core.drop_pages(ByteRange::to(self.core.size()));

@@ -17,10 +17,11 @@ use self::fs::{Facts, Sharing};
 use self::holes::Holes;
 use self::queue::FdQueue;
 use self::transfer::{CLONE_CALL_MAX, RANGE_CALL_MAX};
+use super::stack;
 use crate::block::device::{LeafSpace, resolve_plain};
 use crate::block::{
     Access, ByteRange, Call, Content, CopyPath, CopyRequest, Counters, Device, Error, Extent, Identity, Kind,
-    LEN_MAX, LeafId, Limits, LimitsChange, Method, Queue, Resolution, Result, Scope,
+    LEN_MAX, LeafId, Limits, LimitsChange, Method, Queue, Resolution, Result, Scope, Storage,
 };
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -28,8 +29,8 @@ use std::any::Any;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Longest copy in one request, all methods, in bytes.
 const COPY_MAX: NonZeroU64 = NonZeroU64::new(1 << 30).expect("not zero");
@@ -59,6 +60,7 @@ pub struct File {
     created: bool,
     facts: Facts,
     holes: Holes,
+    storage: OnceLock<Storage>,
 }
 
 impl File {
@@ -118,6 +120,7 @@ impl File {
             created,
             facts,
             holes: Holes::default(),
+            storage: OnceLock::new(),
         })
     }
 
@@ -277,6 +280,13 @@ impl Device for File {
         // Blocks of 512 bytes, whatever the file system's are (stat(2)).
         let stat = rustix::fs::fstat(&*self.core.fd).ok()?;
         u64::try_from(stat.st_blocks).ok()?.checked_mul(512)
+    }
+    fn storage(&self) -> Storage {
+        let ask = || match rustix::fs::fstat(&*self.core.fd) {
+            Ok(stat) => stack::of_file(&*self.core.fd, &stat, &self.path),
+            Err(_) => Storage::default(),
+        };
+        self.storage.get_or_init(ask).clone()
     }
     fn drop_cache(&self) {
         self.core.drop_pages(ByteRange::to(self.core.size()));

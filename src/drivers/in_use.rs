@@ -5,11 +5,13 @@
 use super::bdev::is_claimed_here;
 use super::file::look;
 use super::mounts::{self, dev_of};
-use crate::block::{Error, Result};
+use super::{locks, stack};
+use crate::block::device::LeafSpace;
+use crate::block::{Error, LeafId, Result};
 use crate::sys::ioctl;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -149,6 +151,71 @@ pub(crate) fn of_block_device(rdev: u64) -> Vec<Holder> {
             holders.push(Holder::new(HolderKind::Device, format!("held by {holder}{}", part_of(dev))));
         }
     }
+    holders.extend(of_twins(rdev, &disk));
+    holders
+}
+
+/// What uses the same bytes under another name: other loop devices over the same file, another mapping of the same disk, and
+/// whoever has locked the file below.
+fn of_twins(rdev: u64, disk: &Disk) -> Vec<Holder> {
+    // What lies on a file system is not in use because that is mounted.
+    let whole = stack::of_block(rdev);
+    let mine = whole.above_file_systems();
+    let mut holders = Vec::new();
+    let files: Vec<_> =
+        mine.leaves().iter().map(|s| s.leaf()).filter(|l| l.space == LeafSpace::File).collect();
+    let is_listed = |file: &LeafId, (dev, inode): (u64, u64)| {
+        // Under the number of the file system, which a file in a subvolume does not have.
+        let mut systems =
+            whole.leaves().into_iter().filter(|s| s.leaf() == *file).filter_map(|s| s.file_system());
+        file.id.1 == inode && (file.id.0 == dev || systems.any(|system| system == dev))
+    };
+    for lock in if files.is_empty() { Vec::new() } else { locks::all() } {
+        if files.iter().any(|file| is_listed(file, lock.file)) {
+            let text = format!("the file below is locked by another program ({})", lock.how);
+            holders.push(Holder::new(HolderKind::Lock, text));
+        }
+    }
+    let mut uses: Vec<(u64, Holder)> = Vec::new();
+    let names = |path: &str| look(Path::new(path)).ok().map(|s| s.st_rdev).filter(|&d| d != 0);
+    for mount in mounts::mounts() {
+        let own = Some(mount.dev).filter(|&d| rustix::fs::major(d) != 0);
+        if let Some(dev) = own.or_else(|| names(&mount.source)) {
+            uses.push((dev, Holder::new(HolderKind::Mount, format!("mounted at {}", mount.point))));
+        }
+    }
+    for dev in swaps().iter().filter_map(|swap| names(swap)) {
+        uses.push((dev, Holder::new(HolderKind::Swap, "used as swap")));
+    }
+    for name in entries(Path::new("/sys/class/block")) {
+        let dir = Path::new("/sys/class/block").join(&name);
+        let Some(dev) = read_dev(&dir) else { continue };
+        for holder in entries(&dir.join("holders")) {
+            uses.push((dev, Holder::new(HolderKind::Device, format!("held by {holder}"))));
+        }
+        // Of a disk with partitions these: the disk is busy when one of them is, which may be another part.
+        let is_loop = dir.join("loop/backing_file").exists() && Disk::of(dev).related.len() == 1;
+        if is_loop || dir.join("partition").exists() && dir.join("../loop/backing_file").exists() {
+            uses.push((dev, Holder::new(HolderKind::Exclusive, "opened exclusively by another program")));
+        }
+    }
+    uses.retain(|(dev, _)| !disk.related.contains(dev));
+    let mut known: BTreeMap<u64, bool> = BTreeMap::new();
+    for (dev, holder) in uses {
+        let shares = || !stack::of_block(dev).above_file_systems().overlap(&mine).is_no();
+        if !*known.entry(dev).or_insert_with(shares) {
+            continue;
+        }
+        let name = disk.name_of(dev);
+        // Only of a twin: to find out means to hold it for a moment. A mount or the like says it already.
+        let moot = holder.kind == HolderKind::Exclusive
+            && (holders.iter().any(|h| h.kind != HolderKind::Lock)
+                || !exclusive_elsewhere(Path::new(&name), dev));
+        if !moot {
+            let text = format!("{} ({name}, which holds the same bytes)", holder.text);
+            holders.push(Holder::new(holder.kind, text));
+        }
+    }
     holders
 }
 
@@ -191,12 +258,12 @@ fn loops_on(path: &Path, stat: &Stat) -> Vec<String> {
     found
 }
 
-fn entries(dir: &Path) -> Vec<String> {
+pub(super) fn entries(dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect()
 }
 
-fn sys_dir(dev: u64) -> PathBuf {
+pub(super) fn sys_dir(dev: u64) -> PathBuf {
     let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
     PathBuf::from(format!("/sys/dev/block/{major}:{minor}"))
 }

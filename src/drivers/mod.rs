@@ -6,15 +6,18 @@ pub mod bdev;
 pub mod file;
 pub mod hold;
 pub mod in_use;
+mod locks;
 pub mod mem;
 mod mounts;
 pub mod null;
 pub mod nvme_tcp;
+pub mod stack;
 
 pub use bdev::{Bdev, BdevOptions};
 pub use file::{File, FileOptions};
 pub use hold::{Hold, hold};
 pub use in_use::{Holder, HolderKind, Shortage, backing_shortage, in_use};
+pub use stack::of_path as storage_at;
 
 #[cfg(test)]
 mod testing;

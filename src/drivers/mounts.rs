@@ -11,6 +11,20 @@ pub(crate) struct Mount {
     pub(crate) point: String,
     /// What is mounted: usually the path of a block device.
     pub(crate) source: String,
+    /// Which folder of the file system is mounted: `/`, unless it is a bind mount or a subvolume.
+    pub(crate) root: String,
+    /// Type of the file system.
+    pub(crate) kind: String,
+    /// Its own options, separated by commas, as the kernel prints them: still escaped.
+    pub(crate) options: String,
+}
+
+impl Mount {
+    /// The value of an option of the file system.
+    pub(crate) fn option(&self, name: &str) -> Option<String> {
+        let value = |o: &str| o.strip_prefix(name)?.strip_prefix('=').map(unescape);
+        self.options.split(',').find_map(value)
+    }
 }
 
 /// All mounts this process sees; none when the table cannot be read.
@@ -26,9 +40,13 @@ fn parse(text: &str) -> Vec<Mount> {
             let mut front = front.split(' ');
             let id = front.next()?.parse().ok()?;
             let dev = dev_of(front.nth(1)?)?;
-            let point = unescape(front.nth(1)?);
-            let source = unescape(back.split(' ').nth(1)?);
-            Some(Mount { id, dev, point, source })
+            let root = unescape(front.next()?);
+            let point = unescape(front.next()?);
+            let mut back = back.split(' ');
+            let kind = back.next()?.to_owned();
+            let source = unescape(back.next()?);
+            let options = back.next().unwrap_or_default().to_owned();
+            Some(Mount { id, dev, point, source, root, kind, options })
         })
         .collect()
 }
@@ -72,16 +90,22 @@ mod tests {
                     40 35 0:33 / /x rw - btrfs /dev/sda\\134b rw\n\
                     broken line\n";
         let dev = rustix::fs::makedev;
-        let mount = |id, dev, point: &str, source: &str| Mount {
+        let mount = |id, dev, root: &str, point: &str, kind: &str, source: &str, options: &str| Mount {
             id,
             dev,
             point: point.into(),
             source: source.into(),
+            root: root.into(),
+            kind: kind.into(),
+            options: options.into(),
         };
-        assert_eq!(
-            parse(text),
-            [mount(36, dev(98, 0), "/mnt two", "/dev/root"), mount(40, dev(0, 33), "/x", "/dev/sda\\b")]
-        );
+        let expected = [
+            mount(36, dev(98, 0), "/mnt1", "/mnt two", "ext3", "/dev/root", "rw,errors=continue"),
+            mount(40, dev(0, 33), "/", "/x", "btrfs", "/dev/sda\\b", "rw"),
+        ];
+        assert_eq!(parse(text), expected);
+        assert_eq!(expected[0].option("errors"), Some("continue".into()));
+        assert_eq!((expected[0].option("err"), expected[0].option("rw")), (None, None));
         assert!(mounts().iter().any(|m| m.point == "/"));
     }
 }

@@ -19,7 +19,7 @@ use crate::block::{ByteRange, Device, Error, Kind, Result};
 use crate::reactor::local::Interrupt;
 use crate::reactor::{EngineChoice, Waker};
 use fs::Volumes;
-use fuser::{Config, INodeNo, MountOption, Session, SessionACL};
+use fuser::{Config, Generation, INodeNo, MountOption, Session, SessionACL};
 use notify::Notices;
 use refresh::Cut;
 use rustix::mount::UnmountFlags;
@@ -139,6 +139,8 @@ struct Shared {
     /// The kernel has asked for a copy.
     copy_asked: AtomicBool,
     begun: SystemTime,
+    /// Of all inodes: another mount gives their numbers to other volumes, and an old file handle must not lead there.
+    generation: Generation,
     end: Mutex<End>,
 }
 
@@ -241,6 +243,7 @@ impl Mount {
             stop: Interrupt::default(),
             copy_asked: AtomicBool::new(false),
             begun: SystemTime::now(),
+            generation: Generation(volume::nanos(SystemTime::now())),
             end: Mutex::default(),
             dir: dir.clone(),
             options,
@@ -458,8 +461,8 @@ fn check(volumes: &[Volume], options: &Options) -> Result<()> {
                 return invalid(format!("two volumes are called {name}; give one another name: NAME=DEV"));
             }
             // Each volume has a list of its own of what reads as zero, so no byte may be shown twice.
-            if share_bytes(&volume.device, &other.device)? {
-                let text = format!("{name} and {} show the same bytes; leave one out", other.name);
+            if let Some(why) = share_bytes(&volume.device, &other.device)?.reason() {
+                let text = format!("{name} and {} show the same bytes ({why}); leave one out", other.name);
                 return Err(Error::new(Kind::InUse, text).on(volume.device.name()));
             }
         }

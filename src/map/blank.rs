@@ -14,7 +14,7 @@ mod tests;
 use crate::block::device::{check_range, resolve_plain};
 use crate::block::{
     Access, ByteRange, Content, CopyPath, Counters, Device, Error, Extent, Identity, Kind, Limits,
-    LimitsChange, Queue, Resolution, Result,
+    LimitsChange, Queue, Resolution, Result, Storage,
 };
 use owed::{Owed, Parts};
 use std::any::Any;
@@ -224,6 +224,9 @@ impl Device for Blank {
     }
     fn reads_as_stored(&self, range: ByteRange) -> bool {
         self.shared.within(range).is_empty() && self.inner().reads_as_stored(range)
+    }
+    fn storage(&self) -> Storage {
+        self.inner().storage()
     }
     fn allocated_bytes(&self) -> Option<u64> {
         self.inner().allocated_bytes()

@@ -92,15 +92,17 @@ pub struct LoopBacking {
     pub rdev: u64,
     /// First byte of the backing file that the loop device shows.
     pub offset: u64,
+    /// Most bytes it shows; 0 for no limit.
+    pub size_limit: u64,
 }
 
 /// Which file a loop device shows. `ENXIO`: none now.
 pub fn loop_backing(fd: impl AsFd) -> io::Result<LoopBacking> {
-    // struct loop_info64 is 232 bytes: lo_device, lo_inode, lo_rdevice, lo_offset, ... (linux/loop.h); room to spare.
+    // struct loop_info64 is 232 bytes: lo_device, lo_inode, lo_rdevice, lo_offset, lo_sizelimit, ... (linux/loop.h); room to spare.
     let mut info = [0u64; 32];
     // SAFETY: LOOP_GET_STATUS64 writes sizeof(struct loop_info64) = 232 bytes into 256 that live across the call.
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) })?;
-    Ok(LoopBacking { dev: info[0], inode: info[1], rdev: info[2], offset: info[3] })
+    Ok(LoopBacking { dev: info[0], inode: info[1], rdev: info[2], offset: info[3], size_limit: info[4] })
 }
 
 /// Pages of a file range in the page cache.

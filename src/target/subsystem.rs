@@ -3,7 +3,8 @@
 use super::Settings;
 use super::controller::{CapParts, Controller, Host};
 use super::namespace::{Namespace, NamespaceOptions, Place};
-use crate::block::{ByteRange, Device, Error, Identity, Kind, Result};
+use crate::block::device::share_bytes;
+use crate::block::{Device, Error, Kind, Result};
 use crate::nvme::fabrics::{CNTLID_MAX, Refusal};
 use crate::nvme::{Ascii, Nqn, Status};
 use std::fmt;
@@ -116,9 +117,13 @@ impl Subsystem {
     pub fn add(&self, device: Arc<dyn Device>, options: NamespaceOptions) -> Result<u32> {
         let mut state = self.state();
         let nsid = free_nsid(&state.namespaces, options.nsid).map_err(|e| e.on(device.name()))?;
-        if let Some(other) = state.namespaces.iter().find(|n| share_bytes(n.device(), &device)) {
-            let text = format!("shares bytes with namespace {} ({})", other.nsid(), other.device().name());
-            return Err(Error::new(Kind::InUse, text).on(device.name()));
+        for other in state.namespaces.iter() {
+            let overlap = share_bytes(other.device(), &device)?;
+            if let Some(why) = overlap.reason() {
+                let (nsid, name) = (other.nsid(), other.device().name());
+                let text = format!("shares bytes with namespace {nsid} ({name}): {why}; leave one out");
+                return Err(Error::new(Kind::InUse, text).on(device.name()));
+            }
         }
         let name = options.stable_name.clone().unwrap_or_else(|| device.name().to_owned());
         let namesakes = state.namespaces.iter().filter(|n| *n.stable_name() == *name).count();
@@ -280,20 +285,6 @@ fn free_nsid(taken: &[Arc<Namespace>], asked: Option<u32>) -> Result<u32> {
         None => (1..=NSID_MAX)
             .find(|&nsid| is_free(nsid))
             .ok_or_else(|| Error::new(Kind::InUse, format!("all {NSID_MAX} namespace ids are taken"))),
-    }
-}
-
-/// True when two devices are known to share bytes: the same leaf, at the same place. Maps are not looked into.
-fn share_bytes(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> bool {
-    let place = |d: &Arc<dyn Device>| match d.identity() {
-        Identity::Leaf { leaf, base } => {
-            Some((leaf, ByteRange::between(base, base.saturating_add(d.size()))))
-        }
-        Identity::Map(_) => None,
-    };
-    match (place(a), place(b)) {
-        (Some((la, ra)), Some((lb, rb))) => la == lb && ra.overlaps(rb),
-        _ => a.identity() == b.identity(),
     }
 }
 

@@ -7,12 +7,12 @@ use super::lane::{self, TRANSFER_MAX, Tried};
 use super::volume::{Vol, syncs};
 use super::worker::Job;
 use super::{Serve, Shared, TTL, TTL_NONE, ino_of};
-use crate::block::{Buf, ByteRange, Op};
+use crate::block::{Buf, ByteRange, Op, storage};
 use fuser::{
-    CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -97,6 +97,8 @@ impl Volumes {
         let value = match name.to_str()? {
             LIMITS => vol.limits(),
             RECEIPT => vol.receipt(),
+            // Not listed: it says where this file's bytes are, and would lie on any other.
+            storage::ATTRIBUTE => return storage::leaf_words(vol.device.identity()).map(String::into_bytes),
             _ => return None,
         };
         Some(value.to_string().into_bytes())
@@ -167,7 +169,7 @@ impl Filesystem for Volumes {
         let found =
             self.0.volumes.iter().position(|v| parent == INodeNo::ROOT && OsStr::new(&*v.name) == name);
         match found {
-            Some(at) => reply.entry(&self.0.ttl(), &self.0.volumes[at].attr(ino_of(at)), Generation(0)),
+            Some(at) => reply.entry(&self.0.ttl(), &self.0.volumes[at].attr(ino_of(at)), self.0.generation),
             None => reply.error(Errno::ENOENT),
         }
     }
