@@ -74,7 +74,7 @@ fn get(buf: &[u8], at: usize) -> u32 {
     buf.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
-/// `struct dm_target_spec` (sector_start, length, status, next, target_type[16]) and its string, as many as the header says.
+/// `struct dm_target_spec` (sector_start, length, status, next, `target_type` of 16 bytes) and its string, as many as the header says.
 /// `next` counts from the front of the data.
 fn parse(buf: &[u8]) -> Option<Vec<Target>> {
     let (from, count) = (get(buf, 16) as usize, get(buf, 20) as usize);
