@@ -5,15 +5,15 @@ use crate::ends::{self, Ends, Purpose};
 use crate::fail::{Code, Fail, print_error};
 use crate::output::{self, Level, note};
 use crate::progress::Show;
+use crate::receipt_file::ReceiptFile;
 use crate::run::{self, Interrupts, What};
+use crate::streams;
 use blkcopy::block::receipt::Outcome;
 use blkcopy::block::{Error, Kind};
 use blkcopy::copy::run::Options;
 use blkcopy::copy::{DeviceFacts, Offload, Planner};
-use std::fs::{File, Metadata};
-use std::io::Write as _;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 /// Runs the command.
 pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
@@ -21,6 +21,9 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     let shown = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
     interrupts.doing(format!("opening {} and {}", shown(&args.ends.source), shown(&args.ends.dest)));
     let ends = ends::look(&args.ends, Purpose::Copy)?;
+    for path in [ends.source_name.path(), ends.dest_name.path()].into_iter().flatten() {
+        streams::check_apart(path)?;
+    }
     let preserve = if args.preserve { Some(source_metadata(&ends)?) } else { None };
     if !args.quiet {
         for finding in ends.findings.iter().filter(|f| f.level == Level::Warn) {
@@ -69,8 +72,11 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     drop(ready.dest_hold);
     let text = output::json(&receipt);
     if let Some(mut file) = receipt_file
-        && let Err(error) = file.write(&text)
+        && let Err(error) = file.write(&text, !args.ends.no_sync)
     {
+        if code == Code::Done {
+            note("the copy is done, but its receipt is not written:");
+        }
         late.push(error);
     }
     if args.json {
@@ -135,48 +141,5 @@ fn source_metadata(ends: &Ends) -> Result<Metadata, Fail> {
         Some(meta) if meta.is_file() => Ok(meta),
         _ => Err(Fail::invalid(format!("{name}: --preserve needs a regular file as source"))
             .hint("leave --preserve out")),
-    }
-}
-
-/// Where the receipt will be written. Opened before the copy begins, changed only when it has ended.
-struct ReceiptFile<'a> {
-    path: &'a Path,
-    file: File,
-    /// Made by us and still empty: goes when there will be no receipt.
-    empty: bool,
-}
-
-impl<'a> ReceiptFile<'a> {
-    /// Opens it, unless it is one of the ends: it would be cut.
-    fn open(path: &'a Path, ends: &Ends) -> Result<Self, Fail> {
-        let name = path.display().to_string();
-        let same = |other: &Path| match (path.metadata(), other.metadata()) {
-            (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-            _ => std::path::absolute(path).ok() == std::path::absolute(other).ok(),
-        };
-        if [ends.source_name.path(), ends.dest_name.path()].into_iter().flatten().any(same) {
-            return Err(Fail::invalid(format!("{name}: the receipt would overwrite an end of the copy"))
-                .hint("name another file for --receipt"));
-        }
-        let empty = path.symlink_metadata().is_err();
-        let file = File::options().write(true).create(true).truncate(false).open(path);
-        let file = file.map_err(|e| Error::os("the receipt cannot be written", e).on(&name))?;
-        Ok(Self { path, file, empty })
-    }
-
-    fn write(&mut self, text: &str) -> Result<(), Error> {
-        self.empty = false;
-        let regular = self.file.metadata().is_ok_and(|m| m.is_file());
-        let cut = if regular { self.file.set_len(0) } else { Ok(()) };
-        cut.and_then(|()| self.file.write_all(text.as_bytes()))
-            .map_err(|e| Error::os("the receipt cannot be written", e).on(&self.path.display().to_string()))
-    }
-}
-
-impl Drop for ReceiptFile<'_> {
-    fn drop(&mut self) {
-        if self.empty {
-            let _ = std::fs::remove_file(self.path);
-        }
     }
 }

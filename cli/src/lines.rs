@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -210,12 +210,27 @@ pub(crate) fn write_all(fd: impl std::os::fd::AsFd, mut bytes: &[u8]) -> io::Res
     Ok(())
 }
 
+/// Where lines for stderr go since [`divert`] was called: 0 stderr, 1 stdout, 2 nowhere.
+static DIVERTED: AtomicU8 = AtomicU8::new(0);
+
+/// Lines for stderr go to stdout from now on, or nowhere: stderr leads where nothing may be printed.
+pub(crate) fn divert(to_stdout: bool) {
+    DIVERTED.store(if to_stdout { 1 } else { 2 }, Ordering::Release);
+}
+
 /// The lines of stderr.
 pub(crate) fn stderr() -> &'static Lines {
     static LINES: OnceLock<Lines> = OnceLock::new();
     // A stderr that cannot be written is a stderr that nobody reads.
-    LINES
-        .get_or_init(|| Lines::start("blkcopy-stderr", |text| drop(write_all(io::stderr(), text.as_bytes()))))
+    LINES.get_or_init(|| {
+        Lines::start("blkcopy-stderr", |text| {
+            let _ = match DIVERTED.load(Ordering::Acquire) {
+                0 => write_all(io::stderr(), text.as_bytes()),
+                1 => write_all(io::stdout(), text.as_bytes()),
+                _ => Ok(()),
+            };
+        })
+    })
 }
 
 /// The lines of a daemon's stdout. Once it cannot be written, stderr says so, once.

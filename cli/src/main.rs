@@ -12,10 +12,12 @@ mod mount;
 mod output;
 mod plan;
 mod progress;
+mod receipt_file;
 mod run;
 mod serve;
 mod served;
 mod signals;
+mod streams;
 mod stuck;
 mod target_info;
 

@@ -2,6 +2,7 @@
 
 use crate::fail::Fail;
 use crate::file_dest::hold_dest;
+use crate::streams;
 use blkcopy::block::device::share_bytes;
 use blkcopy::block::{Error, Kind};
 use blkcopy::drivers::{Hold, hold, in_use};
@@ -45,6 +46,7 @@ pub(crate) fn open(text: &OsStr, before: &[Served], how: How) -> Result<Served, 
         return Err(Fail::invalid(text).hint("serve the device itself on the machine that has it"));
     }
     if let Some(path) = place.path() {
+        streams::check_apart(path)?;
         look(path, how)?;
     }
     let device =

@@ -257,3 +257,100 @@ fn the_old_receipt_stays_until_there_is_a_new_one() {
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(!Path::new(&dir.path().join("c")).exists());
 }
+
+#[test]
+fn a_result_that_cannot_be_written_is_an_error() {
+    let dir = folder();
+    std::fs::write(dir.path().join("a"), bytes(100_000, 1)).unwrap();
+    for args in [
+        vec!["cp", "a", "b"],
+        vec!["cp", "--json", "a", "b"],
+        vec!["plan", "a", "b"],
+        vec!["info", "--json", "a"],
+        vec!["--help"],
+        vec!["cp", "--help"],
+        vec!["--version"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let ran = common::command(dir.path(), &args).stdout(full).output().unwrap();
+        let err = String::from_utf8(ran.stderr).unwrap();
+        assert_eq!(ran.status.code(), Some(2), "{args:?}: {err}");
+        assert!(
+            err.contains("cannot be written to standard output") && err.contains("No space left"),
+            "{args:?}: {err}"
+        );
+        if args[0] == "cp" && args[1] != "--help" {
+            assert!(err.contains("what was asked for is done"), "{err}");
+            common::front_is_equal(&dir.path().join("a"), &dir.path().join("b"), 100_000);
+        }
+    }
+    // Status is no result.
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = common::command(dir.path(), &["cp", "a", "b"]).stderr(full).output().unwrap();
+    assert_eq!(ran.status.code(), Some(0));
+}
+
+#[test]
+fn what_is_printed_never_lands_in_an_end() {
+    let dir = folder();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    let (old, new) = (bytes(100_000, 1), bytes(100_000, 2));
+    for (args, stream) in [
+        (vec!["cp", "--json", "a", "b"], "1>>b"),
+        (vec!["cp", "--json", "a", "b"], "1>>a"),
+        (vec!["cp", "a", "b"], "2>>b"),
+        (vec!["cp", "a", "b"], "2>>a"),
+        (vec!["cp", "-q", "--receipt", "/dev/stdout", "a", "b"], "1<>b"),
+        (vec!["serve", "--listen", "127.0.0.1:0", "--nqn", "nqn.2014-08.org.example:x", "b"], "1>>b"),
+        (vec!["mount", ".", "b"], "2>>b"),
+    ] {
+        std::fs::write(&a, &new).unwrap();
+        std::fs::write(&b, &old).unwrap();
+        let script =
+            format!("cd {}; timeout 60 {} {} {stream}", dir.path().display(), common::BIN, args.join(" "));
+        let ran = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        assert_eq!(ran.status.code(), Some(2), "{script}: {ran:?}");
+        assert!(std::fs::read(&b).unwrap() == old && std::fs::read(&a).unwrap() == new, "{script}");
+        let (out, err) = (String::from_utf8(ran.stdout).unwrap(), String::from_utf8(ran.stderr).unwrap());
+        assert!((out + &err).contains("what is printed would overwrite it"), "{script}: {err}");
+    }
+}
+
+#[test]
+fn a_receipt_takes_the_old_ones_place_or_the_old_one_stays() {
+    let test = "a_receipt_takes_the_old_ones_place_or_the_old_one_stays";
+    if let Err(why) = common::loops_or_why() {
+        return common::skip(test, &why);
+    }
+    let (dir, mut undo) = (folder(), common::Undo::default());
+    std::fs::write(dir.path().join("a"), bytes(100_000, 1)).unwrap();
+    let full = common::mount_tmpfs(&mut undo, dir.path(), "t", "64k").unwrap();
+    std::fs::write(full.join("r"), "the old one").unwrap();
+    std::fs::write(full.join("ballast"), vec![1; 56 << 10]).unwrap();
+    // Its last page may go to the new file, not to what stands in it.
+    common::must(&format!("dd if=/dev/zero of={}/rest bs=4k 2>/dev/null || true", full.display()));
+    let ran = blkcopy(dir.path(), &["cp", "--receipt", "t/r", "a", "b"]);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(
+        ran.err.contains("the copy is done, but its receipt is not written") && ran.err.contains("No space"),
+        "{ran:?}"
+    );
+    assert_eq!(std::fs::read_to_string(full.join("r")).unwrap(), "the old one");
+    common::front_is_equal(&dir.path().join("a"), &dir.path().join("b"), 100_000);
+    // Rights and links stay; a pipe is written as it is.
+    std::fs::remove_file(full.join("ballast")).unwrap();
+    common::must(&format!(
+        "cd {0} && rm rest && chmod 0640 r && chown 1:1 r && ln -s r link",
+        full.display()
+    ));
+    let ran = blkcopy(dir.path(), &["cp", "--json", "--receipt", "t/link", "a", "b"]);
+    assert_eq!((ran.code, &std::fs::read_to_string(full.join("r")).unwrap()), (Some(0), &ran.out), "{ran:?}");
+    assert_eq!(
+        common::must(&format!("cd {} && stat -c '%a %u %g' r && readlink link", full.display())),
+        "640 1 1\nr"
+    );
+    let ran = blkcopy(dir.path(), &["cp", "-q", "--receipt", "/dev/stdout", "a", "b"]);
+    assert_eq!(ran.json()["outcome"], "done");
+    let names = common::mounted::names(&full);
+    assert_eq!(names, ["link", "r"], "nothing is left behind");
+}
