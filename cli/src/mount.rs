@@ -13,6 +13,7 @@ use std::path::Path;
 /// Runs the command: until a signal or somebody's `umount` ends it.
 pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
     let interrupts = Interrupts::listen()?;
+    interrupts.writes_from_behind();
     crate::serve::raise_file_limit();
     let mut all = Vec::new();
     for (texts, read_only) in [(&args.devices, false), (&args.read_only, true)] {

@@ -20,6 +20,7 @@ use std::time::Duration;
 /// Runs the command: until a signal ends it.
 pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let interrupts = Interrupts::listen()?;
+    interrupts.writes_from_behind();
     raise_file_limit();
     let how = How { read_only: args.read_only, force_in_use: args.force_in_use, remote: false };
     let mut served: Vec<Served> = Vec::new();

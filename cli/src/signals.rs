@@ -124,7 +124,10 @@ impl Interrupts {
     /// From here on there may be writes that only a good end stores.
     pub(crate) fn serves(&self) {
         self.hub.serves.store(true, Ordering::Release);
-        // A background process that writes to its terminal would be stopped (`stty tostop`), and with it all who use its volumes.
+    }
+
+    /// Lets a daemon in the background write to its terminal: it would be stopped (`stty tostop`), and all who use its volumes.
+    pub(crate) fn writes_from_behind(&self) {
         let _ = ignore(SIGTTOU);
     }
 

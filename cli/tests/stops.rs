@@ -240,3 +240,70 @@ fn a_copy_of_a_file_whose_file_system_hangs_names_the_call() {
     assert!(ran.err.starts_with("blkcopy: stopped while opening ") && named, "{ran:?}");
     mount.stop();
 }
+
+/// Waits until something is mounted at a folder.
+fn mounted(dir: &Path) {
+    let begun = Instant::now();
+    while !is_mounted(dir) {
+        assert!(begun.elapsed() < PATIENCE, "it does not mount");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+}
+
+#[test]
+fn a_mount_whose_disk_hangs_says_so_and_leaves_in_the_end() {
+    let test = "a_mount_whose_disk_hangs_says_so_and_leaves_in_the_end";
+    if let Err(why) = mounts_or_why() {
+        return skip(test, &why);
+    }
+    let dir = folder();
+    std::fs::write(dir.path().join("a.img"), bytes(4 << 20, 3)).unwrap();
+    let disk = Mounted::start(&[&format!("a={}", dir.path().join("a.img").display())]);
+    let over = dir.path().join("over");
+    std::fs::create_dir(&over).unwrap();
+    let mut undo = Undo::default();
+    undo.later(format!("umount -l {0} 2>/dev/null || true", over.display()));
+    undo.later(format!("kill -CONT {}", disk.pid()));
+    let mount = start(dir.path(), &["mount", "over", &format!("b={}", disk.text("a"))]);
+    mounted(&over);
+    put(&over.join("b"), 0, b"new");
+    kill("STOP", disk.pid());
+    mount.kill("TERM");
+    let (ran, took) = ended(mount, "mount");
+    drop(undo);
+    eprintln!("ended after {took:?}: {}", ran.err);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.err.contains("blkcopy: is ending; unmounting: ") && ran.err.contains(" of "), "{ran:?}");
+    assert!(ran.err.contains("nothing moves: leaves now; what was not flushed may be lost"), "{ran:?}");
+    assert!(!is_mounted(&over), "the mount is left");
+    disk.stop();
+}
+
+#[test]
+fn a_mount_in_the_background_is_not_stopped_by_its_terminal() {
+    let test = "a_mount_in_the_background_is_not_stopped_by_its_terminal";
+    if let Err(why) = mounts_or_why().and_then(|()| common::sh("script -qc true /dev/null").map(drop)) {
+        return skip(test, &why);
+    }
+    let dir = folder();
+    std::fs::write(dir.path().join("a.img"), bytes(1 << 20, 3)).unwrap();
+    std::fs::create_dir(dir.path().join("m")).unwrap();
+    let mut undo = Undo::default();
+    undo.later(format!("umount -l {}/m 2>/dev/null || true", dir.path().display()));
+    // With -m each job is a group of its own, and this one is not the terminal's.
+    let script = format!(
+        "cd {}; stty tostop; {BIN} mount m a=a.img & sleep 2; kill -USR1 $!; sleep 1; \
+         ps -o stat= -p $! >state; timeout 20 wc -c <m/a >size; kill -TERM $!; kill -CONT $!; wait $!; echo $? >code",
+        dir.path().display()
+    );
+    std::fs::write(dir.path().join("script"), script).unwrap();
+    let run = format!(
+        "timeout 60 script -qc 'bash -m {}/script' /dev/null </dev/null >/dev/null",
+        dir.path().display()
+    );
+    let ran = common::sh(&run);
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+    assert!(!read("state").contains('T') && !read("state").is_empty(), "{ran:?}: {}", read("state"));
+    assert_eq!((read("size").trim(), read("code").trim()), ("1048576", "0"), "{ran:?}");
+}
