@@ -4,7 +4,7 @@ use super::policy::{self, After, Ask, Choice, Residency};
 use super::way::{self, Direct};
 use crate::block::device::{LeafSpace, check_range};
 use crate::block::limits::LimitsCell;
-use crate::block::way::{Entry, Gate, Need, Span, Way};
+use crate::block::way::{Entry, Gate, Need, Passed, Span, Way};
 use crate::block::{ByteRange, Error, Identity, Kind, LeafId, Limits, Method, Op, Request, Result};
 use crate::reactor::helpers::{self, Helpers};
 use crate::sys::{aligned::PAGE, ioctl};
@@ -79,6 +79,8 @@ impl Drop for Core {
     fn drop(&mut self) {
         if self.writable {
             self.gate.remove_writer();
+            let Passed { direct, cached, switches, waited } = self.gate.passed();
+            tracing::debug!(device = %self.name, direct, cached, switches, waited, "requests by way");
         }
     }
 }
