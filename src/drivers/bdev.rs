@@ -88,6 +88,7 @@ impl Bdev {
             size,
             fs_block_bytes: block.get().into(),
             is_local: true,
+            knows_no_wait: Some(true),
             copies_what_is_stored: false,
             is_new: false,
         });

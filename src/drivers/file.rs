@@ -111,6 +111,7 @@ impl File {
             size: size_of(&stat),
             fs_block_bytes: facts.block_bytes,
             is_local: facts.is_local,
+            knows_no_wait: facts.knows_no_wait,
             copies_what_is_stored: facts.sharing == Sharing::Yes || facts.copied_by_server,
             is_new: created,
         });

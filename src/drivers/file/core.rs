@@ -5,7 +5,7 @@ use super::way::{self, Direct};
 use crate::block::device::{LeafSpace, check_range};
 use crate::block::limits::LimitsCell;
 use crate::block::way::{Entry, Gate, Need, Passed, Span, Way};
-use crate::block::{ByteRange, Error, Identity, Kind, LeafId, Limits, Method, Op, Request, Result};
+use crate::block::{ByteRange, Error, Identity, Kind, LEN_MAX, LeafId, Limits, Method, Op, Request, Result};
 use crate::reactor::helpers::{self, Helpers};
 use crate::sys::{aligned::PAGE, ioctl};
 use rustix::fs::OFlags;
@@ -69,6 +69,8 @@ pub(crate) struct Opened {
     pub(crate) fs_block_bytes: u64,
     /// Kept by this kernel alone, not by a server or another program.
     pub(crate) is_local: bool,
+    /// Reads and writes can be asked not to wait; `None`: to be found out.
+    pub(crate) knows_no_wait: Option<bool>,
     /// Copies by the kernel take what is stored, holes as holes: extents are shared, or a server copies.
     pub(crate) copies_what_is_stored: bool,
     /// Made just now: nothing of it is cached.
@@ -90,14 +92,15 @@ impl Drop for Core {
 fn knows_no_wait(fd: &OwnedFd) -> bool {
     let mut byte = [0; 1];
     let flags = rustix::io::ReadWriteFlags::NOWAIT;
-    let read = rustix::io::preadv2(fd, &mut [std::io::IoSliceMut::new(&mut byte)], 0, flags);
+    // Past the end of any file: nothing is read, and the server of a FUSE file is not asked.
+    let read = rustix::io::preadv2(fd, &mut [std::io::IoSliceMut::new(&mut byte)], LEN_MAX - 1, flags);
     read != Err(rustix::io::Errno::OPNOTSUPP)
 }
 
 impl Core {
     pub(crate) fn new(opened: Opened) -> Self {
         let helpers = helpers::of(opened.identity, &opened.name);
-        if !knows_no_wait(&opened.fd) {
+        if !opened.knows_no_wait.unwrap_or_else(|| knows_no_wait(&opened.fd)) {
             helpers.keep_off_ring();
         }
         let leaf = match opened.identity {
@@ -240,7 +243,7 @@ impl Core {
                 }
                 // While nothing here writes the leaf, the cache decides.
                 if self.backing == Backing::Regular && (!direct || self.gate.is_free()) {
-                    let choice = self.choose(range, false, direct);
+                    let choice = self.choose(range, direct);
                     after = choice.after;
                     entry.likes = if choice.direct { Way::Direct } else { Way::Cached };
                 }
@@ -253,8 +256,8 @@ impl Core {
                     entry.need = Need::Either;
                 }
                 entry.write = Some(span);
-                if self.backing == Backing::Regular {
-                    after = self.choose(range, true, false).after;
+                if self.backing == Backing::Regular && policy::wants_residency(range.len()) {
+                    after = After::Grew;
                 }
             }
             Op::WriteZeroes { .. } | Op::Discard { .. } => {
@@ -275,14 +278,14 @@ impl Core {
         (entry, after)
     }
 
-    /// Chooses the way of a read or write by what is cached of it.
-    fn choose(&self, range: ByteRange, write: bool, direct: bool) -> Choice {
+    /// Chooses the way of a read by what is cached of it.
+    fn choose(&self, range: ByteRange, direct: bool) -> Choice {
         // Whole pages, so that no page is cached by halves.
         let unit = self.direct_align.map_or(1, u64::from).max(PAGE_BYTES);
         let residency =
             if policy::wants_residency(range.len()) { self.residency(range) } else { Residency::Unknown };
         let direct_fits = direct && range.is_aligned(unit);
-        policy::choose(Ask { write, len: range.len(), direct_fits, residency })
+        policy::choose(Ask { len: range.len(), direct_fits, residency })
     }
 
     fn residency(&self, range: ByteRange) -> Residency {

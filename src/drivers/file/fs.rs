@@ -30,13 +30,15 @@ pub(super) struct Facts {
     pub(super) direct_align: Option<NonZeroU32>,
     /// Kept by this kernel alone, not by a server or another program.
     pub(super) is_local: bool,
+    /// Reads and writes can be asked not to wait; `None`: not known of this kind of file system.
+    pub(super) knows_no_wait: Option<bool>,
 }
 
 /// (magic number of `statfs`, shares extents, copies on a server, keeps files in memory); linux/magic.h and the file
 /// systems' own headers.
 const KINDS: [(u32, bool, bool, bool); 15] = [
-    (0x5846_5342, true, false, false), // XFS
-    (0x9123_683e, true, false, false), // Btrfs
+    (XFS, true, false, false),         // XFS
+    (BTRFS, true, false, false),       // Btrfs
     (0xca45_1a4e, true, false, false), // bcachefs
     (0x2fc1_2fc1, true, false, false), // ZFS
     (0x7461_636f, true, false, false), // OCFS2
@@ -45,7 +47,7 @@ const KINDS: [(u32, bool, bool, bool); 15] = [
     (0xff53_4d42, true, true, false),  // CIFS
     (0xfe53_4d42, true, true, false),  // SMB2
     (0x00c3_6400, false, true, false), // Ceph
-    (0x6573_5546, false, true, false), // FUSE
+    (FUSE, false, true, false),        // FUSE
     (0x0102_1994, false, false, true), // tmpfs
     (0x8584_58f6, false, false, true), // ramfs
     (0x9584_58f6, false, false, true), // hugetlbfs
@@ -54,6 +56,9 @@ const KINDS: [(u32, bool, bool, bool); 15] = [
 
 /// ext2, ext3 and ext4.
 const EXT: u32 = 0x0000_ef53;
+const XFS: u32 = 0x5846_5342;
+const BTRFS: u32 = 0x9123_683e;
+const FUSE: u32 = 0x6573_5546;
 
 /// True for a file in the format of ext2 and ext3: direct writes into its holes go through the page cache inside the kernel,
 /// beside direct ones that do not.
@@ -91,6 +96,11 @@ impl Facts {
             sharing: if shares { Sharing::Yes } else { Sharing::No },
             copied_by_server: served,
             is_local: !served,
+            knows_no_wait: match magic {
+                EXT | XFS | BTRFS => Some(true),
+                FUSE => Some(false),
+                _ => None,
+            },
             block_bytes: block_bytes.unwrap_or(4096),
             // Buffers begin on a page: a larger demand cannot be met.
             direct_align: NonZeroU32::new(align)

@@ -1,4 +1,4 @@
-//! Direct or through the page cache, decided request by request: a pure table. The measurements behind it are in
+//! Direct or through the page cache, decided read by read while nothing here writes: a pure table. The measurements behind it are in
 //! `docs/notes/003-file-and-block-drivers.md`.
 
 /// Shorter requests go through the page cache unasked: a look at the cache would cost more than it saves.
@@ -28,11 +28,9 @@ impl Residency {
     }
 }
 
-/// What is known about a request.
+/// What is known about a read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ask {
-    /// True for a write.
-    pub(crate) write: bool,
     /// Length in bytes.
     pub(crate) len: u64,
     /// Direct I/O is there, and offset and length are aligned to it and to whole pages.
@@ -61,7 +59,7 @@ pub(crate) struct Choice {
     pub(crate) after: After,
 }
 
-/// True when the page cache should be asked before choosing.
+/// True for a read of which the page cache should be asked before choosing, and a write that counts as growth of the cache.
 pub(crate) fn wants_residency(len: u64) -> bool {
     len >= SMALL_BYTES
 }
@@ -76,11 +74,10 @@ pub(crate) fn choose(ask: Ask) -> Choice {
     if ask.direct_fits {
         return Choice { direct: true, after: After::Nothing };
     }
-    match (ask.write, ask.residency) {
-        (true, _) => buffered(After::Grew),
+    match ask.residency {
         // Only when nothing was there may everything go: the cache is shared with every other program.
-        (false, Residency::None) => buffered(After::Drop),
-        (false, _) => buffered(After::Nothing),
+        Residency::None => buffered(After::Drop),
+        _ => buffered(After::Nothing),
     }
 }
 
@@ -93,28 +90,19 @@ mod tests {
         use After::*;
         use Residency::{All, None, Some, Unknown};
         let small = SMALL_BYTES - 1;
-        // (write, length, direct fits, residency) -> (direct, after)
-        for (write, len, direct_fits, residency, direct, after) in [
-            (false, small, true, Unknown, false, Nothing),
-            (true, small, true, Unknown, false, Nothing),
-            (false, SMALL_BYTES, true, All, false, Nothing),
-            (false, SMALL_BYTES, true, Some, true, Nothing),
-            (false, SMALL_BYTES, true, None, true, Nothing),
-            (false, SMALL_BYTES, true, Unknown, true, Nothing),
-            (false, SMALL_BYTES, false, All, false, Nothing),
-            (false, SMALL_BYTES, false, Some, false, Nothing),
-            (false, SMALL_BYTES, false, None, false, Drop),
-            (false, SMALL_BYTES, false, Unknown, false, Nothing),
-            (true, SMALL_BYTES, true, All, false, Nothing),
-            (true, SMALL_BYTES, true, Some, true, Nothing),
-            (true, SMALL_BYTES, true, None, true, Nothing),
-            (true, SMALL_BYTES, true, Unknown, true, Nothing),
-            (true, SMALL_BYTES, false, All, false, Nothing),
-            (true, SMALL_BYTES, false, Some, false, Grew),
-            (true, SMALL_BYTES, false, None, false, Grew),
-            (true, SMALL_BYTES, false, Unknown, false, Grew),
+        // (length, direct fits, residency) -> (direct, after)
+        for (len, direct_fits, residency, direct, after) in [
+            (small, true, Unknown, false, Nothing),
+            (SMALL_BYTES, true, All, false, Nothing),
+            (SMALL_BYTES, true, Some, true, Nothing),
+            (SMALL_BYTES, true, None, true, Nothing),
+            (SMALL_BYTES, true, Unknown, true, Nothing),
+            (SMALL_BYTES, false, All, false, Nothing),
+            (SMALL_BYTES, false, Some, false, Nothing),
+            (SMALL_BYTES, false, None, false, Drop),
+            (SMALL_BYTES, false, Unknown, false, Nothing),
         ] {
-            let ask = Ask { write, len, direct_fits, residency };
+            let ask = Ask { len, direct_fits, residency };
             assert_eq!(choose(ask), Choice { direct, after }, "{ask:?}");
         }
     }
