@@ -135,6 +135,31 @@ fn one_write_and_one_copy_exclude_each_other_and_both_end() {
     });
 }
 
+/// The other core is attached when the copy begins, but has its leaf not open: it opens it then, writes, and closes it.
+#[test]
+fn a_leaf_opened_while_a_copy_begins_is_asked_about() {
+    explore(3, || {
+        let domain = LockDomain::new();
+        let data = Arc::new(Whole(loom::cell::UnsafeCell::new(0)));
+        let (locks, bell) = core(&domain);
+        let other = {
+            let (domain, data) = (domain.clone(), data.clone());
+            thread::spawn(move || {
+                let (locks, bell) = core(&domain);
+                locks.open_leaf(leaf());
+                write(&locks, &bell, &data);
+                locks.close_leaf(leaf());
+            })
+        };
+        copy(&locks, &bell, &data);
+        copy(&locks, &bell, &data);
+        assert!(locks.park() || locks.park());
+        other.join().unwrap();
+        // SAFETY: the other thread was joined.
+        data.0.with(|n| assert_eq!(unsafe { *n }, 3));
+    });
+}
+
 #[test]
 fn two_copies_of_two_cores_exclude_each_other_and_both_end() {
     explore(3, || {

@@ -104,6 +104,12 @@ pub trait Device: Send + Sync + 'static {
         None
     }
 
+    /// True when looking at it ([`Device::next_extent`], [`Device::allocated_bytes`]) may wait for storage, a file server or a
+    /// network: then a thread that serves others has it looked at elsewhere (`reactor::away`).
+    fn may_wait(&self) -> bool {
+        true
+    }
+
     /// Lets go of what the system caches of it, so that the next reads come from the device. Best effort.
     fn drop_cache(&self) {}
 

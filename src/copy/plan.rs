@@ -234,7 +234,7 @@ impl Step {
 }
 
 /// Totals of a plan, and the digest over its steps.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct PlanSummary {
     /// BLAKE3 over the steps, lower-case hex.
     pub digest: String,
@@ -251,8 +251,8 @@ pub struct PlanSummary {
 ///
 /// Errors of an item: what the devices answered; `Unsupported` under [`Offload::Require`] where bytes would pass through
 /// this host. After an error the iterator ends.
-pub struct Planner<'j, F> {
-    job: &'j Job,
+pub struct Planner<F> {
+    job: Job,
     facts: F,
     policy: Policy,
     segment: usize,
@@ -281,11 +281,11 @@ struct Window {
     emulate: bool,
 }
 
-impl<'j, F: Facts> Planner<'j, F> {
+impl<F: Facts> Planner<F> {
     /// A planner at the start of `job`.
-    pub fn new(job: &'j Job, facts: F, policy: Policy) -> Self {
+    pub fn new(job: &Job, facts: F, policy: Policy) -> Self {
         Self {
-            job,
+            job: job.clone(),
             facts,
             policy,
             segment: 0,
@@ -679,7 +679,7 @@ fn shared<'a>(a: &'a LeafFacts, b: &'a LeafFacts) -> impl Iterator<Item = CopyPa
     b.paths.iter().filter_map(|mine| a.paths.iter().find_map(|theirs| mine.shared(theirs)))
 }
 
-impl<F: Facts> Iterator for Planner<'_, F> {
+impl<F: Facts> Iterator for Planner<F> {
     type Item = Result<Step>;
 
     fn next(&mut self) -> Option<Result<Step>> {

@@ -158,7 +158,7 @@ pub async fn copy(
 ) -> Ended {
     let start = local::now();
     let facts = DeviceFacts::new(source.clone(), dest.clone());
-    let mut planner = Planner::new(job, facts, options.policy);
+    let mut planner = Some(Planner::new(job, facts, options.policy));
     let shared = Rc::new(Shared::new(source.clone(), dest.clone(), options.clone(), progress.clone()));
     // The queue that will flush is opened before the first write: a device that lost its cache and came back meanwhile
     // answers queues of before with an error, and would answer a new one's flush as if nothing had happened.
@@ -218,7 +218,7 @@ pub async fn copy(
         Some(e) if is_refusal(e, options) && tally.good == 0 => Outcome::Refused,
         Some(_) => Outcome::Failed,
     };
-    let summary = planner.summary();
+    let summary = planner.as_ref().map(Planner::summary).unwrap_or_default();
     let mut receipt = blank(&source, &dest, job, options);
     receipt.outcome = outcome;
     receipt.good_bytes = tally.good;
@@ -302,7 +302,7 @@ fn blank(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job: &Job, options: &
 }
 
 /// Runs every step of the plan; several at once where their order does not matter.
-async fn run_plan(shared: &Rc<Shared>, planner: &mut Planner<'_, DeviceFacts>, job: &Job) -> Result<()> {
+async fn run_plan(shared: &Rc<Shared>, planner: &mut Option<Planner<DeviceFacts>>, job: &Job) -> Result<()> {
     let whole = match shared.options.consistency {
         Consistency::Whole => shared.lock_job(job).await?,
         Consistency::Request => None,
@@ -313,7 +313,7 @@ async fn run_plan(shared: &Rc<Shared>, planner: &mut Planner<'_, DeviceFacts>, j
         if shared.stopped() {
             break;
         }
-        let Some(step) = planner.next() else { break };
+        let Some(step) = shared.next_step(planner).await else { break };
         let step = match step {
             Ok(step) => step,
             Err(e) => {
@@ -321,7 +321,8 @@ async fn run_plan(shared: &Rc<Shared>, planner: &mut Planner<'_, DeviceFacts>, j
                 break;
             }
         };
-        let step = match shared.adopt(planner.facts(), step) {
+        let Some(facts) = planner.as_ref().map(Planner::facts) else { break };
+        let step = match shared.adopt(facts, step) {
             Ok(step) => Rc::new(step),
             Err(e) => {
                 planned = Err(e);
@@ -405,13 +406,16 @@ async fn replan(
 ) -> Result<()> {
     let job = job_of(step, 0);
     let facts = DeviceFacts::new(shared.source.clone(), shared.dest.clone());
-    let mut planner = Planner::new(&job, facts, shared.options.policy);
-    while let Some(sub) = planner.next() {
-        let sub = Rc::new(shared.adopt(planner.facts(), sub?)?);
+    let mut planner = Some(Planner::new(&job, facts, shared.options.policy));
+    while let Some(sub) = shared.next_step(&mut planner).await {
+        let sub = sub?;
+        let Some(facts) = planner.as_ref().map(Planner::facts) else { break };
+        let sub = Rc::new(shared.adopt(facts, sub)?);
         let at = position + (sub.dest - step.dest);
         run_step(shared, sub, at, locked, remaps).await?;
     }
-    Ok(())
+    // Stopped while it was looked what comes next.
+    planner.map(drop).ok_or_else(|| shared.stop_reason())
 }
 
 /// The mappings of one step, held from before the locks until after the last byte.
@@ -503,7 +507,7 @@ async fn move_leg(
 ) -> (u64, Result<()>) {
     let method = step.legs[leg].method;
     if matches!(method, Method::Skip | Method::WriteZeroes) && looked == Looked::BeforeTheLock {
-        match shared.is_still_zero(step) {
+        match shared.is_still_zero(step).await {
             Ok(true) => {}
             Ok(false) => {
                 // Somebody wrote into the hole after the plan looked at it.
@@ -689,11 +693,12 @@ async fn step_down(
 ) -> (u64, Result<()>) {
     let job = job_of(step, from);
     let facts = DeviceFacts::new(shared.source.clone(), shared.dest.clone());
-    let mut planner = Planner::new(&job, facts, policy);
+    let mut planner = Some(Planner::new(&job, facts, policy));
     let mut good = from;
     let mut last = None;
-    while let Some(sub) = planner.next() {
-        let sub = match sub.and_then(|sub| shared.adopt(planner.facts(), sub)) {
+    while let Some(sub) = shared.next_step(&mut planner).await {
+        let Some(facts) = planner.as_ref().map(Planner::facts) else { break };
+        let sub = match sub.and_then(|sub| shared.adopt(facts, sub)) {
             Ok(sub) => Rc::new(sub),
             Err(e) => return (good, Err(e)),
         };
@@ -708,7 +713,8 @@ async fn step_down(
         }
         good += sub_good;
     }
-    (good, Ok(()))
+    // Stopped while it was looked what comes next.
+    (good, planner.map(drop).ok_or_else(|| shared.stop_reason()))
 }
 
 /// The job of the bytes of a step from `from` on.

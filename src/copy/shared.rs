@@ -3,7 +3,7 @@
 use super::Job;
 use super::emulate::{DEPTH, PIECE};
 use super::facts::{DeviceFacts, content, cover, is_leaf};
-use super::plan::{LeafNo, Step};
+use super::plan::{LeafNo, Planner, Step};
 use super::run::{Options, Pins, Progress};
 use crate::block::lock::{Claim, Claims, CopyTicket, CoreLocks};
 use crate::block::receipt::{DEVIATIONS_MAX, Deviation, HostBytes, Reason, Span};
@@ -11,6 +11,7 @@ use crate::block::{
     Access, Buf, BufPool, ByteRange, Content, Counters, Device, Error, Guard, Identity, Kind, LeafId, Method,
     Op, Resolution, Result,
 };
+use crate::reactor::away::look;
 use crate::reactor::local::{self, Client, Notify};
 use smallvec::SmallVec;
 use std::cell::{Cell, OnceCell, RefCell};
@@ -270,18 +271,35 @@ impl Shared {
     }
 
     /// True when the source of a step still reads as zero; asked under its locks.
-    pub(super) fn is_still_zero(&self, step: &Step) -> Result<bool> {
-        for part in &step.sources {
-            let mut rest = ByteRange::between(part.offset, part.offset + part.len);
-            while !rest.is_empty() {
-                let extent = content(&self.source, rest)?;
-                if extent.content == Content::Data || extent.len == 0 {
-                    return Ok(false);
-                }
-                rest = rest.after(extent.len);
+    ///
+    /// Errors: those of the source; `Cancelled` when the copy was stopped while the source did not answer.
+    pub(super) async fn is_still_zero(&self, step: &Step) -> Result<bool> {
+        let parts: SmallVec<[ByteRange; 1]> =
+            step.sources.iter().map(|part| ByteRange::between(part.offset, part.offset + part.len)).collect();
+        let looked = look(&self.source, move |source| all_zero(source, &parts));
+        self.unless_stopped(looked).await.ok_or_else(|| self.stop_reason())??
+    }
+
+    /// The next step of a plan. Looking for holes may take long, or for ever, so it is done where it keeps nobody else
+    /// waiting. `None`: the plan is at its end, or the copy was stopped while the source did not answer, and the planner is gone.
+    pub(super) async fn next_step(&self, planner: &mut Option<Planner<DeviceFacts>>) -> Option<Result<Step>> {
+        let mut taken = planner.take()?;
+        let looked = look(&self.source, move |_| {
+            let step = taken.next();
+            (taken, step)
+        });
+        match self.unless_stopped(looked).await? {
+            Ok((back, step)) => {
+                *planner = Some(back);
+                step
             }
+            Err(error) => Some(Err(error)),
         }
-        Ok(true)
+    }
+
+    /// Waits for `work`, or until the copy is stopped and it is still not done.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        unless(|| self.stopped(), work).await
     }
 
     // --- buffers -----------------------------------------------------------------------------------------------------
@@ -544,6 +562,37 @@ impl Shared {
             });
         }
     }
+}
+
+/// Waits for `work`, or until `stopped` says so and it is still not done.
+pub(super) async fn unless<T>(stopped: impl Fn() -> bool, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    loop {
+        let mut look_again = pin!(local::sleep(LOOK_AGAIN));
+        let done = poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending => look_again.as_mut().poll(cx).map(|()| None),
+        });
+        match done.await {
+            None if !stopped() => {}
+            done => return done,
+        }
+    }
+}
+
+/// True when ranges of a device are known to read as zero.
+fn all_zero(source: &Arc<dyn Device>, ranges: &[ByteRange]) -> Result<bool> {
+    for range in ranges {
+        let mut rest = *range;
+        while !rest.is_empty() {
+            let extent = content(source, rest)?;
+            if extent.content == Content::Data || extent.len == 0 {
+                return Ok(false);
+            }
+            rest = rest.after(extent.len);
+        }
+    }
+    Ok(true)
 }
 
 /// Ends a turn when dropped.

@@ -4,12 +4,14 @@
 use super::facts::{DeviceFacts, leaf_ranges};
 use super::plan::{Offload, Planner, Policy};
 use super::run::{Options, Progress, copy};
-use super::shared::hold;
+use super::shared::{hold, unless};
 use super::{Job, Segment};
 use crate::block::device::is_one_device;
 use crate::block::lock::{Claim, Claims};
 use crate::block::receipt::HostBytes;
+use crate::block::request::Cancel;
 use crate::block::{Access, ByteRange, Device, Error, Kind, Method, Op, Result};
+use crate::reactor::away::look;
 use crate::reactor::local::Client;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -68,8 +70,19 @@ pub async fn copy_ranges(parts: &[Part], dest: &Arc<dyn Device>, at: u64, option
 
 /// Makes sure that no byte of such a copy would pass through this process. Nothing is written.
 ///
-/// Errors: `Unsupported` when some would; what the devices answer.
-pub fn check_offloaded(parts: &[Part], dest: &Arc<dyn Device>, at: u64) -> Result<()> {
+/// Errors: `Unsupported` when some would; what the devices answer; `Cancelled` when it is stopped while they do not.
+pub async fn check_offloaded(parts: &[Part], dest: &Arc<dyn Device>, at: u64, cancel: &Cancel) -> Result<()> {
+    let (parts, dest) = (parts.to_vec(), dest.clone());
+    let Some(source) = parts.iter().map(|part| &part.source).max_by_key(|source| source.may_wait()).cloned()
+    else {
+        return Ok(());
+    };
+    let looked = look(&source, move |_| check(&parts, &dest, at));
+    let stopped = || Error::new(Kind::Cancelled, "stopped on request");
+    unless(|| cancel.is_set(), looked).await.ok_or_else(stopped)??
+}
+
+fn check(parts: &[Part], dest: &Arc<dyn Device>, at: u64) -> Result<()> {
     let policy = Policy { offload: Offload::Require, ..Policy::default() };
     for piece in pieces(parts, dest, at)? {
         let facts = DeviceFacts::new(piece.source, dest.clone());

@@ -314,6 +314,9 @@ impl Device for Mem {
     fn resolve(self: Arc<Self>, range: ByteRange, _: Access) -> Result<Resolution> {
         resolve_plain(self, range)
     }
+    fn may_wait(&self) -> bool {
+        false
+    }
     fn allocated_bytes(&self) -> Option<u64> {
         Some((self.held.load(Ordering::Relaxed) * STRIPE).min(self.size))
     }

@@ -96,6 +96,9 @@ impl Device for Null {
     fn resolve(self: Arc<Self>, range: ByteRange, _: Access) -> Result<Resolution> {
         resolve_plain(self, range)
     }
+    fn may_wait(&self) -> bool {
+        false
+    }
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>> {
         Ok(Box::new(NullQueue { device: self, done: Vec::new(), counters: Counters::default() }))
     }

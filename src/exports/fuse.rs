@@ -17,7 +17,7 @@ mod worker;
 use crate::block::device::share_bytes;
 use crate::block::{ByteRange, Device, Error, Kind, Result};
 use crate::reactor::local::Interrupt;
-use crate::reactor::{EngineChoice, Waker};
+use crate::reactor::{EngineChoice, Waker, helpers};
 use fs::Volumes;
 use fuser::{Config, Generation, INodeNo, MountOption, Session, SessionACL};
 use notify::Notices;
@@ -297,6 +297,7 @@ impl Mount {
         let thread = thread::Builder::new().name("blkcopy-mount".into()).spawn(serve);
         mount.session = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
         first_copy(&mount.shared)?;
+        helpers::report_stalls();
         Ok(mount)
     }
 
@@ -375,8 +376,14 @@ impl Mount {
         let mut flushed = Ok(());
         let has_worker = |this: &Self| this.workers.first().is_some_and(|w| !w.is_finished());
         // What is in flight ends, and is flushed with the rest.
+        let begun = Instant::now();
         while has_worker(self) && self.shared.posts.iter().any(|post| post.load.load(Ordering::Acquire) > 0) {
             if self.workers.iter().any(JoinHandle::is_finished) {
+                break;
+            }
+            // What hangs may never end: the others are flushed meanwhile.
+            if begun.elapsed() > CLOSE_PATIENCE && self.shared.volumes.iter().any(Vol::is_stuck) {
+                tracing::warn!("a volume does not answer; the others are flushed without waiting for it");
                 break;
             }
             thread::sleep(CLOSE_PATIENCE / 1000);

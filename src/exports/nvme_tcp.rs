@@ -11,7 +11,7 @@ use crate::block::{Error, Kind, Result};
 use crate::nvme::tcp::Digests;
 use crate::nvme::tcp::controller::Config;
 use crate::reactor::local::Interrupt;
-use crate::reactor::{EngineChoice, Waker};
+use crate::reactor::{EngineChoice, Waker, helpers};
 use crate::target::{CopyLine, Target};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -202,6 +202,7 @@ impl Server {
             let begun = starts.recv();
             begun.map_err(|_| Error::new(Kind::Aborted, "a thread of the server ended while it began"))??;
         }
+        helpers::report_stalls();
         Ok(server)
     }
 

@@ -231,6 +231,9 @@ impl Device for Blank {
     fn allocated_bytes(&self) -> Option<u64> {
         self.inner().allocated_bytes()
     }
+    fn may_wait(&self) -> bool {
+        self.inner().may_wait()
+    }
     fn drop_cache(&self) {
         self.inner().drop_cache();
     }

@@ -165,6 +165,9 @@ impl Device for Linear {
             (a, b) => Some(a.unwrap_or(first.1).saturating_add(b.unwrap_or(second.1))),
         }
     }
+    fn may_wait(&self) -> bool {
+        self.legs.iter().any(|leg| leg.may_wait())
+    }
     fn counters(&self) -> Counters {
         let mut sum = self.legs[0].counters();
         sum += self.legs[1].counters();

@@ -341,6 +341,9 @@ impl Device for Mirror {
         let [first, second] = self.legs.each_ref().map(|leg| leg.allocated_bytes());
         first.zip(second).map(|(a, b)| a.max(b))
     }
+    fn may_wait(&self) -> bool {
+        self.legs.iter().any(|leg| leg.may_wait())
+    }
     fn counters(&self) -> Counters {
         let mut sum = self.legs[0].counters();
         sum += self.legs[1].counters();

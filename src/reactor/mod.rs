@@ -5,6 +5,7 @@
 //! `pool` (threads, where io_uring is forbidden), `inline` (the thread itself) and `sim` (seeded, virtual time). What may wait
 //! runs on the `helpers` of its device. `docs/notes/002-reactor.md`.
 
+pub mod away;
 pub mod helpers;
 pub mod inline;
 pub mod local;

@@ -200,6 +200,9 @@ macro_rules! wrap_device {
         fn allocated_bytes(&self) -> Option<u64> {
             self.inner.allocated_bytes()
         }
+        fn may_wait(&self) -> bool {
+            self.inner.may_wait()
+        }
         fn counters(&self) -> Counters {
             self.inner.counters()
         }

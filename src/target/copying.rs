@@ -414,13 +414,16 @@ struct Task {
 impl Task {
     /// Runs it; true beside the end when it was stopped because it took too long.
     async fn run(self) -> (WholeEnded, bool) {
-        if self.fast_only
-            && let Err(error) = check_offloaded(&self.parts, &self.dest, self.at)
-        {
-            return (WholeEnded { error: Some(error), ..WholeEnded::default() }, false);
-        }
         let late = Cell::new(false);
-        let mut work = pin!(copy_ranges(&self.parts, &self.dest, self.at, &self.options));
+        let mut work = pin!(async {
+            if self.fast_only
+                && let Err(error) =
+                    check_offloaded(&self.parts, &self.dest, self.at, &self.options.cancel).await
+            {
+                return WholeEnded { error: Some(error), ..WholeEnded::default() };
+            }
+            copy_ranges(&self.parts, &self.dest, self.at, &self.options).await
+        });
         let mut timer = pin!(local::sleep(self.time));
         let end = poll_fn(|cx| {
             if !late.get() && timer.as_mut().poll(cx).is_ready() {

@@ -71,6 +71,14 @@ impl ClaimSet {
         Self { all: claims, exclusive }
     }
 
+    /// True when one of the claims is on one of `leaves`, which are in order.
+    pub(super) fn touches_any(&self, leaves: &[LeafId]) -> bool {
+        let mut last = None;
+        self.all.iter().any(|claim| {
+            last.replace(claim.leaf) != Some(claim.leaf) && leaves.binary_search(&claim.leaf).is_ok()
+        })
+    }
+
     /// True when one of the claims conflicts with `claim`.
     pub(super) fn conflicts_with(&self, claim: &Claim) -> bool {
         self.hits(claim, Mode::Exclusive) || (claim.mode == Mode::Exclusive && self.hits(claim, Mode::Shared))

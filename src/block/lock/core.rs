@@ -2,6 +2,7 @@
 
 use super::claims::{Claim, Claims};
 use super::domain::{CopyState, CopyTicket, Granted, LockDomain, announce};
+use crate::block::LeafId;
 use crate::sys::owned::{Owned, Owner};
 use crate::sys::sync::{AtomicBool, Mutex, Ordering, lock};
 use std::collections::VecDeque;
@@ -13,6 +14,8 @@ use std::sync::Arc;
 pub(super) enum Message {
     /// A copy is granted among copies: let nothing new overlap it, and acknowledge once what overlaps has drained.
     Install(Arc<CopyState>),
+    /// A copy that runs already touches a leaf that this core has opened just now: let nothing overlap it.
+    Keep(Arc<CopyState>),
     /// The copy of this number has ended.
     Remove(u64),
 }
@@ -88,6 +91,7 @@ impl Core {
             table.counters.messages += 1;
             match message {
                 Message::Install(copy) => table.install(copy, granted),
+                Message::Keep(copy) => table.keep(copy),
                 Message::Remove(id) => table.remove(id),
             }
         }
@@ -173,6 +177,10 @@ struct Installed {
 
 /// What belongs to the core alone.
 struct Table {
+    /// Leaves that copies ask this core about, in order, and how many opened each.
+    open: Vec<(LeafId, u32)>,
+    /// The leaf of the last claim: most I/O is on one.
+    last: Option<LeafId>,
     slots: Vec<Slot>,
     free: u32,
     copies: Vec<Installed>,
@@ -190,8 +198,50 @@ struct Table {
 }
 
 impl Table {
+    /// True when copies on the leaf ask this core.
+    #[inline]
+    fn has_open(&mut self, leaf: LeafId) -> bool {
+        if self.last == Some(leaf) {
+            return true;
+        }
+        let known = self.open.binary_search_by_key(&leaf, |&(leaf, _)| leaf).is_ok();
+        if known {
+            self.last = Some(leaf);
+        }
+        known
+    }
+
+    /// Counts an opening; true for the first.
+    fn opens(&mut self, leaf: LeafId) -> bool {
+        match self.open.binary_search_by_key(&leaf, |&(leaf, _)| leaf) {
+            Ok(at) => {
+                self.open[at].1 = self.open[at].1.saturating_add(1);
+                false
+            }
+            Err(at) => {
+                self.open.insert(at, (leaf, 1));
+                true
+            }
+        }
+    }
+
+    /// Counts a closing; true for the last, unless I/O on the leaf is in flight: then it stays open.
+    fn closes(&mut self, leaf: LeafId) -> bool {
+        let Ok(at) = self.open.binary_search_by_key(&leaf, |&(leaf, _)| leaf) else { return false };
+        let is_used =
+            self.open[at].1 > 1 || self.slots.iter().any(|s| s.claims.iter().any(|c| c.leaf == leaf));
+        if is_used {
+            self.open[at].1 = self.open[at].1.saturating_sub(1).max(1);
+            return false;
+        }
+        self.open.remove(at);
+        self.last = None;
+        true
+    }
+
     #[inline]
     fn begin(&mut self, claims: &[Claim]) -> Begun {
+        debug_assert!(claims.iter().all(|c| self.has_open(c.leaf)), "I/O on a leaf that no copy asks about");
         if self.free == NONE {
             self.grow();
         }
@@ -264,6 +314,13 @@ impl Table {
         self.copies.push(Installed { copy, since: self.clock, undrained });
     }
 
+    /// Installs a copy that runs already. This core has no I/O on any of its leaves, so there is nothing to wait for.
+    fn keep(&mut self, copy: Arc<CopyState>) {
+        debug_assert!(!self.slots.iter().any(|s| copy.claims().conflicts_with_any(&s.claims)));
+        self.clock += 1;
+        self.copies.push(Installed { copy, since: self.clock, undrained: 0 });
+    }
+
     fn remove(&mut self, id: u64) {
         let at = self.copies.iter().position(|c| c.copy.id() == id);
         let ended = self.copies.remove(at.expect("a copy is removed once, after it was installed"));
@@ -318,7 +375,7 @@ impl Table {
 ///
 /// Running ([`CoreLocks::enter`]), the thread calls [`CoreLocks::pump`] once a turn of its loop; before it sleeps it
 /// parks ([`CoreLocks::park`]) so that others can serve its table meanwhile. A running core that does neither holds up
-/// copies that other cores begin, whatever they overlap. Dropped, the core is detached: end what is in flight before.
+/// copies that other cores begin on leaves it has open, whatever they overlap. Dropped, the core is detached: end what is in flight before.
 pub struct CoreLocks {
     domain: LockDomain,
     owner: Owner<Table>,
@@ -328,16 +385,14 @@ pub struct CoreLocks {
 }
 
 impl CoreLocks {
-    /// A running core that keeps away from the copies that are `active` already.
-    pub(super) fn new(
-        domain: LockDomain,
-        active: impl Iterator<Item = Arc<CopyState>>,
-        wake: Box<dyn Fn() + Send + Sync>,
-    ) -> Self {
+    /// A running core that has no leaf open.
+    pub(super) fn new(domain: LockDomain, wake: Box<dyn Fn() + Send + Sync>) -> Self {
         let owner = Owner::new(Table {
+            open: Vec::new(),
+            last: None,
             slots: Vec::new(),
             free: NONE,
-            copies: active.map(|copy| Installed { copy, since: 0, undrained: 0 }).collect(),
+            copies: Vec::new(),
             clock: 0,
             waiting: VecDeque::new(),
             last_serial: 0,
@@ -430,7 +485,44 @@ impl CoreLocks {
     /// When parked.
     #[inline]
     pub fn begin_io(&self, claims: &[Claim]) -> Begun {
+        let begun = self
+            .owner
+            .with(|table| claims.iter().all(|claim| table.has_open(claim.leaf)).then(|| table.begin(claims)));
+        begun.unwrap_or_else(|| self.begin_io_anew(claims))
+    }
+
+    /// The same where a leaf is not open: it stays so until this core is detached.
+    #[cold]
+    fn begin_io_anew(&self, claims: &[Claim]) -> Begun {
+        for claim in claims {
+            if !self.owner.with(|table| table.has_open(claim.leaf)) {
+                self.open_leaf(claim.leaf);
+            }
+        }
         self.owner.with(|table| table.begin(claims))
+    }
+
+    /// Has copies that touch the leaf ask this core, as long as it is open: a copy asks nobody else. I/O on a leaf opens it
+    /// by itself, for good; whoever opens it for a time closes it again, as often.
+    ///
+    /// # Panics
+    /// When parked.
+    pub fn open_leaf(&self, leaf: LeafId) {
+        if self.owner.with(|table| table.opens(leaf)) {
+            self.domain.open(&self.core, leaf);
+            // Copies that run there were posted; the news is left to the next pump.
+            self.take_in();
+        }
+    }
+
+    /// Undoes one [`CoreLocks::open_leaf`].
+    ///
+    /// # Panics
+    /// When parked.
+    pub fn close_leaf(&self, leaf: LeafId) {
+        if self.owner.with(|table| table.closes(leaf)) {
+            self.domain.close(&self.core, leaf);
+        }
     }
 
     /// Ends a read or write.

@@ -2,7 +2,7 @@
 
 use super::claims::{ClaimSet, Claims};
 use super::core::{Core, CoreLocks, Message};
-use crate::block::{Error, Kind, Result};
+use crate::block::{Error, Kind, LeafId, Result};
 use crate::sys::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -21,14 +21,32 @@ struct State {
     next_id: u64,
     /// Live copies, oldest first: the one total order.
     queue: VecDeque<Entry>,
-    /// Replaced whole when a core comes or goes, so that a snapshot is one pointer.
-    cores: Arc<[Arc<Core>]>,
+    cores: Vec<Attached>,
 }
+
+/// A core, and the leaves that its I/O may reach, in order.
+struct Attached {
+    core: Arc<Core>,
+    open: Vec<LeafId>,
+}
+
+/// The cores that heard of a copy, and hear of its end.
+type Told = SmallVec<[Arc<Core>; 4]>;
 
 struct Entry {
     copy: Arc<CopyState>,
     /// Earlier copies in the queue that conflict. At 0 the copy is granted among copies and installed on every core.
     blocked: usize,
+    /// Where it is installed: nobody else is asked.
+    told: Told,
+}
+
+impl State {
+    /// The cores that have one of the leaves open.
+    fn concerned(&self, claims: &ClaimSet) -> Told {
+        let cores = self.cores.iter().filter(|attached| claims.touches_any(&attached.open));
+        cores.map(|attached| attached.core.clone()).collect()
+    }
 }
 
 impl LockDomain {
@@ -38,7 +56,7 @@ impl LockDomain {
         reason = "a domain is chosen, never defaulted into: `process` is the usual one"
     )]
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new(State { next_id: 0, queue: VecDeque::new(), cores: Arc::new([]) })))
+        Self(Arc::new(Mutex::new(State { next_id: 0, queue: VecDeque::new(), cores: Vec::new() })))
     }
 
     /// The domain of this process.
@@ -62,17 +80,50 @@ impl LockDomain {
                 ),
             ));
         }
-        // Copies granted before this core existed need no acknowledgement from it: it has no I/O in flight.
-        let active = state.queue.iter().filter(|e| e.blocked == 0).map(|e| e.copy.clone());
-        let locks = CoreLocks::new(self.clone(), active, Box::new(wake));
-        state.cores = state.cores.iter().chain([locks.core()]).cloned().collect();
+        let locks = CoreLocks::new(self.clone(), Box::new(wake));
+        state.cores.push(Attached { core: locks.core().clone(), open: Vec::new() });
         Ok(locks)
     }
 
     /// Takes a core off the list: nothing is posted to it from here on.
     pub(super) fn detach(&self, core: &Arc<Core>) {
         let mut state = lock(&self.0);
-        state.cores = state.cores.iter().filter(|c| !Arc::ptr_eq(c, core)).cloned().collect();
+        state.cores.retain(|attached| !Arc::ptr_eq(&attached.core, core));
+        for entry in &mut state.queue {
+            entry.told.retain(|told| !Arc::ptr_eq(told, core));
+        }
+    }
+
+    /// From here on the core is asked by every copy that touches the leaf. Copies that run already are posted to it; the
+    /// caller takes them in before the first I/O on the leaf, of which it has none in flight: they need no acknowledgement.
+    ///
+    /// A copy that begins at the same time either finds the leaf open or is found here: both hold the domain's lock.
+    pub(super) fn open(&self, core: &Arc<Core>, leaf: LeafId) {
+        let mut state = lock(&self.0);
+        let State { queue, cores, .. } = &mut *state;
+        let Some(attached) = cores.iter_mut().find(|attached| Arc::ptr_eq(&attached.core, core)) else {
+            return;
+        };
+        let Err(at) = attached.open.binary_search(&leaf) else { return };
+        attached.open.insert(at, leaf);
+        let running = queue.iter_mut().filter(|e| e.blocked == 0 && e.copy.claims.touches_any(&[leaf]));
+        for entry in running {
+            if !entry.told.iter().any(|told| Arc::ptr_eq(told, core)) {
+                entry.told.push(core.clone());
+                core.post([Message::Keep(entry.copy.clone())]);
+            }
+        }
+    }
+
+    /// The core has no I/O on the leaf and is asked no more; of copies it heard of it still hears the end.
+    pub(super) fn close(&self, core: &Arc<Core>, leaf: LeafId) {
+        let mut state = lock(&self.0);
+        let attached = state.cores.iter_mut().find(|attached| Arc::ptr_eq(&attached.core, core));
+        if let Some(attached) = attached
+            && let Ok(at) = attached.open.binary_search(&leaf)
+        {
+            attached.open.remove(at);
+        }
     }
 
     /// Queues a copy and, when no earlier one conflicts, installs it. The caller serves its own mailbox, then calls
@@ -91,56 +142,61 @@ impl LockDomain {
             waiter: Mutex::new(None),
             home,
         });
-        state.queue.push_back(Entry { copy: copy.clone(), blocked });
         if blocked == 0 {
-            copy.expect(state.cores.len());
-            for core in &*state.cores {
+            let told = state.concerned(&copy.claims);
+            copy.expect(told.len());
+            for core in &told {
                 core.post([Message::Install(copy.clone())]);
             }
-            let cores = state.cores.clone();
+            state.queue.push_back(Entry { copy: copy.clone(), blocked, told: told.clone() });
             drop(state);
-            kick(&cores, Some(&copy.home), granted);
+            kick(&told, Some(&copy.home), granted);
         } else {
             // Not installed: the hold that the caller lets go of must not grant it.
             copy.expect(1);
+            state.queue.push_back(Entry { copy: copy.clone(), blocked, told: Told::new() });
         }
         CopyTicket { copy, domain: self.clone() }
     }
 
     fn end(&self, copy: &Arc<CopyState>) {
-        let mut next: SmallVec<[Arc<CopyState>; 4]> = SmallVec::new();
+        let mut next: SmallVec<[(Arc<CopyState>, usize); 4]> = SmallVec::new();
         let mut state = lock(&self.0);
         let at = state
             .queue
             .binary_search_by_key(&copy.id, |e| e.copy.id)
             .expect("a copy is in the queue until its only ticket is dropped");
         let ended = state.queue.remove(at).expect("found above");
-        for later in state.queue.range_mut(at..) {
+        for (later, place) in state.queue.range_mut(at..).zip(at..) {
             if later.copy.claims.conflicts(&copy.claims) {
                 later.blocked -= 1;
                 if later.blocked == 0 {
-                    // The `+ 1` is a hold of this call: nobody may be granted before every message is posted.
-                    next.push(later.copy.clone());
+                    next.push((later.copy.clone(), place));
                 }
             }
         }
         if ended.blocked > 0 && next.is_empty() {
             return;
         }
-        let cores = state.cores.clone();
-        for copy in &next {
-            copy.expect(cores.len());
-        }
         // Under the lock, so that every core hears of copies in the domain's order.
-        let removed = (ended.blocked == 0).then_some(copy.id);
-        for core in &*cores {
-            let installs = next.iter().map(|c| Message::Install(c.clone()));
-            core.post(removed.map(Message::Remove).into_iter().chain(installs));
+        let mut cores = ended.told;
+        for core in &cores {
+            core.post([Message::Remove(copy.id)]);
+        }
+        for (later, place) in &next {
+            let told = state.concerned(&later.claims);
+            // Not granted before every message is posted: the queue's hold is still there, and let go of below.
+            later.expect(told.len());
+            for core in &told {
+                core.post([Message::Install(later.clone())]);
+            }
+            cores.extend(told.iter().cloned());
+            state.queue[*place].told = told;
         }
         drop(state);
         let mut granted = Granted::new();
         kick(&cores, None, &mut granted);
-        granted.extend(next.into_iter().filter(|c| c.acknowledge()));
+        granted.extend(next.into_iter().map(|(later, _)| later).filter(|c| c.acknowledge()));
         announce(granted);
     }
 }

@@ -5,6 +5,7 @@ use super::{Begun, Claim, Claims, CopyTicket, CoreLocks, IoTicket, Mode, WaitId}
 use crate::block::{
     Access, ByteRange, Completion, Counters, Device, Identity, LeafId, Op, Queue, Request, Result,
 };
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub struct LockedQueue {
     device: Arc<dyn Device>,
     /// The device itself when it is a leaf: then nothing is resolved.
     leaf: Option<(LeafId, u64)>,
+    /// Leaves opened for this queue: that one, or those of a map that were met so far.
+    open: SmallVec<[LeafId; 1]>,
     locks: Rc<CoreLocks>,
     /// Reads, writes and the like that the device has begun.
     held: InFlight,
@@ -44,10 +47,14 @@ impl LockedQueue {
             Identity::Leaf { leaf, base } => Some((leaf, base)),
             Identity::Map(_) => None,
         };
+        let inner = device.clone().open_queue()?;
+        let open: SmallVec<[LeafId; 1]> = leaf.iter().map(|&(leaf, _)| leaf).collect();
+        open.iter().for_each(|&leaf| locks.open_leaf(leaf));
         Ok(Self {
-            inner: device.clone().open_queue()?,
+            inner,
             device,
             leaf,
+            open,
             locks,
             held: InFlight::default(),
             held_copies: Vec::new(),
@@ -129,16 +136,23 @@ impl LockedQueue {
     }
 
     /// Where a range lies. All legs, also for a read: a mirror may serve it from any of them.
-    fn claims(&self, range: ByteRange, mode: Mode, claims: &mut Claims) -> Result<()> {
+    fn claims(&mut self, range: ByteRange, mode: Mode, claims: &mut Claims) -> Result<()> {
         if let Some((leaf, base)) = self.leaf {
             claims.push(Claim { leaf, range: shifted(range, base), mode });
             return Ok(());
         }
-        claims_of(&self.device, range, mode, claims)
+        claims_of(&self.device, range, mode, claims)?;
+        for claim in claims {
+            if !self.open.contains(&claim.leaf) {
+                self.locks.open_leaf(claim.leaf);
+                self.open.push(claim.leaf);
+            }
+        }
+        Ok(())
     }
 
     /// What a request claims, both ends of a copy.
-    fn claims_of_request(&self, request: &Request, range: ByteRange) -> Result<Claims> {
+    fn claims_of_request(&mut self, request: &Request, range: ByteRange) -> Result<Claims> {
         let mut claims = Claims::new();
         self.claims(range, mode_of(request.op()), &mut claims)?;
         if let Op::Copy(copy) = request.op() {
@@ -317,6 +331,7 @@ impl Drop for LockedQueue {
             let ours = self.locks.cancel_wait(id);
             debug_assert!(ours, "a wait of this queue is taken up by this queue only");
         }
+        self.open.iter().for_each(|&leaf| self.locks.close_leaf(leaf));
     }
 }
 

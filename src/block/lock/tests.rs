@@ -106,6 +106,7 @@ fn the_ends_of_one_copy_may_overlap_and_sources_be_shared() {
 #[test]
 fn conflicting_copies_are_granted_in_the_order_they_begin() {
     let (locks, leaf) = (core(&LockDomain::new()), LeafId::fresh());
+    locks.open_leaf(leaf);
     let a = copy(&locks, leaf, at(0, 10), at(20, 30));
     let b = copy(&locks, leaf, at(20, 30), at(40, 50));
     // Conflicts with b only, which waits: it must not overtake.
@@ -229,10 +230,70 @@ fn other_cores_drain_and_are_kept_away() {
 }
 
 #[test]
+fn a_copy_asks_only_cores_that_have_its_leaves_open() {
+    let (domain, leaf, other) = (LockDomain::new(), LeafId::fresh(), LeafId::fresh());
+    let (a, b) = (core(&domain), core(&domain));
+    // b runs, never looks at its mail, and has I/O in flight elsewhere: as if its device hung.
+    let hangs = held(b.begin_io(&[Claim::exclusive(other, at(0, 100))]));
+    let ticket = copy(&a, leaf, at(0, 10), at(20, 30));
+    assert!(ticket.is_granted(), "b has the leaf not open");
+    a.end_copy(ticket);
+    // Opened and closed again: asked no more. With I/O in flight it stays open.
+    b.open_leaf(leaf);
+    b.open_leaf(leaf);
+    b.close_leaf(leaf);
+    let asked = copy(&a, leaf, at(0, 10), at(20, 30));
+    assert!(!asked.is_granted());
+    b.close_leaf(leaf);
+    assert!(!b.pump() && asked.is_granted(), "what was asked before is answered");
+    a.end_copy(asked);
+    let ticket = copy(&a, leaf, at(0, 10), at(20, 30));
+    assert!(ticket.is_granted());
+    a.end_copy(ticket);
+    b.open_leaf(leaf);
+    let write = held(b.begin_io(&[Claim::exclusive(leaf, at(0, 1))]));
+    b.close_leaf(leaf);
+    let ticket = copy(&a, leaf, at(0, 10), at(20, 30));
+    b.end_io(write);
+    assert!(!b.pump() && ticket.is_granted());
+    a.end_copy(ticket);
+    b.pump();
+    b.end_io(hangs);
+    assert_eq!(b.counters().messages, 4, "both ends of the two copies that asked, and nothing else");
+}
+
+#[test]
+fn a_core_that_opens_a_leaf_keeps_away_from_copies_that_run_there() {
+    let (domain, leaf, other) = (LockDomain::new(), LeafId::fresh(), LeafId::fresh());
+    let (a, b) = (core(&domain), core(&domain));
+    b.open_leaf(other);
+    let claims = [Claim::shared(leaf, at(0, 10)), Claim::exclusive(other, at(0, 10))];
+    // One that b has heard of by another leaf, and one that it has not.
+    let (heard, unheard) =
+        (a.begin_copy(claims.into_iter().collect()), copy(&a, leaf, at(20, 30), at(40, 50)));
+    assert!(!b.pump() && heard.is_granted() && unheard.is_granted());
+    let first = waiting(b.begin_io(&[Claim::exclusive(leaf, at(0, 1))]));
+    let second = waiting(b.begin_io(&[Claim::exclusive(leaf, at(20, 21))]));
+    let free = held(b.begin_io(&[Claim::exclusive(leaf, at(10, 20))]));
+    b.end_io(free);
+    a.end_copy(unheard);
+    assert!(b.pump());
+    let mut out = released(&b);
+    assert_eq!((out.len(), out[0].id), (1, second));
+    b.end_io(out.remove(0).ticket);
+    a.end_copy(heard);
+    assert!(b.pump());
+    let mut out = released(&b);
+    assert_eq!(out[0].id, first);
+    b.end_io(out.remove(0).ticket);
+}
+
+#[test]
 fn a_parked_core_is_served_by_others_and_woken_only_for_what_it_waits_for() {
     let (domain, leaf) = (LockDomain::new(), LeafId::fresh());
     let (a, a_wakes) = counted(&domain);
     let (b, b_wakes) = counted(&domain);
+    b.open_leaf(leaf);
     assert!(b.park());
     let ticket = copy(&a, leaf, at(0, 10), at(20, 30));
     assert!(ticket.is_granted(), "nobody had to wake");
@@ -262,6 +323,7 @@ fn a_parked_core_is_served_by_others_and_woken_only_for_what_it_waits_for() {
 fn a_core_does_not_park_over_mail_or_news() {
     let (domain, leaf) = (LockDomain::new(), LeafId::fresh());
     let (a, b) = (core(&domain), core(&domain));
+    b.open_leaf(leaf);
     let ticket = copy(&a, leaf, at(0, 10), at(20, 30));
     assert!(!ticket.is_granted());
     assert!(b.park(), "it acknowledges on the way to sleep");
@@ -292,6 +354,7 @@ fn a_core_that_comes_late_keeps_away_and_one_that_goes_is_not_waited_for() {
     drop(b);
     assert!(second.is_granted());
     let c = core(&domain);
+    c.open_leaf(leaf);
     let third = copy(&a, leaf, at(40, 50), at(60, 70));
     assert!(!third.is_granted());
     drop(c);

@@ -116,7 +116,7 @@ impl Core {
             }
         }
         let align = opened.limits.direct_io_align.map_or(1, |a| u64::from(a.get()));
-        Self {
+        let core = Self {
             helpers,
             gate,
             zero_align: match opened.backing {
@@ -137,7 +137,10 @@ impl Core {
             direct: OnceLock::new(),
             cachestat_off: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
-        }
+        };
+        // Now, when its server has answered just before, and not by a queue, whose thread may not wait for it.
+        core.direct();
+        core
     }
 
     pub(crate) fn size(&self) -> u64 {

@@ -404,6 +404,10 @@ impl Device for Namespace {
     fn copy_paths(&self) -> Vec<CopyPath> {
         self.copy_paths.clone()
     }
+    /// Nothing is looked up at the target: it has no holes to tell of.
+    fn may_wait(&self) -> bool {
+        false
+    }
     fn resolve(self: Arc<Self>, range: ByteRange, _: Access) -> Result<Resolution> {
         resolve_plain(self, range)
     }

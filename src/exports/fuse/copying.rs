@@ -28,6 +28,8 @@ const ANSWER_MIN: u64 = 1 << 20;
 const ANSWER_TIME: Duration = Duration::from_millis(250);
 /// Longest copy in memory that a reader makes itself, in bytes: about 50 microseconds.
 const INLINE_MAX: u64 = 256 << 10;
+/// Longest `copy_file_range` of the kernel that a reader makes itself, in bytes: as long as the longest write.
+const CALL_MAX: u64 = 1 << 20;
 /// Memory for payload of one copy, in bytes.
 const PAYLOAD: usize = 8 << 20;
 /// How many invalidations a call asks for by range; with more entries, one range around all.
@@ -125,18 +127,31 @@ impl Pace {
     }
 }
 
-/// Makes the copy on this reader if it is short enough and nothing is in its way; else says no, and nothing was begun.
-pub(super) fn inline(shared: &Shared, ends: &Ends) -> Option<Result<u64, fuser::Errno>> {
+/// A copy in one request, and so short that a reader makes it itself.
+pub(super) type Brief = (Method, SmallVec<[ByteRange; 1]>);
+
+/// How a reader would make the copy itself, if it is short enough. `may_wait`: this reader may make calls that wait.
+pub(super) fn is_brief(shared: &Shared, ends: &Ends, may_wait: bool) -> Option<Brief> {
     let (source, dest) = (&shared.volumes[ends.source], &shared.volumes[ends.dest]);
     let (method, sources) = one_request(&source.device, &[ends.from], &dest.device, ends.to())?;
     let is_short = match method {
         Method::Null => true,
         Method::Memory => ends.from.len() <= INLINE_MAX,
+        // A hop to a worker and one from there to a helper would take longer than the call.
+        Method::Reflink => may_wait,
+        Method::CopyFileRange => may_wait && ends.from.len() <= CALL_MAX,
         _ => false,
     };
-    if !is_short {
-        return None;
-    }
+    is_short.then_some((method, sources))
+}
+
+/// Makes the copy on this reader if nothing is in its way; else says no, and nothing was begun.
+pub(super) fn inline(
+    shared: &Shared,
+    ends: &Ends,
+    (method, sources): Brief,
+) -> Option<Result<u64, fuser::Errno>> {
+    let source = &shared.volumes[ends.source];
     let request = CopyRequest {
         method,
         source: source.device.clone(),
@@ -216,7 +231,7 @@ impl Worker {
         let dest = self.volume(ends.dest).device.clone();
         let parts = [Part { source, ranges: vec![ends.from] }];
         if offload == Offload::Require
-            && let Err(error) = check_offloaded(&parts, &dest, ends.to)
+            && let Err(error) = check_offloaded(&parts, &dest, ends.to, &Cancel::default()).await
         {
             return End { error: Some(error), ..End::default() };
         }

@@ -92,6 +92,31 @@ impl Volumes {
         }
     }
 
+    /// Hands the attributes of a volume to `answer`. This reader looks them up while that keeps nobody else waiting, otherwise the
+    /// helpers of the device do. Of a device that does not answer they are as they were known last.
+    fn with_attr(&self, volume: usize, answer: impl FnOnce(&Shared, FileAttr) + Send + 'static) {
+        let vol = &self.0.volumes[volume];
+        let Some(helpers) = &vol.helpers else {
+            vol.look_at_allocated();
+            return answer(&self.0, vol.attr(ino_of(volume)));
+        };
+        if helpers.is_stuck() {
+            return answer(&self.0, vol.attr(ino_of(volume)));
+        }
+        let busy = self.occupy();
+        if busy.is_joined {
+            helpers.own(|| vol.look_at_allocated());
+            drop(busy);
+            return answer(&self.0, vol.attr(ino_of(volume)));
+        }
+        let shared = self.0.clone();
+        helpers.run(move || {
+            let vol = &shared.volumes[volume];
+            vol.look_at_allocated();
+            answer(&shared, vol.attr(ino_of(volume)));
+        });
+    }
+
     /// The value of an attribute to look at.
     fn attribute(vol: &Vol, name: &OsStr) -> Option<Vec<u8>> {
         let value = match name.to_str()? {
@@ -110,7 +135,7 @@ impl Busy<'_> {
     fn serves(&self, vol: &Vol) -> bool {
         match vol.serve {
             Serve::AtOnce => true,
-            Serve::MayBlock => self.is_joined,
+            Serve::MayBlock => self.is_joined && !vol.is_stuck(),
             Serve::Elsewhere => false,
         }
     }
@@ -169,7 +194,9 @@ impl Filesystem for Volumes {
         let found =
             self.0.volumes.iter().position(|v| parent == INodeNo::ROOT && OsStr::new(&*v.name) == name);
         match found {
-            Some(at) => reply.entry(&self.0.ttl(), &self.0.volumes[at].attr(ino_of(at)), self.0.generation),
+            Some(at) => {
+                self.with_attr(at, move |shared, attr| reply.entry(&shared.ttl(), &attr, shared.generation));
+            }
             None => reply.error(Errno::ENOENT),
         }
     }
@@ -178,7 +205,9 @@ impl Filesystem for Volumes {
         let _watch = self.watch();
         match self.find(ino) {
             _ if ino == INodeNo::ROOT => reply.attr(&TTL, &self.folder()),
-            Some((_, vol)) => reply.attr(&self.0.ttl(), &vol.attr(ino)),
+            Some((volume, _)) => {
+                self.with_attr(volume, move |shared, attr| reply.attr(&shared.ttl(), &attr));
+            }
             None => reply.error(Errno::ENOENT),
         }
     }
@@ -224,7 +253,7 @@ impl Filesystem for Volumes {
         }
         vol.set_times(time(atime), time(mtime));
         match size {
-            None => reply.attr(&TTL_NONE, &vol.attr(ino)),
+            None => self.with_attr(volume, move |_, attr| reply.attr(&TTL_NONE, &attr)),
             Some(size) => self.0.io().leave(Job::Truncate { volume, size, reply }),
         }
     }
@@ -401,6 +430,15 @@ impl Filesystem for Volumes {
         let (mut blocks, mut used) = (0u64, 0u64);
         for (at, vol) in self.0.volumes.iter().enumerate() {
             blocks = blocks.saturating_add(vol.capacity.div_ceil(unit));
+            // As it was known last: a look at all of them would wait for the slowest.
+            match &vol.helpers {
+                None => vol.look_at_allocated(),
+                Some(helpers) if !helpers.is_stuck() => {
+                    let shared = self.0.clone();
+                    helpers.run(move || shared.volumes[at].look_at_allocated());
+                }
+                Some(_) => {}
+            }
             used = used.saturating_add(vol.attr(ino_of(at)).blocks.div_ceil(unit / 512));
         }
         let free = blocks.saturating_sub(used);
@@ -461,11 +499,15 @@ impl Filesystem for Volumes {
                 self.0.io().leave(Job::Zero { volume, range, may_unmap, durable, reply });
             }
             // Space is promised only where all of it is taken already.
-            0 if self.0.options.is_resizable()
-                || vol.device.allocated_bytes().is_none_or(|b| b >= vol.capacity) =>
-            {
-                reply.ok();
-            }
+            0 if self.0.options.is_resizable() => reply.ok(),
+            0 => self.with_attr(volume, move |shared, attr| {
+                let capacity = shared.volumes[volume].capacity;
+                if attr.blocks >= capacity.div_ceil(512) {
+                    reply.ok();
+                } else {
+                    reply.error(Errno::EOPNOTSUPP);
+                }
+            }),
             _ => reply.error(Errno::EOPNOTSUPP),
         }
     }
@@ -550,9 +592,13 @@ impl Filesystem for Volumes {
             Err(number) => return reply.error(number),
         }
         let durable = self.0.files.get(handle_out.0).is_some_and(|file| file.syncs());
-        // Short and in memory: nobody waits for this reader for long, not even for the last one.
-        if !durable {
-            match copying::inline(&self.0, &ends) {
+        // Short, and in memory: nobody waits for this reader for long, not even for the last one.
+        let busy = self.occupy();
+        let serves = |at: usize| busy.serves(&self.0.volumes[at]);
+        if !durable && let Some(method) = copying::is_brief(&self.0, &ends, serves(source) && serves(dest)) {
+            let ended = copying::inline(&self.0, &ends, method);
+            drop(busy);
+            match ended {
                 Some(Ok(good)) => return reply.written(u32::try_from(good).unwrap_or(u32::MAX)),
                 Some(Err(number)) => return reply.error(number),
                 None => {}

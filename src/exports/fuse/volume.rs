@@ -5,6 +5,7 @@ use super::copying::Pace;
 use super::{Serve, Volume};
 use crate::block::receipt::HostBytes;
 use crate::block::{ByteRange, Content, Device, Error, Identity, Kind, Method, Result};
+use crate::reactor::helpers::{self, Helpers};
 use fuser::{FileAttr, FileType, INodeNo};
 use serde_json::{Value, json};
 use slab::Slab;
@@ -36,6 +37,10 @@ pub(super) struct Vol {
     pub(super) pace: Pace,
     /// What it owes is going to be stored soon.
     pub(super) is_storing: AtomicBool,
+    /// Who makes the calls to the device that may wait; none where it answers at once.
+    pub(super) helpers: Option<Arc<Helpers>>,
+    /// Bytes of storage it took when it was last looked at.
+    allocated: AtomicU64,
     copies: Mutex<Copies>,
 }
 
@@ -68,6 +73,9 @@ impl Vol {
                 .unwrap_or_else(|| (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())),
             pace: Pace::default(),
             is_storing: AtomicBool::new(false),
+            helpers: (volume.serve != Serve::AtOnce && volume.device.may_wait())
+                .then(|| helpers::of(volume.device.identity(), volume.device.name())),
+            allocated: AtomicU64::new(volume.device.allocated_bytes().unwrap_or(u64::MAX)),
             copies: Mutex::default(),
             capacity,
             name: volume.name.into(),
@@ -110,10 +118,21 @@ impl Vol {
         if self.read_only { 0o400 } else { 0o600 }
     }
 
+    /// True when a call to the device takes unusually long now: nobody who serves others makes one.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.helpers.as_ref().is_some_and(|helpers| helpers.is_stuck())
+    }
+
+    /// Looks how much storage it takes. May wait.
+    pub(super) fn look_at_allocated(&self) {
+        self.allocated.store(self.device.allocated_bytes().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Attributes as far as they are known; see [`Vol::look_at_allocated`].
     pub(super) fn attr(&self, ino: INodeNo) -> FileAttr {
         let size = self.size();
         let modified = time_of(&self.modified);
-        let allocated = self.device.allocated_bytes().unwrap_or(size).min(size);
+        let allocated = self.allocated.load(Ordering::Relaxed).min(size);
         FileAttr {
             ino,
             size,

@@ -8,6 +8,7 @@ use super::{Shared, TTL_NONE, ino_of};
 use crate::block::lock::CoreLocks;
 use crate::block::lock::{Claims, CopyTicket, LockDomain, LockedQueue, Mode, claims_of};
 use crate::block::{Buf, BufPool, ByteRange, Completion, Error, Kind, Op, Result};
+use crate::reactor::away::look;
 use crate::reactor::local::{self, Client, Interrupt, Local, Notify};
 use crate::reactor::{self, Waker};
 use fuser::{ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite};
@@ -22,7 +23,8 @@ use std::time::Duration;
 
 /// Memory for payload of a worker, in bytes: address space until it is used.
 const PAYLOAD: usize = 64 << 20;
-/// Requests the I/O worker serves at once, each with one buffer, and copies a copier runs at once; the rest waits in line.
+/// Requests of one volume that the I/O worker serves at once, each with one buffer, and copies of one volume that a copier runs at
+/// once; the rest waits in line.
 const IO_MAX: usize = 48;
 const COPIES_MAX: usize = 8;
 /// How long zeroes that a truncation owes may stay unstored. Long enough that a program which cuts a file writes most of it
@@ -79,6 +81,26 @@ pub(super) enum Job {
     FlushAll(mpsc::Sender<Result<()>>),
 }
 
+impl Job {
+    /// The volumes it uses.
+    fn volumes(&self) -> impl Iterator<Item = usize> + use<> {
+        let (one, other) = match self {
+            Self::Read { volume, .. }
+            | Self::Write { volume, .. }
+            | Self::Flush { volume, .. }
+            | Self::Zero { volume, .. }
+            | Self::Truncate { volume, .. }
+            | Self::Seek { volume, .. }
+            | Self::Store { volume, .. } => (Some(*volume), None),
+            Self::Copy(job) => (Some(job.ends.dest), Some(job.ends.source)),
+            Self::Ioctl(job) => (Some(job.dest), Some(job.source)),
+            Self::FlushAll(_) => (None, None),
+        };
+        let other = other.filter(|_| one != other);
+        one.into_iter().chain(other)
+    }
+}
+
 /// Where jobs for one worker are left.
 #[derive(Default)]
 pub(super) struct Post {
@@ -111,12 +133,11 @@ impl Post {
         drop(left);
     }
 
-    /// The next job, if `room` is not 0.
-    fn take(&self, room: usize) -> Option<Job> {
-        if room == 0 {
-            return None;
-        }
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    /// The first job whose volumes there is room for: jobs of one that does not answer keep no other waiting.
+    fn take(&self, has_room: impl Fn(&Job) -> bool) -> Option<Job> {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = inbox.iter().position(has_room)?;
+        inbox.remove(at)
     }
 }
 
@@ -129,6 +150,8 @@ pub(super) struct Worker {
     bare: RefCell<Vec<Option<Client>>>,
     pool: BufPool,
     running: Cell<usize>,
+    /// The same by volume.
+    busy: RefCell<Vec<usize>>,
     ended: Notify,
 }
 
@@ -161,8 +184,8 @@ impl Drop for Watch<'_> {
 }
 
 fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
-    // A copier waits for nothing but its copies, so what is brief it does itself; requests of others wait for the I/O worker.
-    let (reactor, _) = reactor::choose(shared.options.engine, index > 0)
+    // It serves all volumes: no call that may wait for one of them is made here.
+    let (reactor, _) = reactor::choose(shared.options.engine, false)
         .map_err(|e| Error::os("the I/O engine cannot be started", e))?;
     let local = Local::new(reactor);
     let woken = local.waker();
@@ -178,6 +201,7 @@ fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
             .filter(|pool| pool.chunk_bytes() >= BUFFER)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for the transfers of a worker"))?,
         running: Cell::new(0),
+        busy: RefCell::new(vec![0; shared.volumes.len()]),
         ended: Notify::default(),
     });
     let post = &shared.posts[index];
@@ -186,12 +210,16 @@ fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
     let most = if index == 0 { IO_MAX } else { COPIES_MAX };
     local.on_turn(move || {
         let mut busy = false;
-        while let Some(job) = from.posts[index].take(most.saturating_sub(taking.running.get())) {
+        let has_room = |job: &Job| job.volumes().all(|volume| taking.busy.borrow()[volume] < most);
+        while let Some(job) = from.posts[index].take(has_room) {
             busy = true;
             taking.running.set(taking.running.get() + 1);
+            let volumes = job.volumes();
+            job.volumes().for_each(|volume| taking.busy.borrow_mut()[volume] += 1);
             let (worker, from) = (taking.clone(), from.clone());
             drop(local::spawn(async move {
                 worker.clone().serve(job).await;
+                volumes.for_each(|volume| worker.busy.borrow_mut()[volume] -= 1);
                 from.posts[index].load.fetch_sub(1, Ordering::Release);
                 worker.running.set(worker.running.get() - 1);
                 worker.ended.notify_one();
@@ -321,13 +349,24 @@ impl Worker {
             Job::Copy(job) => self.copy(job).await,
             Job::Ioctl(job) => self.ioctl(*job).await,
             Job::FlushAll(done) => {
+                // All at once: one that does not answer keeps no other from being flushed.
+                let volumes = (0..self.shared.volumes.len()).filter(|&v| !self.volume(v).read_only);
+                let flushes: Vec<_> = volumes
+                    .map(|volume| {
+                        let this = self.clone();
+                        let flushed = async move {
+                            let flushed = this.flush(volume).await;
+                            if let Err(error) = &flushed {
+                                this.told("flush", volume, error);
+                            }
+                            flushed
+                        };
+                        local::spawn(flushed)
+                    })
+                    .collect();
                 let mut all = Ok(());
-                for volume in (0..self.shared.volumes.len()).filter(|&v| !self.volume(v).read_only) {
-                    let flushed = self.flush(volume).await;
-                    if let Err(error) = &flushed {
-                        self.told("flush", volume, error);
-                    }
-                    all = all.and(flushed);
+                for flushed in flushes {
+                    all = all.and(flushed.await);
                 }
                 // Whoever asked may have stopped waiting.
                 let _ = done.send(all);
@@ -350,7 +389,8 @@ impl Worker {
             return Ok(None);
         }
         self.shared.notices.forget(vec![(ino_of(volume), behind)]).wait().await;
-        vol.seek(from, data)
+        let shared = self.shared.clone();
+        look(&vol.device, move |_| shared.volumes[volume].seek(from, data)).await?
     }
 
     /// Reads a range; the buffer, and where in it the range begins.
