@@ -2,8 +2,8 @@
 
 use super::storage::{Overlap, Storage, Stored};
 use super::{
-    Access, ByteRange, Completion, Counters, Error, Guard, Kind, Leg, Limits, LimitsChange, Piece, Request,
-    Resolution, Result,
+    Access, ByteRange, Completion, Container, Counters, Error, Guard, Kind, Leg, Limits, LimitsChange, Piece,
+    Request, Resolution, Result,
 };
 use serde::Serialize;
 use std::any::Any;
@@ -99,6 +99,17 @@ pub trait Device: Send + Sync + 'static {
         }
     }
 
+    /// What its bytes are bound to: what names that survive a restart are made of. `None`: its own name must do, because its bytes
+    /// are the same in every process.
+    fn container(&self) -> Option<Container> {
+        None
+    }
+
+    /// Why the way to it was lost, each time since it was opened: of a device on another machine. At most [`LOSSES_MAX`].
+    fn losses(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Bytes of storage it takes; `None`: as many as its size.
     fn allocated_bytes(&self) -> Option<u64> {
         None
@@ -122,6 +133,9 @@ pub trait Device: Send + Sync + 'static {
     /// map), may give that one's.
     fn as_any(&self) -> &dyn Any;
 }
+
+/// Most losses of a connection kept one by one.
+pub const LOSSES_MAX: usize = 1000;
 
 impl dyn Device {
     /// Checks that a request's range is legal here: aligned to the block size and inside the device.

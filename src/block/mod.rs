@@ -3,6 +3,7 @@
 //! Everything above speaks in these types; nothing here does I/O.
 
 pub mod buf;
+pub mod container;
 pub mod counters;
 pub mod device;
 pub mod error;
@@ -16,6 +17,7 @@ pub mod storage;
 pub mod way;
 
 pub use buf::{Buf, BufPool};
+pub use container::Container;
 pub use counters::{Call, Counters};
 pub use device::{Content, CopyPath, Device, Extent, Identity, LeafId, Method, Queue, Scope};
 pub use error::{Error, Kind, Result};

@@ -201,6 +201,16 @@ impl WireBytes {
     }
 }
 
+/// A loss of the connection to one end while it was copied. A copy goes on after it only where the target calls the namespace
+/// what it called it before, its generation included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Loss {
+    /// `source` or `dest`.
+    pub end: &'static str,
+    /// Why.
+    pub why: String,
+}
+
 /// Seconds spent.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Timings {
@@ -289,6 +299,8 @@ pub struct Receipt {
     pub host_bytes: HostBytes,
     /// Bytes over the network.
     pub wire_bytes: WireBytes,
+    /// Losses of the connections to the ends, in order for each.
+    pub connections_lost: Vec<Loss>,
     /// How stable the source was.
     pub source_state: SourceState,
     /// `request` or `whole`: what was locked together.

@@ -12,7 +12,7 @@ use super::verify;
 use super::{Job, Segment};
 use crate::block::lock::CoreLocks;
 use crate::block::receipt::{
-    End, HostBytes, Outcome, Reason, Receipt, SCHEMA, SourceState, Timings, WireBytes,
+    End, HostBytes, Loss, Outcome, Reason, Receipt, SCHEMA, SourceState, Timings, WireBytes,
 };
 use crate::block::request::Cancel;
 use crate::block::{ByteRange, CopyRequest, Device, Error, Guard, Kind, LegResult, Method, Op, Result};
@@ -157,6 +157,8 @@ pub async fn copy(
     progress: &Rc<Progress>,
 ) -> Ended {
     let start = local::now();
+    let ends: [(&'static str, _, _); 2] =
+        [("source", &source, source.losses().len()), ("dest", &dest, dest.losses().len())];
     let facts = DeviceFacts::new(source.clone(), dest.clone());
     let mut planner = Some(Planner::new(job, facts, options.policy));
     let shared = Rc::new(Shared::new(source.clone(), dest.clone(), options.clone(), progress.clone()));
@@ -232,6 +234,10 @@ pub async fn copy(
     receipt.calls = shared.calls();
     receipt.host_bytes = tally.host;
     receipt.wire_bytes = wire_bytes;
+    for (end, device, before) in ends {
+        let lost = device.losses().into_iter().skip(before);
+        receipt.connections_lost.extend(lost.map(|why| Loss { end, why }));
+    }
     receipt.flushed = flushed;
     receipt.verification = verification;
     receipt.undefined = tally.undefined.clone();
@@ -290,6 +296,7 @@ fn blank(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job: &Job, options: &
         calls: crate::block::Counters::default(),
         host_bytes: HostBytes::default(),
         wire_bytes: WireBytes::default(),
+        connections_lost: Vec::new(),
         source_state: SourceState::Unwatched,
         consistency: options.consistency.name(),
         flushed: false,

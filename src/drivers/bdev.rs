@@ -3,11 +3,11 @@
 use super::file::core::{Backing, Core, Opened};
 use super::file::{look, queue::FdQueue};
 use super::in_use::{self, Disk};
-use super::stack;
+use super::{container, stack};
 use crate::block::device::{LeafSpace, resolve_plain};
 use crate::block::{
-    Access, ByteRange, CopyRequest, Device, Error, Identity, Kind, LeafId, Limits, LimitsChange, Queue,
-    Resolution, Result, Storage,
+    Access, ByteRange, Container, CopyRequest, Device, Error, Identity, Kind, LeafId, Limits, LimitsChange,
+    Queue, Resolution, Result, Storage,
 };
 use crate::sys::{aligned::PAGE, ioctl};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
@@ -35,6 +35,7 @@ pub struct Bdev {
     claim: Option<Arc<OwnedFd>>,
     rdev: u64,
     storage: OnceLock<Storage>,
+    container: OnceLock<Container>,
 }
 
 impl Bdev {
@@ -92,7 +93,7 @@ impl Bdev {
             copies_what_is_stored: false,
             is_new: false,
         });
-        Ok(Self { core: Arc::new(core), claim, rdev, storage: OnceLock::new() })
+        Ok(Self { core: Arc::new(core), claim, rdev, storage: OnceLock::new(), container: OnceLock::new() })
     }
 
     /// True while no other program can mount it or open it exclusively.
@@ -196,6 +197,9 @@ impl Device for Bdev {
     }
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>> {
         Ok(Box::new(FdQueue::open(self.core.clone(), no_source)?))
+    }
+    fn container(&self) -> Option<Container> {
+        Some(self.container.get_or_init(|| container::of_block(self.rdev, self.core.size())).clone())
     }
     fn storage(&self) -> Storage {
         self.storage.get_or_init(|| stack::of_block(self.rdev)).clone()

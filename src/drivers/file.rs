@@ -17,11 +17,11 @@ use self::fs::{Facts, Sharing};
 use self::holes::Holes;
 use self::queue::FdQueue;
 use self::transfer::{CLONE_CALL_MAX, RANGE_CALL_MAX};
-use super::stack;
+use super::{container, stack};
 use crate::block::device::{LeafSpace, resolve_plain};
 use crate::block::{
-    Access, ByteRange, Call, Content, CopyPath, CopyRequest, Counters, Device, Error, Extent, Identity, Kind,
-    LEN_MAX, LeafId, Limits, LimitsChange, Method, Queue, Resolution, Result, Scope, Storage,
+    Access, ByteRange, Call, Container, Content, CopyPath, CopyRequest, Counters, Device, Error, Extent,
+    Identity, Kind, LEN_MAX, LeafId, Limits, LimitsChange, Method, Queue, Resolution, Result, Scope, Storage,
 };
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -61,6 +61,7 @@ pub struct File {
     facts: Facts,
     holes: Holes,
     storage: OnceLock<Storage>,
+    container: OnceLock<Container>,
 }
 
 impl File {
@@ -122,6 +123,7 @@ impl File {
             facts,
             holes: Holes::default(),
             storage: OnceLock::new(),
+            container: OnceLock::new(),
         })
     }
 
@@ -281,6 +283,9 @@ impl Device for File {
         // Blocks of 512 bytes, whatever the file system's are (stat(2)).
         let stat = rustix::fs::fstat(&*self.core.fd).ok()?;
         u64::try_from(stat.st_blocks).ok()?.checked_mul(512)
+    }
+    fn container(&self) -> Option<Container> {
+        Some(self.container.get_or_init(|| container::of_file(&*self.core.fd)).clone())
     }
     fn storage(&self) -> Storage {
         let ask = || match rustix::fs::fstat(&*self.core.fd) {

@@ -5,8 +5,9 @@
 use crate::block::device::{LeafId, check_range, resolve_plain};
 use crate::block::limits::LimitsCell;
 use crate::block::{
-    Access, Buf, ByteRange, Completion, Content, CopyPath, CopyReport, CopyRequest, Counters, Device, Error,
-    Extent, Identity, Kind, Limits, LimitsChange, Method, Op, Queue, Request, Resolution, Result, Scope,
+    Access, Buf, ByteRange, Completion, Container, Content, CopyPath, CopyReport, CopyRequest, Counters,
+    Device, Error, Extent, Identity, Kind, Limits, LimitsChange, Method, Op, Queue, Request, Resolution,
+    Result, Scope,
 };
 use crate::sys::aligned::copy_past_cache;
 use std::any::Any;
@@ -29,6 +30,7 @@ const COPY_RANGES: NonZeroU32 = NonZeroU32::new(256).expect("not zero");
 pub struct Mem {
     name: String,
     leaf: LeafId,
+    container: Container,
     size: u64,
     limits: LimitsCell,
     stripes: Box<[RwLock<Option<Buf>>]>,
@@ -62,6 +64,8 @@ impl Mem {
         Ok(Self {
             name,
             leaf: LeafId::fresh(),
+            // Ends with this process, so that no name made of it means other bytes later.
+            container: Container::passing("memory", super::container::random()),
             size,
             limits: LimitsCell::new(limits),
             stripes: (0..count).map(|_| RwLock::new(None)).collect(),
@@ -273,6 +277,9 @@ impl Mem {
 impl Device for Mem {
     fn name(&self) -> &str {
         &self.name
+    }
+    fn container(&self) -> Option<Container> {
+        Some(self.container.clone())
     }
     fn identity(&self) -> Identity {
         Identity::Leaf { leaf: self.leaf, base: 0 }

@@ -3,6 +3,7 @@
 //! `mem` is the one written to be copied.
 
 pub mod bdev;
+mod container;
 pub mod file;
 pub mod hold;
 pub mod in_use;

@@ -365,11 +365,11 @@ fn dev_at(dir: &Path) -> Option<u64> {
     dev_of(&std::fs::read_to_string(dir.join("dev")).ok()?)
 }
 
-fn number(file: &Path) -> Option<u64> {
+pub(super) fn number(file: &Path) -> Option<u64> {
     line(file)?.parse().ok()
 }
 
-fn line(file: &Path) -> Option<String> {
+pub(super) fn line(file: &Path) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
     Some(text.trim().to_owned()).filter(|t| !t.is_empty())
 }

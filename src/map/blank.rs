@@ -13,7 +13,7 @@ mod tests;
 
 use crate::block::device::{check_range, resolve_plain};
 use crate::block::{
-    Access, ByteRange, Content, CopyPath, Counters, Device, Error, Extent, Identity, Kind, Limits,
+    Access, ByteRange, Container, Content, CopyPath, Counters, Device, Error, Extent, Identity, Kind, Limits,
     LimitsChange, Queue, Resolution, Result, Storage,
 };
 use owed::{Owed, Parts};
@@ -224,6 +224,12 @@ impl Device for Blank {
     }
     fn reads_as_stored(&self, range: ByteRange) -> bool {
         self.shared.within(range).is_empty() && self.inner().reads_as_stored(range)
+    }
+    fn losses(&self) -> Vec<String> {
+        self.inner().losses()
+    }
+    fn container(&self) -> Option<Container> {
+        self.inner().container()
     }
     fn storage(&self) -> Storage {
         self.inner().storage()

@@ -16,6 +16,10 @@ const BLKDISCARD: libc::Ioctl = 0x1277;
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
 /// `LOOP_GET_STATUS64` (linux/loop.h).
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
+/// `FS_IOC_GETFSUUID`, `_IOR(0x15, 0, struct fsuuid2)` (linux/fs.h).
+const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
+/// `FS_IOC_GETVERSION`, `_IOR('v', 1, long)` (linux/fs.h).
+const FS_IOC_GETVERSION: libc::Ioctl = 0x8008_7601_u32 as libc::Ioctl;
 /// `F_SETSIG` (asm-generic/fcntl.h).
 const F_SETSIG: libc::c_int = 10;
 /// `cachestat` (Linux 6.5), the same number on every architecture.
@@ -103,6 +107,28 @@ pub fn loop_backing(fd: impl AsFd) -> io::Result<LoopBacking> {
     // SAFETY: LOOP_GET_STATUS64 writes sizeof(struct loop_info64) = 232 bytes into 256 that live across the call.
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) })?;
     Ok(LoopBacking { dev: info[0], inode: info[1], rdev: info[2], offset: info[3], size_limit: info[4] })
+}
+
+/// The UUID of the file system of an open file (Linux 6.9). `ENOTTY` where the kernel or the file system does not tell.
+pub fn file_system_uuid(fd: impl AsFd) -> io::Result<[u8; 16]> {
+    // struct fsuuid2: a length of one byte, and 16 bytes.
+    let mut uuid = [0u8; 17];
+    // SAFETY: FS_IOC_GETFSUUID writes struct fsuuid2, 17 bytes without padding, to 17 bytes that live across the call.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_GETFSUUID, &raw mut uuid) })?;
+    let [len, bytes @ ..] = uuid;
+    // All zero is no name, and a short one may be shared.
+    if len != 16 || bytes == [0; 16] { Err(io::Error::from_raw_os_error(libc::ENOTTY)) } else { Ok(bytes) }
+}
+
+/// The generation of an inode: another one each time its number is given out. `ENOTTY` where the file system has none.
+pub fn file_generation(fd: impl AsFd) -> io::Result<u32> {
+    // Declared as a long; file systems write an int (ext4, Btrfs, XFS) or a long.
+    let mut generation = [0u32; 2];
+    // SAFETY: FS_IOC_GETVERSION writes at most a long, 8 bytes, to 8 bytes that live across the call.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_GETVERSION, &raw mut generation) })?;
+    let number =
+        if cfg!(target_endian = "big") && generation[0] == 0 { generation[1] } else { generation[0] };
+    Ok(number)
 }
 
 /// Pages of a file range in the page cache.

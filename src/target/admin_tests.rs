@@ -88,6 +88,8 @@ fn identify_namespace_says_what_it_is_and_hides_what_the_host_may_not_see() {
         let five = id(5);
         assert_eq!((five.size_blocks, five.block_bytes(), five.write_protected), (256, 4096, true));
         assert_eq!(one.nguid, Some(world.subsystem.namespaces()[0].nguid()));
+        assert_eq!(one.generation, Some(world.subsystem.namespaces()[0].generation()));
+        assert_ne!(one.generation, five.generation);
         for nsid in [2, 4, NSID_MAX] {
             let told = admin.identify(structure, nsid);
             assert!(told.status == OK && told.data.iter().all(|&b| b == 0), "{nsid} is not active");

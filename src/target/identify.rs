@@ -87,6 +87,7 @@ pub(super) fn namespace(namespace: &Namespace) -> IdentifyNamespace {
     id.shared = true;
     id.write_protected = namespace.read_only();
     id.nguid = Some(namespace.nguid());
+    id.generation = Some(namespace.generation());
     if namespace.reads_zero_when_deallocated() {
         // Deallocated blocks read as zero, and Write Zeroes may deallocate.
         id.dlfeat = 1 | 1 << 3;

@@ -1,5 +1,6 @@
 //! A namespace: a device with a number, names that survive a restart, and the hosts that may see it.
 
+use crate::block::container;
 use crate::block::device::LeafSpace;
 use crate::block::{ByteRange, Device, Error, Identity, Kind, Method, Result};
 use crate::nvme::{Blocks, Count8, Status};
@@ -50,7 +51,7 @@ pub struct NamespaceOptions {
     /// Refuse writes, also where the device takes them.
     pub read_only: bool,
     /// What NGUID and UUID are made of, beside the subsystem's NQN: the same words give the same names after a restart.
-    /// `None`: the device's name.
+    /// `None`: what holds the device's bytes ([`Device::container`]), or its name where that is no matter.
     pub stable_name: Option<String>,
 }
 
@@ -70,6 +71,7 @@ pub struct Namespace {
     nsid: u32,
     nguid: [u8; 16],
     uuid: [u8; 16],
+    generation: [u8; 16],
     device: Arc<dyn Device>,
     stable_name: String,
     block_shift: u32,
@@ -99,11 +101,13 @@ impl Namespace {
             let text = format!("{} bytes are less than one block of {block_bytes}", device.size());
             return Err(Error::new(Kind::InvalidInput, text).on(device.name()));
         }
-        let name = options.stable_name.unwrap_or_else(|| device.name().to_owned());
+        let bound = bound_to(&device);
+        let name = options.stable_name.unwrap_or_else(|| bound.clone());
         Ok(Self {
             nsid: place.nsid,
             nguid: identifier("nguid", &name, place),
             uuid: uuid(identifier("uuid", &name, place)),
+            generation: container::identifier("generation", &[&bound]),
             read_only: options.read_only || device.read_only(),
             copy: copy_limits(&device, block_shift),
             device,
@@ -127,6 +131,11 @@ impl Namespace {
     /// Its UUID, as on the wire.
     pub fn uuid(&self) -> [u8; 16] {
         self.uuid
+    }
+
+    /// What its bytes are bound to, as a number: another one means that they may be others than before.
+    pub fn generation(&self) -> [u8; 16] {
+        self.generation
     }
 
     /// What it is made of.
@@ -225,17 +234,14 @@ fn copy_limits(device: &Arc<dyn Device>, shift: u32) -> CopyLimits {
     CopyLimits { range_blocks, blocks, ranges: Count8::MAX }
 }
 
+/// What the names of a device are made of, where nothing else is said.
+pub(super) fn bound_to(device: &Arc<dyn Device>) -> String {
+    device.container().map_or_else(|| device.name().to_owned(), |c| c.words().to_owned())
+}
+
 /// 16 bytes that stay the same as long as subsystem, name and number of namesakes do.
 fn identifier(kind: &str, name: &str, place: &Place<'_>) -> [u8; 16] {
-    let mut hasher = blake3::Hasher::new_derive_key("blkcopy namespace identifier 1");
-    for part in [kind, place.subsystem_nqn, name, &place.namesakes.to_string()] {
-        // Lengths first, so that no two lists of parts give the same bytes.
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    let mut out = [0; 16];
-    out.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-    out
+    container::identifier(kind, &[place.subsystem_nqn, name, &place.namesakes.to_string()])
 }
 
 /// A UUID of version 8 (RFC 9562: made by a rule of one's own) from 16 bytes.
@@ -335,6 +341,37 @@ mod tests {
             let ranges = u64::from(l.blocks.div_ceil(l.range_blocks.into()));
             assert!(commands * (72 + 32 * ranges + 24) <= 4096, "{block}");
         }
+    }
+
+    #[test]
+    fn names_end_with_the_bytes_they_name() {
+        let place = || Place { nsid: 1, subsystem_nqn: "nqn.x", namesakes: 0 };
+        let of = |device: Arc<dyn Device>, name: Option<&str>| {
+            let options =
+                NamespaceOptions { stable_name: name.map(str::to_owned), ..NamespaceOptions::default() };
+            let ns = Namespace::new(device, options, &place()).unwrap();
+            (ns.nguid(), ns.uuid(), ns.generation())
+        };
+        let (a, b) = (mem(4096, 1), mem(4096, 1));
+        assert_eq!(of(a.clone(), None), of(a.clone(), None));
+        let (first, other) = (of(a.clone(), None), of(b.clone(), None));
+        assert!(first.0 != other.0 && first.1 != other.1 && first.2 != other.2, "two memories of one name");
+        // A name that the user gave stays; that the bytes may be others is said all the same.
+        let (first, other) = (of(a, Some("x")), of(b, Some("x")));
+        assert!(first.0 == other.0 && first.1 == other.1 && first.2 != other.2);
+        // A file is the same under another path, and another file at the same path is not.
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str, create| {
+            let options = crate::drivers::FileOptions { write: true, create };
+            let file = crate::drivers::File::open(dir.path().join(name), options).unwrap();
+            file.set_len(4096).unwrap();
+            file as Arc<dyn Device>
+        };
+        let first = of(open("f", true), None);
+        assert_eq!(of(open("f", false), None), first);
+        std::fs::rename(dir.path().join("f"), dir.path().join("g")).unwrap();
+        assert_eq!(of(open("g", false), None), first);
+        assert_ne!(of(open("f", true), None), first);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Settings;
 use super::controller::{CapParts, Controller, Host};
-use super::namespace::{Namespace, NamespaceOptions, Place};
+use super::namespace::{Namespace, NamespaceOptions, Place, bound_to};
 use crate::block::device::share_bytes;
 use crate::block::{Device, Error, Kind, Result};
 use crate::nvme::fabrics::{CNTLID_MAX, Refusal};
@@ -125,7 +125,7 @@ impl Subsystem {
                 return Err(Error::new(Kind::InUse, text).on(device.name()));
             }
         }
-        let name = options.stable_name.clone().unwrap_or_else(|| device.name().to_owned());
+        let name = options.stable_name.clone().unwrap_or_else(|| bound_to(&device));
         let namesakes = state.namespaces.iter().filter(|n| *n.stable_name() == *name).count();
         let place = Place { nsid, subsystem_nqn: self.nqn.as_str(), namesakes };
         let added = Arc::new(Namespace::new(device, options, &place)?);

@@ -684,6 +684,11 @@ impl NamespaceFacts {
         let ids = |f: &Self| (f.ids.uuid, f.ids.nguid, f.ids.eui64);
         ids(self) == ids(other)
     }
+
+    /// True when the target says that the bytes are in what they were in, or says nothing of it.
+    pub(super) fn has_same_bytes(&self, other: &Self) -> bool {
+        self.identify.generation == other.identify.generation
+    }
 }
 
 /// Digests as options ask for them.

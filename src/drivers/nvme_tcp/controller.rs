@@ -68,6 +68,8 @@ pub(super) struct State {
     pub(super) questions: VecDeque<Question>,
     /// How often the thread began to ask again what the open namespaces are.
     pub(super) looks: u64,
+    /// Why associations were lost, the first `LOSSES_MAX`.
+    pub(super) losses: Vec<String>,
     /// A queue says that this association is lost.
     pub(super) lost: Option<(u64, Why)>,
     pub(super) closing: bool,
@@ -133,6 +135,7 @@ impl Controller {
                 namespaces: Vec::new(),
                 questions: VecDeque::new(),
                 looks: 0,
+                losses: Vec::new(),
                 lost: None,
                 closing: false,
                 ended: false,
@@ -151,6 +154,11 @@ impl Controller {
         let controller = Arc::new(Self { shared, thread: Mutex::new(Some(thread)) });
         all.push(Arc::downgrade(&controller));
         Ok(controller)
+    }
+
+    /// Why associations were lost, each time.
+    pub(super) fn losses(&self) -> Vec<String> {
+        lock(&self.shared.state).losses.clone()
     }
 
     /// A number of its own among the controllers this process ever had.

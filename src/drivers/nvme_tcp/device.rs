@@ -292,11 +292,17 @@ impl Namespace {
         self.cache.volatile.fetch_or(facts.identify.write_cache, Ordering::AcqRel);
         match (plain, now.identify.size_bytes()) {
             (Err(why), _) => self.is_gone(&why),
+            (Ok(()), _) if same && !self.first.has_same_bytes(now) => self.is_gone(&Why::new(
+                "the target says that its bytes are not those of before (it lost them, or was given another file or disk); \
+                 what was copied so far is of two contents: begin again"
+                    .to_owned(),
+            )),
             (Ok(()), Some(size)) if same && now.identify.block_bytes() == self.block() => {
                 self.size.store(size, Ordering::Release);
             }
             _ => self.is_gone(&Why::new(
-                "another namespace has taken its place at the target; open it anew if it is what you want"
+                "another namespace has taken its place at the target (it calls itself otherwise); what was copied so far may be of \
+                 two contents: begin again, if it is what you want"
                     .to_owned(),
             )),
         }
@@ -400,6 +406,9 @@ impl Device for Namespace {
     }
     fn change_limits(&self, change: LimitsChange) -> Result<Limits> {
         self.limits.change(change).map_err(|e| e.on(&self.name))
+    }
+    fn losses(&self) -> Vec<String> {
+        self.controller.losses()
     }
     fn copy_paths(&self) -> Vec<CopyPath> {
         self.copy_paths.clone()

@@ -9,6 +9,7 @@ use super::controller::{GOODBYE, Phase, SCANS, Shared, lock};
 use super::device::Namespace;
 use super::link::{Answer, Received, broken, buf_of, left, timespec};
 use super::wire::{Fresh, Wire};
+use crate::block::device::LOSSES_MAX;
 use crate::block::{Kind, Result};
 use crate::nvme::feature::AsyncEvent;
 use crate::nvme::tcp::host::{Data, Event};
@@ -275,7 +276,13 @@ impl Thread<'_> {
         let options = &shared.options;
         let lost = self.association();
         shared.set_phase(Phase::Down);
-        lock(&shared.state).questions.clear();
+        {
+            let mut state = lock(&shared.state);
+            state.questions.clear();
+            if state.losses.len() < LOSSES_MAX {
+                state.losses.push(why.to_string());
+            }
+        }
         for wire in shared.wires() {
             wire.post(|mail| {
                 mail.lost = lost;

@@ -83,6 +83,31 @@ fn a_namespace_without_identifiers_is_known_by_its_subsystem() {
 }
 
 #[test]
+fn bytes_that_may_be_others_end_everything_whatever_they_are_called() {
+    // From one generation to another, and to none: other software, which knows nothing of it.
+    for (before, after) in [(Some([1; 16]), Some([2; 16])), (Some([1; 16]), None), (None, Some([2; 16]))] {
+        let fake = Fake::new(|s| s.disks.get_mut(&1).unwrap().page.generation = before);
+        let device = open(&fake, 1, keen());
+        with(&device, async |client| {
+            fake.cut(true);
+            assert!(client.submit(read(0, 512)).await.result.is_ok(), "the same bytes");
+            assert_eq!(device.losses().len(), 1);
+            fake.change(|s| s.disks.get_mut(&1).unwrap().page.generation = after);
+            fake.cut(true);
+            for op in [read(0, 512), write(0, &[1; 512]), copy_op(&device, &[(0, 512)], 65536), Op::Flush] {
+                let (kind, text, _) = error_of(client.submit(op).await);
+                assert!(kind == Kind::Io && text.contains("not those of before"), "{text}");
+            }
+            assert_eq!(device.losses().len(), 2);
+        });
+        assert!(fake.bytes(1)[..512] == [0; 512], "nothing was written to what is there now");
+        // Opened anew it is what it is.
+        let device = open(&fake, 1, keen());
+        with(&device, async |client| assert!(client.submit(read(0, 512)).await.result.is_ok()));
+    }
+}
+
+#[test]
 fn a_part_in_doubt_is_cut_anew_where_commands_may_be_longer() {
     let fake = Fake::new(|s| s.controller.mdts = NonZeroU8::new(1));
     let device = open(&fake, 1, keen());

@@ -101,7 +101,15 @@ pub struct IdentifyNamespace {
     pub nguid: Option<[u8; 16]>,
     /// IEEE extended unique id (EUI64).
     pub eui64: Option<[u8; 8]>,
+    /// What the bytes are bound to, of a target that says so in the vendor specific part: another number
+    /// means that they may be others than before, whatever the identifiers say.
+    pub generation: Option<[u8; 16]>,
 }
+
+/// Where the vendor specific part begins (NVM Command Set 1.1, Identify Namespace: bytes 384 to 4095).
+const VENDOR_AT: usize = 384;
+/// The eight bytes there that say that a generation follows.
+const GENERATION_MARK: [u8; 8] = *b"blkcopy1";
 
 /// NSFEAT bit 4: the fields of [`OptimalPerformance`] are there.
 const OPTPERF: u8 = 1 << 4;
@@ -138,6 +146,7 @@ impl IdentifyNamespace {
             endgid: 0,
             nguid: None,
             eui64: None,
+            generation: None,
         }
     }
 
@@ -198,6 +207,10 @@ impl IdentifyNamespace {
         at(102, &self.endgid.to_le_bytes());
         at(104, &self.nguid.unwrap_or_default());
         at(120, &self.eui64.unwrap_or_default());
+        if let Some(generation) = self.generation {
+            at(VENDOR_AT, &GENERATION_MARK);
+            at(VENDOR_AT + 8, &generation);
+        }
         out
     }
 
@@ -272,6 +285,8 @@ impl IdentifyNamespace {
             endgid: u16_at(b, 102),
             nguid: unless_zero(bytes_at(b, 104)),
             eui64: unless_zero(bytes_at(b, 120)),
+            // Vendors put anything there: only what is marked as ours is read.
+            generation: (bytes_at(b, VENDOR_AT) == GENERATION_MARK).then(|| bytes_at(b, VENDOR_AT + 8)),
         })
     }
 }
