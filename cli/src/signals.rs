@@ -81,8 +81,8 @@ struct Hub {
 
 enum Event {
     Signal(i32),
-    /// Over; how.
-    Ended(Result<Code, Fail>),
+    /// Over, and all is said.
+    Ended(Code),
     /// All is said; what still hangs is left behind.
     Leave(Code),
     /// The command panicked; the hook has said why.
@@ -152,10 +152,37 @@ impl Interrupts {
 
     /// Everything is said and done but what hangs: ends the process without waiting for that.
     pub(crate) fn leave(&self, code: Code) -> ! {
+        let code = self.say_last(Ok(code));
         let _ = lock(&self.hub.events).send(Event::Leave(code));
         loop {
             thread::park();
         }
+    }
+
+    /// The last words of a command that ended: its error, and that of a stdout that did not take the result. Waits for readers of
+    /// lines, unless it was told to end or is a daemon; on the command's thread, so that a signal can still end it.
+    fn say_last(&self, result: Result<Code, Fail>) -> Code {
+        let mut code = match result {
+            Ok(code) => code,
+            Err(fail) => fail.print(),
+        };
+        if let Err(error) = output::finish() {
+            let what = match code {
+                Code::Done => {
+                    "what was asked for is done, but its result cannot be written to standard output"
+                }
+                _ => "the result cannot be written to standard output",
+            };
+            print_error(&Error::os(what, error), None);
+            if code != Code::Cancelled {
+                code = Code::Error;
+            }
+        }
+        let hurried = self.cancel.is_set() || self.hub.serves.load(Ordering::Acquire);
+        let patience = if hurried { LAST_LINES_PATIENCE } else { LINES_PATIENCE };
+        lines::stdout().drain(LAST_LINES_PATIENCE);
+        lines::stderr().drain(patience);
+        code
     }
 
     fn ask_to_end(&self) {
@@ -189,19 +216,20 @@ pub(crate) fn supervise(run: impl FnOnce() -> Result<Code, Fail> + Send + 'stati
     let interrupts = Interrupts { cancel: Cancel::default(), hub: Arc::new(hub) };
     let _ = PROCESS.set(interrupts.clone());
     if let Err(error) = hear(&events) {
-        return end(Err(Error::os("signals cannot be listened for", error).into()), LINES_PATIENCE).into();
+        return interrupts.say_last(Err(Error::os("signals cannot be listened for", error).into())).into();
     }
+    let theirs = interrupts.clone();
     let body = move || {
         let gone = Gone(events);
-        let result = run();
-        let _ = gone.0.send(Event::Ended(result));
+        let code = theirs.say_last(run());
+        let _ = gone.0.send(Event::Ended(code));
     };
     let thread = thread::Builder::new().name("blkcopy-command".into()).stack_size(STACK_BYTES).spawn(body);
     match thread {
         Ok(thread) => {
             Watch { interrupts, asked: None, said: None, before: Trace::default() }.watch(&heard, thread)
         }
-        Err(e) => end(Err(Error::os("a thread cannot be started", e).into()), LINES_PATIENCE).into(),
+        Err(e) => interrupts.say_last(Err(Error::os("a thread cannot be started", e).into())).into(),
     }
 }
 
@@ -219,27 +247,6 @@ fn hear(events: &Sender<Event>) -> std::io::Result<()> {
         }
     };
     thread::Builder::new().name("blkcopy-signals".into()).spawn(forward).map(drop)
-}
-
-/// The last words of a command that ended: its error, and that of a stdout that did not take the result.
-fn end(result: Result<Code, Fail>, patience: Duration) -> Code {
-    let mut code = match result {
-        Ok(code) => code,
-        Err(fail) => fail.print(),
-    };
-    if let Err(error) = output::finish() {
-        let what = match code {
-            Code::Done => "what was asked for is done, but its result cannot be written to standard output",
-            _ => "the result cannot be written to standard output",
-        };
-        print_error(&Error::os(what, error), None);
-        if code != Code::Cancelled {
-            code = Code::Error;
-        }
-    }
-    lines::stdout().drain(patience.min(SAY_AFTER));
-    lines::stderr().drain(patience);
-    code
 }
 
 /// The main thread's side.
@@ -269,11 +276,11 @@ impl Watch {
             };
             match event {
                 Ok(Event::Signal(signal)) => self.signal(signal),
-                Ok(Event::Ended(result)) => {
+                Ok(Event::Ended(code)) => {
                     drop(thread.join());
-                    return end(result, self.patience()).into();
+                    return code.into();
                 }
-                Ok(Event::Leave(code)) => exit_now(end(Ok(code), self.patience()).number().into()),
+                Ok(Event::Leave(code)) => exit_now(code.number().into()),
                 Err(RecvTimeoutError::Timeout) => self.late(),
                 Ok(Event::Panicked) | Err(RecvTimeoutError::Disconnected) => {
                     lines::stderr().drain(LAST_LINES_PATIENCE);
@@ -281,12 +288,6 @@ impl Watch {
                 }
             }
         }
-    }
-
-    /// Whoever was told to end does not wait for readers of lines, and a daemon never does.
-    fn patience(&self) -> Duration {
-        let daemon = self.interrupts.hub.serves.load(Ordering::Acquire);
-        if self.asked.is_some() || daemon { LAST_LINES_PATIENCE } else { LINES_PATIENCE }
     }
 
     /// When it is time to look whether the command has ended.
@@ -325,6 +326,12 @@ impl Watch {
         }
     }
 
+    /// Leaves; nothing here may wait for what the command waits for.
+    fn go(code: Code) -> ! {
+        lines::stderr().drain(LAST_LINES_PATIENCE);
+        exit_now(code.number().into())
+    }
+
     /// The command was asked to end and has not.
     fn late(&mut self) {
         let calls = stuck::calls();
@@ -332,7 +339,7 @@ impl Watch {
             let mut text = format!("blkcopy: stopped while {}\n", self.waits_for(&calls));
             text += &self.interrupts.hub.board.last_words();
             err(&text);
-            exit_now(end(Ok(Code::Cancelled), LAST_LINES_PATIENCE).number().into());
+            Self::go(Code::Cancelled);
         }
         note(&format!("is ending; {}", self.waits_for(&calls)));
         self.said = Some(Instant::now());
@@ -344,7 +351,7 @@ impl Watch {
                 "has waited {} s and nothing moves: leaves now; what was not flushed may be lost, and zeroes that were not stored",
                 GRACE.as_secs()
             ));
-            exit_now(end(Ok(Code::Error), LAST_LINES_PATIENCE).number().into());
+            Self::go(Code::Error);
         }
         self.before = trace;
     }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// How far apart two looks are that must see the same call: what goes on in between is not stuck.
 const LOOK_APART: Duration = Duration::from_millis(40);
+/// How long looking may take.
+const LOOK_PATIENCE: Duration = Duration::from_millis(250);
 /// Calls named in one message.
 const NAMED_MAX: usize = 4;
 /// Longest path read from our own memory, in bytes.
@@ -113,8 +115,18 @@ const PATH_SECOND: [libc::c_long; 10] = [
     libc::SYS_fchmodat,
 ];
 
-/// The calls that other threads of this process are in now and were in a moment ago, stuck ones first.
+/// The calls that other threads of this process are in now and were in a moment ago, stuck ones first; none when even that takes
+/// long: a thread may hang with what looking at others needs.
 pub(crate) fn calls() -> Vec<Call> {
+    let (told, tells) = std::sync::mpsc::channel();
+    let looks = move || drop(told.send(look_twice()));
+    if std::thread::Builder::new().name("blkcopy-std-looks".into()).spawn(looks).is_err() {
+        return Vec::new();
+    }
+    tells.recv_timeout(LOOK_PATIENCE).unwrap_or_default()
+}
+
+fn look_twice() -> Vec<Call> {
     let before = look();
     std::thread::sleep(LOOK_APART);
     let mut now = look();

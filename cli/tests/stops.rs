@@ -307,3 +307,33 @@ fn a_mount_in_the_background_is_not_stopped_by_its_terminal() {
     assert!(!read("state").contains('T') && !read("state").is_empty(), "{ran:?}: {}", read("state"));
     assert_eq!((read("size").trim(), read("code").trim()), ("1048576", "0"), "{ran:?}");
 }
+
+#[test]
+fn a_reader_that_does_not_read_is_not_waited_for_by_what_is_told_to_end() {
+    let dir = folder();
+    std::fs::write(dir.path().join("a"), bytes(1000, 3)).unwrap();
+    for (args, stuck) in [
+        (vec!["info", "--json", "a"], "stdout"),
+        (vec!["info", "is-not-there"], "stderr"),
+        (vec!["cp", "--json", "a", "b"], "stdout"),
+        (vec!["cp", "a", "a"], "stderr"),
+    ] {
+        let (reads, writes) = full_pipe();
+        let mut command = command(dir.path(), &args);
+        match stuck {
+            "stdout" => command.stdout(writes).stderr(Stdio::piped()),
+            _ => command.stdout(Stdio::null()).stderr(writes),
+        };
+        let mut child = Program::spawn(&mut command);
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(
+            child.child().try_wait().unwrap().is_none(),
+            "{args:?}: waits for its reader, who may only be slow"
+        );
+        child.kill("TERM");
+        let (ran, took) = ended(child, stuck);
+        assert!(ran.code == Some(130) && took < Duration::from_secs(5), "{args:?}: {ran:?} {took:?}");
+        assert!(stuck == "stderr" || ran.err.contains("waiting for write of pipe:"), "{args:?}: {ran:?}");
+        drop(reads);
+    }
+}
