@@ -20,10 +20,12 @@ fn shown(path: &Path) -> String {
 fn refused(dir: &Path, source: &str, dest: &str, words: &str, holds: &Path) {
     let sum = || must(&format!("sync; cksum < {}", holds.display()));
     let before = sum();
-    let ran = blkcopy(dir, &["cp", "--yes", source, dest]);
+    // A range of a file that exists is written only when that is said.
+    let place: &[&str] = if dest.contains('@') { &["--in-place"] } else { &[] };
+    let ran = blkcopy(dir, &[&["cp", "--yes", source, dest], place].concat());
     assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{source} {dest}: {ran:?}");
     assert!(ran.err.contains(words), "{source} {dest}: {}", ran.err);
-    let plan = blkcopy(dir, &["plan", source, dest]);
+    let plan = blkcopy(dir, &[&["plan", source, dest], place].concat());
     assert_eq!(plan.code, Some(1), "{source} {dest}: {plan:?}");
     assert!(plan.out.contains("FAIL") && plan.out.contains(words), "{source} {dest}: {}", plan.out);
     assert_eq!(sum(), before, "{source} {dest}: refused, and changed all the same");
@@ -31,7 +33,8 @@ fn refused(dir: &Path, source: &str, dest: &str, words: &str, holds: &Path) {
 
 #[track_caller]
 fn copied(dir: &Path, args: &[&str]) {
-    let ran = blkcopy(dir, &[&["cp", "--yes", "--verify", "bytes"], args].concat());
+    let place: &[&str] = if args.last().unwrap().contains('@') { &["--in-place"] } else { &[] };
+    let ran = blkcopy(dir, &[&["cp", "--yes", "--verify", "bytes"], args, place].concat());
     assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
 }
 
@@ -68,7 +71,7 @@ fn loop_devices_over_a_file_whose_name_is_gone_are_one_storage() {
     let now = std::fs::read(&link).unwrap();
     assert!(now[..4 << 20] == now[4 << 20..] && now[..4 << 20] == bytes(8 << 20, 1)[..4 << 20]);
     copied(base.path(), &[&format!("{a}@0+1MiB"), &format!("{b}@6MiB+1MiB")]);
-    let last = format!("{}@4096", shown(&late));
+    let last = format!("{}@4KiB", shown(&late));
     refused(base.path(), &format!("{a}@{}+1MiB", 4 * MIB), &last, SAME, &link);
 }
 
@@ -119,7 +122,7 @@ fn partitions_files_and_loops_on_loops_are_followed_down() {
     std::fs::write(&inside, bytes(1 << 20, 3)).unwrap();
     let inside = shown(&inside);
     for source in [format!("{two}@0+64KiB"), format!("{disk}@10MiB+64KiB"), format!("{file}@17MiB+64KiB")] {
-        refused(base.path(), &source, &format!("{inside}@0"), MAY, Path::new(&inside));
+        refused(base.path(), &source, &format!("{inside}@0+64KiB"), MAY, Path::new(&inside));
         let new = at.join("new");
         refused(base.path(), &source, &shown(&new), "would be made on what", Path::new(&inside));
         assert!(!new.exists());
@@ -261,6 +264,70 @@ fn a_file_of_our_mount_and_its_image_are_one_storage() {
     }
     let _ = attribute;
     mount.stop();
+}
+
+#[test]
+fn mounts_over_mounts_are_looked_through_and_what_is_behind_them_is_in_use() {
+    let test = "mounts_over_mounts_are_looked_through_and_what_is_behind_them_is_in_use";
+    if let Err(why) = mounts_or_why().and_then(|()| loops_or_why()) {
+        return skip(test, &why);
+    }
+    let (base, mut undo) = (folder(), Undo::default());
+    let image = base.path().join("a");
+    must(&format!("truncate -s 16M {0} && mkfs.ext4 -q -F {0}", shown(&image)));
+    std::fs::write(base.path().join("s"), bytes(1024, 1)).unwrap();
+    let inner = Mounted::start(&[&format!("a={}", shown(&image))]);
+    // A mount takes hold of its images, but not of the files of another mount: both show the image.
+    let outer = Mounted::start(&[&format!("b={}", shown(&inner.at_name("a")))]);
+    let (a, b) = (shown(&inner.at_name("a")), shown(&outer.at_name("b")));
+    let file = shown(&image);
+    refused(base.path(), &format!("{file}@0+1MiB"), &format!("{b}@4KiB+1MiB"), SAME, &image);
+    refused(base.path(), &format!("{b}@0+1MiB"), &format!("{a}@4KiB+1MiB"), SAME, &image);
+    std::fs::create_dir(base.path().join("mnt")).unwrap();
+    copied(base.path(), &["s", &format!("{b}@0+1KiB")]);
+    // Mounted under its own name, which neither mount can see.
+    let device = shown(&attach(&mut undo, &image).unwrap());
+    must(&format!("mount {device} {}/mnt", shown(base.path())));
+    undo.later(format!("umount {}/mnt", shown(base.path())));
+    for dest in [&a, &b] {
+        let ran = blkcopy(base.path(), &["cp", "--in-place", "s", &format!("{dest}@0+1KiB")]);
+        let who = format!("{dest}: in use: mounted at ");
+        assert!(ran.code == Some(2) && ran.err.contains(&who), "{ran:?}");
+    }
+    outer.stop();
+    inner.stop();
+}
+
+#[test]
+fn what_a_target_of_this_machine_serves_is_known_by_its_generation() {
+    let (base, _undo) = (folder(), Undo::default());
+    let at = |name: &str| base.path().join(name);
+    for (name, seed) in [("disk.img", 1), ("other.img", 2)] {
+        std::fs::write(at(name), bytes(4 << 20, seed)).unwrap();
+    }
+    let mut served = std::process::Command::new(common::BIN)
+        .args(["serve", "--listen", "127.0.0.1:0", "--nqn", "nqn.2026-01.org.example:alias", "disk.img"])
+        .current_dir(base.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = std::io::BufReader::new(served.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("listening on ") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0, "serve ended");
+    }
+    let address = line["listening on ".len()..].split(": ").next().unwrap();
+    let url = format!("nvme-tcp://{address}/nqn.2026-01.org.example:alias?nsid=1");
+    let ran = blkcopy(base.path(), &["cp", "--yes", "disk.img@0+1MiB", &format!("{url}@64KiB")]);
+    let copy = blkcopy(base.path(), &["cp", "--yes", "--verify", "bytes", "other.img@0+1MiB", &url]);
+    let out = blkcopy(base.path(), &["cp", &url, "new.img"]);
+    served.kill().unwrap();
+    served.wait().unwrap();
+    assert!(ran.code == Some(2) && ran.err.contains(MAY), "{ran:?}");
+    assert!(ran.err.contains("a target says that it serves the same file or disk"), "{}", ran.err);
+    assert_eq!((copy.code, out.code), (Some(0), Some(0)), "{copy:?} {out:?}");
+    must(&format!("cmp {} {}", shown(&at("disk.img")), shown(&at("new.img"))));
 }
 
 #[test]

@@ -26,6 +26,11 @@ impl Container {
         &self.0
     }
 
+    /// It as a number: what targets serve, and what two devices have in common that are in one thing.
+    pub fn generation(&self) -> [u8; 16] {
+        generation_of(&self.0)
+    }
+
     /// The part of it from `offset` on.
     #[must_use]
     pub fn part(&self, offset: u64, len: u64) -> Self {
@@ -37,6 +42,11 @@ impl fmt::Display for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// The number of a container with these words.
+pub fn generation_of(words: &str) -> [u8; 16] {
+    identifier("generation", &[words])
 }
 
 /// 16 bytes that are the same as long as all `parts` are, for one `kind` of use.

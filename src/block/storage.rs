@@ -32,6 +32,9 @@ pub fn parse_leaf(text: &str) -> Option<(LeafId, u64)> {
     Some((LeafId { space: *space, id: (next()?, next()?) }, next()?))
 }
 
+/// The name of what is known by a generation.
+const SERVED: &str = "what a target serves";
+
 /// Spaces whose numbers mean the same in every process of this machine.
 const SPACES: [(LeafSpace, &str); 3] =
     [(LeafSpace::File, "file"), (LeafSpace::Disk, "disk"), (LeafSpace::Namespace, "namespace")];
@@ -146,6 +149,19 @@ impl Storage {
     /// Everything somewhere within `range` of one thing.
     pub fn within(on: Arc<Stored>, range: ByteRange, by: Decides) -> Self {
         Self::default().and_within(on, range, by)
+    }
+
+    /// And in what is known by this generation ([`super::Container`]): a target that serves the same thing says the same number.
+    /// One machine that is the clone of another does so too, so it is no proof. `remote`: the leaf of what is at a target; devices of
+    /// this machine are compared by better means.
+    #[must_use]
+    pub fn and_known_as(self, remote: Option<LeafId>, generation: [u8; 16]) -> Self {
+        let number = u128::from_be_bytes(generation);
+        let word = |shift: u32| u64::try_from(number >> shift & u128::from(u64::MAX)).unwrap_or(0);
+        let unit = LeafId { space: LeafSpace::Unit, id: (word(64) | 1 << 63, word(0)) };
+        let unit = Stored::new(unit, SERVED, Self::default());
+        let local = LeafId { space: LeafSpace::Unit, id: (0, 0) };
+        self.and_within(unit, ByteRange::to(u64::MAX), Decides::Device(remote.unwrap_or(local)))
     }
 
     /// And these bytes of the device from `offset` of `on`.
@@ -351,6 +367,7 @@ impl Vague {
 #[cold]
 fn why(name: &str, vague: Option<Vague>, both: bool) -> String {
     let decides = match vague.map(|v| v.by) {
+        _ if name == SERVED => return "a target says that it serves the same file or disk".to_owned(),
         Some(Decides::FileSystem(_)) => "a file system decides where",
         _ => "how the device between them maps cannot be told",
     };
@@ -542,6 +559,19 @@ mod tests {
         assert!(map.overlap_in(&[range(0, 1)], &whole(a), &[range(0, 5 * MIB)]).is_no());
         assert_eq!(is(&map.overlap_in(&[range(MIB, MIB + 1)], &whole(b.clone()), &[range(0, 1)])), 'y');
         assert!(map.overlap_in(&[range(0, MIB)], &whole(b), &[range(0, MIB)]).is_no());
+    }
+
+    #[test]
+    fn what_a_target_serves_may_be_what_is_here() {
+        let far = |n| LeafId { space: LeafSpace::Namespace, id: (n, n) };
+        let remote = |n, generation| {
+            whole(Stored::new(far(n), "ns", Storage::default())).and_known_as(Some(far(n)), generation)
+        };
+        let local = |n, generation| whole(file(n, Storage::default())).and_known_as(None, generation);
+        both_ways(&remote(1, [1; 16]), &local(1, [1; 16]), 'm');
+        both_ways(&remote(1, [1; 16]), &local(1, [2; 16]), 'n');
+        both_ways(&remote(1, [1; 16]), &remote(2, [1; 16]), 'm');
+        both_ways(&local(1, [1; 16]), &local(2, [1; 16]), 'n');
     }
 
     #[test]

@@ -202,7 +202,14 @@ impl Device for Bdev {
         Some(self.container.get_or_init(|| container::of_block(self.rdev, self.core.size())).clone())
     }
     fn storage(&self) -> Storage {
-        self.storage.get_or_init(|| stack::of_block(self.rdev)).clone()
+        let ask = || {
+            let below = stack::of_block(self.rdev);
+            match self.container() {
+                Some(container) => below.and_known_as(None, container.generation()),
+                None => below,
+            }
+        };
+        self.storage.get_or_init(ask).clone()
     }
     fn drop_cache(&self) {
         self.core.drop_pages(ByteRange::to(self.core.size()));

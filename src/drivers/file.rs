@@ -292,7 +292,11 @@ impl Device for File {
             Ok(stat) => stack::of_file(&*self.core.fd, &stat, &self.path),
             Err(_) => Storage::default(),
         };
-        self.storage.get_or_init(ask).clone()
+        let known = |storage: Storage| match self.container() {
+            Some(container) => storage.and_known_as(None, container.generation()),
+            None => storage,
+        };
+        self.storage.get_or_init(|| known(ask())).clone()
     }
     fn drop_cache(&self) {
         self.core.drop_pages(ByteRange::to(self.core.size()));

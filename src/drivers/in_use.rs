@@ -7,7 +7,7 @@ use super::file::look;
 use super::mounts::{self, dev_of};
 use super::{locks, stack};
 use crate::block::device::LeafSpace;
-use crate::block::{Error, LeafId, Result};
+use crate::block::{Error, LeafId, Result, Storage};
 use crate::sys::ioctl;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -97,7 +97,7 @@ pub(crate) fn exclusive_elsewhere(path: &Path, rdev: u64) -> bool {
     let disk = Disk::of(rdev);
     let (ours, others): (Vec<u64>, Vec<u64>) =
         disk.related.iter().filter(|&&dev| dev != rdev).partition(|&&dev| is_claimed_here(dev));
-    ours.is_empty() || others.into_iter().any(|dev| busy(Path::new(&disk.name_of(dev))))
+    ours.is_empty() || others.into_iter().any(|dev| busy(Path::new(&name_of(dev))))
 }
 
 fn of_file(path: &Path, stat: &Stat) -> Vec<Holder> {
@@ -105,6 +105,7 @@ fn of_file(path: &Path, stat: &Stat) -> Vec<Holder> {
         .into_iter()
         .map(|name| Holder::new(HolderKind::Loop, format!("backs /dev/{name}")))
         .collect();
+    holders.extend(of_what_it_shows(path, stat));
     if swaps()
         .iter()
         .any(|s| look(Path::new(s)).is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino)))
@@ -129,7 +130,7 @@ pub(crate) fn of_block_device(rdev: u64) -> Vec<Holder> {
     let disk = Disk::of(rdev);
     let names = |path: &str| look(Path::new(path)).ok().map(|s| s.st_rdev);
     let part_of = |dev: u64| {
-        if dev == rdev { String::new() } else { format!(" ({})", disk.name_of(dev)) }
+        if dev == rdev { String::new() } else { format!(" ({})", name_of(dev)) }
     };
     let mut holders = Vec::new();
     for mount in mounts::mounts() {
@@ -176,6 +177,14 @@ fn of_twins(rdev: u64, disk: &Disk) -> Vec<Holder> {
             holders.push(Holder::new(HolderKind::Lock, text));
         }
     }
+    holders.extend(uses_of(&mine, &disk.related, true));
+    holders
+}
+
+/// What uses a block device that shares bytes with this storage, but those in `known`; also (`open`) other programs that have one
+/// open exclusively.
+fn uses_of(mine: &Storage, known: &BTreeSet<u64>, open: bool) -> Vec<Holder> {
+    let mut holders: Vec<Holder> = Vec::new();
     let mut uses: Vec<(u64, Holder)> = Vec::new();
     let names = |path: &str| look(Path::new(path)).ok().map(|s| s.st_rdev).filter(|&d| d != 0);
     for mount in mounts::mounts() {
@@ -195,18 +204,18 @@ fn of_twins(rdev: u64, disk: &Disk) -> Vec<Holder> {
         }
         // Of a disk with partitions these: the disk is busy when one of them is, which may be another part.
         let is_loop = dir.join("loop/backing_file").exists() && Disk::of(dev).related.len() == 1;
-        if is_loop || dir.join("partition").exists() && dir.join("../loop/backing_file").exists() {
+        if open && (is_loop || dir.join("partition").exists() && dir.join("../loop/backing_file").exists()) {
             uses.push((dev, Holder::new(HolderKind::Exclusive, "opened exclusively by another program")));
         }
     }
-    uses.retain(|(dev, _)| !disk.related.contains(dev));
-    let mut known: BTreeMap<u64, bool> = BTreeMap::new();
+    uses.retain(|(dev, _)| !known.contains(dev));
+    let mut shares: BTreeMap<u64, bool> = BTreeMap::new();
     for (dev, holder) in uses {
-        let shares = || !stack::of_block(dev).above_file_systems().overlap(&mine).is_no();
-        if !*known.entry(dev).or_insert_with(shares) {
+        let ask = || !stack::of_block(dev).above_file_systems().overlap(mine).is_no();
+        if !*shares.entry(dev).or_insert_with(ask) {
             continue;
         }
-        let name = disk.name_of(dev);
+        let name = name_of(dev);
         // Only of a twin: to find out means to hold it for a moment. A mount or the like says it already.
         let moot = holder.kind == HolderKind::Exclusive
             && (holders.iter().any(|h| h.kind != HolderKind::Lock)
@@ -234,25 +243,52 @@ fn parse_swaps(text: &str) -> Vec<String> {
         .collect()
 }
 
+/// What uses the file or disk behind a file of our own mounts, or behind one of an overlay. Not who has it open: the mount has.
+fn of_what_it_shows(path: &Path, stat: &Stat) -> Vec<Holder> {
+    let storage = stack::of_path(path).above_file_systems();
+    let leaves = storage.leaves();
+    let own = (stat.st_dev, stat.st_ino);
+    let mut holders = Vec::new();
+    let disks: Vec<u64> =
+        leaves.iter().map(|s| s.leaf()).filter(|l| l.space == LeafSpace::Disk).map(|l| l.id.0).collect();
+    for stored in leaves.iter().filter(|s| s.leaf().space == LeafSpace::File && s.leaf().id != own) {
+        let id = stored.leaf().id;
+        let names = loops_of(id, None).into_iter().filter(|(dev, _)| !disks.contains(dev));
+        holders.extend(names.map(|(_, name)| {
+            Holder::new(HolderKind::Loop, format!("backs /dev/{name}, under another name"))
+        }));
+    }
+    if leaves.len() > 1 {
+        let uses = uses_of(&storage, &BTreeSet::new(), false);
+        holders.extend(uses);
+    }
+    holders
+}
+
 /// Names of the loop devices that show this file.
 fn loops_on(path: &Path, stat: &Stat) -> Vec<String> {
     let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    loops_of((stat.st_dev, stat.st_ino), Some(&real)).into_iter().map(|(_, name)| name).collect()
+}
+
+/// Number and name of each loop device that shows the file of this device number and inode.
+fn loops_of(id: (u64, u64), real: Option<&Path>) -> Vec<(u64, String)> {
     let mut found = Vec::new();
     for name in entries(Path::new("/sys/block")) {
-        let shown = Path::new("/sys/block").join(&name).join("loop/backing_file");
-        let Ok(shown) = std::fs::read_to_string(shown) else { continue };
+        let dir = Path::new("/sys/block").join(&name);
+        let Ok(shown) = std::fs::read_to_string(dir.join("loop/backing_file")) else { continue };
         let node = Path::new("/dev").join(&name);
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let backing = rustix::fs::open(node, flags, Mode::empty())
             .map_err(std::io::Error::from)
             .and_then(ioctl::loop_backing);
         let same = match backing {
-            Ok(backing) => (backing.dev, backing.inode) == (stat.st_dev, stat.st_ino),
+            Ok(backing) => (backing.dev, backing.inode) == id,
             // Without rights on the node the name must do.
-            Err(_) => Path::new(shown.trim_end()) == real,
+            Err(_) => real.is_some_and(|real| Path::new(shown.trim_end()) == real),
         };
         if same {
-            found.push(name);
+            found.push((read_dev(&dir).unwrap_or(0), name));
         }
     }
     found
@@ -270,6 +306,13 @@ pub(super) fn sys_dir(dev: u64) -> PathBuf {
 
 fn read_dev(dir: &Path) -> Option<u64> {
     dev_of(&std::fs::read_to_string(dir.join("dev")).ok()?)
+}
+
+/// The name of a block device's node, as the kernel has it.
+fn name_of(dev: u64) -> String {
+    let dir = std::fs::canonicalize(sys_dir(dev)).ok();
+    let name = dir.and_then(|d| d.file_name().map(|n| n.to_string_lossy().into_owned()));
+    name.map_or_else(|| "a related device".into(), |n| format!("/dev/{n}"))
 }
 
 /// Where a block device lies on its disk.
@@ -306,12 +349,6 @@ impl Disk {
             }
         }
         disk
-    }
-
-    fn name_of(&self, dev: u64) -> String {
-        let dir = std::fs::canonicalize(sys_dir(dev)).ok();
-        let name = dir.and_then(|d| d.file_name().map(|n| n.to_string_lossy().into_owned()));
-        name.map_or_else(|| "a related device".into(), |n| format!("/dev/{n}"))
     }
 }
 

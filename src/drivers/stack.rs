@@ -242,7 +242,7 @@ impl Look {
     fn file(&self, id: (u64, u64), mount: Option<&Mount>, path: &Path) -> Arc<Stored> {
         let leaf = LeafId { space: LeafSpace::File, id };
         let below = self.down(|| match mount {
-            Some(mount) if mount.kind == "fuse.blkcopy" => self.below_our_file(id, path),
+            Some(mount) if mount.kind == "fuse.blkcopy" => self.below_our_file(mount, id, path),
             Some(mount) if mount.kind == "overlay" => {
                 let real = self.below_overlay(mount, path);
                 real.map_or_else(|| self.file_system(id.0, Some(mount)), |file| Storage::at(file, 0, LEN_MAX))
@@ -263,11 +263,15 @@ impl Look {
         below
     }
 
-    /// A file of one of our mounts: its volume.
-    fn below_our_file(&self, id: (u64, u64), path: &Path) -> Storage {
-        let same = rustix::fs::stat(path).is_ok_and(|s| (s.st_dev, s.st_ino) == id);
+    /// A file of one of our mounts: its volume. Where the name is not known it is one of those in the mounted folder.
+    fn below_our_file(&self, mount: &Mount, id: (u64, u64), path: &Path) -> Storage {
+        let is_it = |path: &Path| rustix::fs::stat(path).is_ok_and(|s| (s.st_dev, s.st_ino) == id);
+        let point = Path::new(&mount.point);
+        let found = || entries(point).into_iter().map(|name| point.join(name)).find(|path| is_it(path));
+        let path = if is_it(path) { Some(path.to_owned()) } else { found() };
+        let Some(path) = path else { return Storage::default() };
         let mut value = [0; ATTRIBUTE_MAX];
-        let read = if same { rustix::fs::getxattr(path, ATTRIBUTE, &mut value[..]).ok() } else { None };
+        let read = rustix::fs::getxattr(&path, ATTRIBUTE, &mut value[..]).ok();
         let text = read.and_then(|len| std::str::from_utf8(value.get(..len)?).ok());
         let Some((leaf, base)) = text.and_then(parse_leaf) else { return Storage::default() };
         match leaf.space {

@@ -107,7 +107,7 @@ impl Namespace {
             nsid: place.nsid,
             nguid: identifier("nguid", &name, place),
             uuid: uuid(identifier("uuid", &name, place)),
-            generation: container::identifier("generation", &[&bound]),
+            generation: container::generation_of(&bound),
             read_only: options.read_only || device.read_only(),
             copy: copy_limits(&device, block_shift),
             device,

@@ -7,9 +7,10 @@ use super::queue::NvmeQueue;
 use super::{Options, Url, Why};
 use crate::block::device::{LeafSpace, resolve_plain};
 use crate::block::limits::LimitsCell;
+use crate::block::storage::Stored;
 use crate::block::{
-    Access, ByteRange, CopyPath, Device, Error, Identity, Kind, LeafId, Limits, LimitsChange, Method, Queue,
-    Resolution, Result, Scope,
+    Access, ByteRange, CopyPath, Device, Error, Identity, Kind, LEN_MAX, LeafId, Limits, LimitsChange,
+    Method, Queue, Resolution, Result, Scope, Storage,
 };
 use crate::nvme::identify::oncs;
 use std::any::Any;
@@ -406,6 +407,13 @@ impl Device for Namespace {
     }
     fn change_limits(&self, change: LimitsChange) -> Result<Limits> {
         self.limits.change(change).map_err(|e| e.on(&self.name))
+    }
+    fn storage(&self) -> Storage {
+        let own = Storage::at(Stored::new(self.leaf, &*self.name, Storage::default()), 0, LEN_MAX);
+        match self.first.identify.generation {
+            Some(generation) => own.and_known_as(Some(self.leaf), generation),
+            None => own,
+        }
     }
     fn losses(&self) -> Vec<String> {
         self.controller.losses()
