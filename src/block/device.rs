@@ -110,6 +110,13 @@ pub trait Device: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// How often what was written here and not flushed may have been lost without any request having failed: a target that lost
+    /// power with its volatile cache, say, and was connected to again. The number only grows. `None`: it cannot be lost so, for what
+    /// this machine keeps goes only with this process.
+    fn cache_losses(&self) -> Option<u64> {
+        None
+    }
+
     /// Bytes of storage it takes; `None`: as many as its size.
     fn allocated_bytes(&self) -> Option<u64> {
         None

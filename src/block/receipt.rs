@@ -311,6 +311,8 @@ pub struct Receipt {
     pub verification: Option<Verification>,
     /// Destination ranges that may hold anything (a foreign controller failed half-way).
     pub undefined: Vec<Span>,
+    /// Bytes copied once more, because a target lost its connection before they were flushed.
+    pub copied_again_bytes: u64,
     /// Which engine served the copy.
     pub io_engine: String,
     /// Seconds.

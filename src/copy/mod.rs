@@ -6,6 +6,7 @@
 mod emulate;
 pub mod facts;
 pub mod job;
+mod lasting;
 pub mod native;
 pub mod plan;
 pub mod run;

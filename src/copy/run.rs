@@ -6,6 +6,7 @@
 
 use super::emulate::{self, Bytes};
 use super::facts::{DeviceFacts, check_apart};
+use super::lasting;
 use super::plan::{Offload, Order, Planner, Policy, Sparse, Step};
 use super::shared::Shared;
 use super::verify;
@@ -181,13 +182,17 @@ pub async fn copy(
     let mut flushed = false;
     // What is to be read back must be where it is to be read from.
     if begun && (options.flush || options.verify != Verify::None) {
-        match shared.flush().await {
+        let settles = error.is_none() && options.flush && lasting::is_watched(&shared);
+        let flush = async || match settles && !options.cancel.is_set() {
+            true => lasting::settle(&shared, job, false).await,
+            false => shared.flush().await,
+        };
+        match flush().await {
             Ok(()) => flushed = true,
             Err(e) => {
                 if e.kind() != Kind::Cancelled {
-                    // What the kernel could not write is gone from its cache too: no byte is known to be good any more.
-                    shared.tally.borrow_mut().forget_good();
-                    progress.good_bytes.set(0);
+                    // What the kernel could not write is gone from its cache too: only what was flushed before is known to be good.
+                    shared.forget_unsure();
                     error = error.filter(|before| before.kind() != Kind::Cancelled);
                 }
                 error = error.or(Some(e));
@@ -241,6 +246,7 @@ pub async fn copy(
     receipt.flushed = flushed;
     receipt.verification = verification;
     receipt.undefined = tally.undefined.clone();
+    receipt.copied_again_bytes = tally.copied_again;
     receipt.timings = Timings {
         copy_s: (copied - start).as_secs_f64(),
         flush_s: (flush_end - copied).as_secs_f64(),
@@ -302,6 +308,7 @@ fn blank(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job: &Job, options: &
         flushed: false,
         verification: None,
         undefined: Vec::new(),
+        copied_again_bytes: 0,
         io_engine: options.io_engine.clone(),
         timings: Timings::default(),
         error: None,
@@ -319,6 +326,15 @@ async fn run_plan(shared: &Rc<Shared>, planner: &mut Option<Planner<DeviceFacts>
     loop {
         if shared.stopped() {
             break;
+        }
+        if lasting::is_due(shared) {
+            shared.steps_below(1).await;
+            if !shared.stopped()
+                && let Err(e) = lasting::settle(shared, job, whole.is_some()).await
+            {
+                planned = Err(e);
+                break;
+            }
         }
         let Some(step) = shared.next_step(planner).await else { break };
         let step = match step {
@@ -356,6 +372,11 @@ async fn run_plan(shared: &Rc<Shared>, planner: &mut Option<Planner<DeviceFacts>
         }));
     }
     shared.steps_below(1).await;
+    // While the job is locked, or where no flush will look.
+    let look = whole.is_some() || lasting::is_lost(shared);
+    if planned.is_ok() && look && !shared.stopped() {
+        planned = lasting::settle(shared, job, whole.is_some()).await;
+    }
     drop(whole);
     if let Some(e) = shared.failure.take() {
         return Err(e);
@@ -365,7 +386,7 @@ async fn run_plan(shared: &Rc<Shared>, planner: &mut Option<Planner<DeviceFacts>
 }
 
 /// Locks, moves and commits one step. `position`: where its bytes stand in the job.
-async fn run_step(
+pub(super) async fn run_step(
     shared: &Rc<Shared>,
     step: Rc<Step>,
     position: u64,

@@ -3,6 +3,7 @@
 use super::Job;
 use super::emulate::{DEPTH, PIECE};
 use super::facts::{DeviceFacts, content, cover, is_leaf};
+use super::lasting::Lasting;
 use super::plan::{LeafNo, Planner, Step};
 use super::run::{Options, Pins, Progress};
 use crate::block::lock::{Claim, Claims, CopyTicket, CoreLocks};
@@ -38,6 +39,10 @@ pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) progress: Rc<Progress>,
     pub(super) tally: RefCell<Tally>,
+    /// What was written and may still be lost.
+    pub(super) lasting: RefCell<Lasting>,
+    /// The queue that flushes, once it is not the one that writes.
+    flusher: RefCell<Option<Client>>,
     /// The first error of any step.
     pub(super) failure: RefCell<Option<Error>>,
     /// One for each device, opened when first used.
@@ -78,6 +83,8 @@ pub(super) struct Tally {
     pub(super) deviations: Vec<Deviation>,
     pub(super) deviations_total: u64,
     pub(super) undefined: Vec<Span>,
+    /// Bytes copied once more, because they may have been lost.
+    pub(super) copied_again: u64,
 }
 
 impl Tally {
@@ -88,11 +95,21 @@ impl Tally {
         }
     }
 
-    /// No byte is known to be good any more.
-    pub(super) fn forget_good(&mut self) {
-        (self.good, self.prefix) = (0, 0);
-        self.stretches.clear();
-        self.methods.clear();
+    /// How far the copy is, without what it cost.
+    pub(super) fn progress(&self) -> Self {
+        Self {
+            good: self.good,
+            prefix: self.prefix,
+            stretches: self.stretches.clone(),
+            methods: self.methods.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// No more than this is known to be good.
+    fn back_to(&mut self, before: Self) {
+        (self.good, self.prefix) = (before.good, before.prefix);
+        (self.stretches, self.methods) = (before.stretches, before.methods);
     }
 
     fn good_at(&mut self, position: u64, len: u64) {
@@ -118,6 +135,8 @@ impl Shared {
         progress: Rc<Progress>,
     ) -> Self {
         Self {
+            lasting: RefCell::new(Lasting::new(dest.losses())),
+            flusher: RefCell::default(),
             source,
             dest,
             options,
@@ -195,11 +214,27 @@ impl Shared {
         self.open(&self.dest)
     }
 
+    /// Flushes through a queue opened now.
+    pub(super) fn renew_flusher(&self) -> Result<()> {
+        let client = Client::open(self.dest.clone())?;
+        *self.flusher.borrow_mut() = Some(client);
+        Ok(())
+    }
+
+    /// Only what was flushed is known to be good.
+    pub(super) fn forget_unsure(&self) {
+        let durable = self.lasting.borrow().durable();
+        self.progress.good_bytes.set(durable.good);
+        self.progress.good_prefix_bytes.set(durable.prefix);
+        self.tally.borrow_mut().back_to(durable);
+    }
+
     /// Makes what was copied durable. Once the copy is cancelled it is given up soon: a device may take long.
     ///
     /// Errors: the device's; `Cancelled` when given up, and then it is not known to be durable.
     pub(super) async fn flush(&self) -> Result<()> {
-        let client = self.dest_client()?;
+        let newer = self.flusher.borrow().clone();
+        let client = newer.map_or_else(|| self.dest_client(), Ok)?;
         let flush = local::spawn(async move { client.submit(Op::Flush).await.result });
         self.unless_cancelled(flush, FLUSH_LOOKS).await.unwrap_or_else(|| {
             self.abandoned.set(true);
@@ -264,7 +299,7 @@ impl Shared {
         if !Arc::ptr_eq(&self.source, &self.dest) {
             all += self.dest.counters();
         }
-        for client in self.clients.borrow().iter() {
+        for client in self.clients.borrow().iter().chain(self.flusher.borrow().iter()) {
             all += client.counters();
         }
         all
@@ -542,6 +577,7 @@ impl Shared {
         }
         let mut tally = self.tally.borrow_mut();
         tally.good_at(position, good);
+        self.lasting.borrow_mut().written(position, good, step);
         self.progress.good_bytes.set(tally.good);
         self.progress.good_prefix_bytes.set(tally.prefix);
         self.shows(step.method());

@@ -240,6 +240,9 @@ impl Device for Blank {
     fn may_wait(&self) -> bool {
         self.inner().may_wait()
     }
+    fn losses(&self) -> Option<u64> {
+        self.inner().losses()
+    }
     fn drop_cache(&self) {
         self.inner().drop_cache();
     }

@@ -139,6 +139,11 @@ impl WriteCache {
         self.clean.fetch_max(number, Ordering::AcqRel);
     }
 
+    /// The last association that was lost while there was something to lose; 0: none.
+    fn lost(&self) -> u64 {
+        self.lost.load(Ordering::SeqCst)
+    }
+
     /// Whether a queue that was opened on this association may be told that all it wrote is durable.
     pub(super) fn check(&self, opened: u64) -> Result<()> {
         if self.lost.load(Ordering::Acquire) < opened {
@@ -431,6 +436,9 @@ impl Device for Namespace {
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>> {
         let name = self.name.clone();
         Ok(Box::new(NvmeQueue::open(self).map_err(|e| e.on(&name))?))
+    }
+    fn losses(&self) -> Option<u64> {
+        self.cache.is_volatile().then(|| self.cache.lost())
     }
     fn as_any(&self) -> &dyn Any {
         self
