@@ -13,7 +13,7 @@ use crate::block::{Error, Kind, Result};
 use std::rc::Rc;
 
 /// Bytes after which the destination is flushed in the middle of a copy.
-const FLUSH_EVERY: u64 = 512 << 20;
+const FLUSH_EVERY: u64 = if cfg!(test) { 1 << 20 } else { 512 << 20 };
 /// Ranges after which it is flushed likewise.
 const RANGES_MAX: usize = 4096;
 /// How often the same bytes are copied again before the copy gives up.

@@ -381,3 +381,69 @@ fn only_what_stays_undefined_is_called_so() {
     let failed = receipt(Status::WRITE_FAULT, 1);
     assert_eq!((failed.good_bytes, spans(&failed)), (512, vec![(8704, 512)]));
 }
+
+/// A copy of 2 MiB from namespace 1 to namespace 2 of a target that forgets what was not flushed, cut at the commands `cuts`, counted
+/// from 0 over all I/O.
+fn forgetful(
+    cuts: &'static [usize],
+    offload: bool,
+    overlap: bool,
+) -> (Fake, crate::copy::run::Ended, Vec<u8>) {
+    let bytes = pattern(3, 4096 * 512);
+    let fake = Fake::new(|s| {
+        s.forgets = true;
+        if !offload {
+            s.controller.oncs &= !crate::nvme::identify::oncs::COPY;
+        }
+        s.disks.get_mut(&1).unwrap().bytes.clone_from(&bytes);
+        s.stable = [(1, bytes.clone()), (2, vec![0; bytes.len()])].into();
+    });
+    let (one, two) = (open(&fake, 1, keen()), open(&fake, 2, keen()));
+    let mut seen_io = 0;
+    fake.rule(move |seen| {
+        let now = seen_io;
+        seen_io += usize::from(seen.qid > 0);
+        if seen.qid > 0 && cuts.contains(&now) { Act::Cut { served: true, all: true } } else { Act::Serve }
+    });
+    let size = one.size();
+    let segment = Segment { source: 0, dest: if overlap { 65536 } else { 0 }, len: size - 65536 };
+    let job = Job::new(&[segment], size, size, overlap).unwrap();
+    let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
+    let to = if overlap { one.clone() } else { two };
+    let (from, to) = (one as Arc<dyn Device>, to as Arc<dyn Device>);
+    let ended = local.block_on(async { copy(from, to, &job, &CopyOptions::default(), &Rc::default()).await });
+    (fake, ended, bytes)
+}
+
+#[test]
+fn what_a_target_forgets_with_a_connection_is_copied_again() {
+    for offload in [false, true] {
+        for cuts in [&[0][..], &[1], &[9], &[20], &[31], &[3, 12], &[33], &[34], &[7, 30, 40]] {
+            let (fake, ended, bytes) = forgetful(cuts, offload, false);
+            let what = format!("cut at {cuts:?}, offload {offload}");
+            assert!(ended.error.is_none(), "{what}: {:?}", ended.error);
+            let len = bytes.len() - 65536;
+            assert!(fake.bytes(2)[..len] == bytes[..len], "{what}");
+            assert!(fake.bytes(2)[len..].iter().all(|&b| b == 0), "{what}");
+            let receipt = ended.receipt;
+            assert!(receipt.flushed && receipt.good_prefix_bytes == len as u64, "{what}: {receipt:?}");
+            assert_eq!(receipt.methods.values().sum::<u64>(), len as u64, "{what}: each byte once");
+            // A flush after each MiB keeps the rework short: a MiB, and what was under way beside it.
+            let most = if offload { 3 << 19 } else { len as u64 };
+            assert!(receipt.copied_again_bytes <= cuts.len() as u64 * most, "{what}: {receipt:?}");
+            assert!(!offload || flushes(&fake) >= 2, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_copy_onto_itself_whose_bytes_are_forgotten_stops_at_once_with_what_lasts() {
+    // The source may be gone: nothing is copied again.
+    let (_, ended, _) = forgetful(&[20], true, true);
+    let error = words(&ended.error.unwrap());
+    assert!(error.contains("it cannot be copied again"), "{error}");
+    let receipt = ended.receipt;
+    // The first MiB was flushed, with a step that ran beside it: back to front, that is no prefix.
+    assert!((1 << 20..2 << 20).contains(&receipt.good_bytes), "{receipt:?}");
+    assert_eq!((receipt.good_prefix_bytes, receipt.copied_again_bytes), (0, 0));
+}

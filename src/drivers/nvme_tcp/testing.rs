@@ -97,6 +97,10 @@ pub(super) struct Setup {
     /// New connections end at once.
     pub(super) deaf: bool,
     pub(super) queues: u32,
+    /// What is not flushed is gone when a host attaches anew.
+    pub(super) forgets: bool,
+    /// What each namespace held at its last flush.
+    pub(super) stable: BTreeMap<u32, Vec<u8>>,
     pub(super) log: Vec<Entry>,
 }
 
@@ -168,6 +172,8 @@ impl Default for Setup {
             refuses_behavior: false,
             deaf: false,
             queues: 8,
+            forgets: false,
+            stable: BTreeMap::new(),
             log: Vec::new(),
         }
     }
@@ -512,7 +518,11 @@ impl<'a> One<'a> {
 
     fn connect(&mut self, connect: &crate::nvme::fabrics::Connect, data: &[u8]) -> Result<u64, Refusal> {
         let data = ConnectData::parse(data)?;
-        let setup = self.inner.setup();
+        let mut setup = self.inner.setup();
+        if connect.qid == 0 && setup.forgets {
+            let Setup { disks, stable, .. } = &mut *setup;
+            stable.iter().for_each(|(nsid, bytes)| disks.get_mut(nsid).unwrap().bytes.clone_from(bytes));
+        }
         if let Some(refusal) = setup.refuse {
             return Err(refusal);
         }
@@ -643,7 +653,10 @@ impl Ghost<'_> {
         let disk = setup.disks.get_mut(&command.nsid()).ok_or((Status::INVALID_NAMESPACE, 0))?;
         let at = |disk: &Disk, blocks: Blocks, slba| place(disk, slba, blocks.get().into());
         match command {
-            IoCommand::Flush { .. } => {}
+            IoCommand::Flush { nsid } => {
+                let bytes = disk.bytes.clone();
+                setup.stable.insert(nsid, bytes);
+            }
             IoCommand::Read(e) => {
                 let at = at(disk, e.blocks, e.slba)?;
                 assert!(at.len() <= most, "more than MDTS");

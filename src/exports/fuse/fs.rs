@@ -268,7 +268,7 @@ impl Filesystem for Volumes {
         if !self.0.options.cache {
             how |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
         }
-        match self.0.files.open(volume, flags.0) {
+        match self.0.files.open(volume, flags.0, vol.device.losses()) {
             Some(handle) => reply.opened(FileHandle(handle), how),
             None => reply.error(Errno::ENFILE),
         }
@@ -398,10 +398,11 @@ impl Filesystem for Volumes {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _: &Request, ino: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let _watch = self.watch();
+        let file = self.0.files.get(handle.0);
         match self.find(ino) {
-            Some((volume, vol)) if !vol.read_only => self.0.io().leave(Job::Flush { volume, reply }),
+            Some((volume, vol)) if !vol.read_only => self.0.io().leave(Job::Flush { volume, file, reply }),
             Some(_) => reply.ok(),
             None => reply.error(Errno::EINVAL),
         }

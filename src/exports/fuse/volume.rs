@@ -33,6 +33,8 @@ pub(super) struct Vol {
     /// Nanoseconds since 1970 of the last change of contents, and of the last access somebody set.
     modified: AtomicU64,
     accessed: AtomicU64,
+    /// The last loss of the device ([`Device::losses`]) that some user of an open file was told of.
+    pub(super) told: AtomicU64,
     owner: (u32, u32),
     pub(super) pace: Pace,
     /// What it owes is going to be stored soon.
@@ -69,6 +71,7 @@ impl Vol {
             size: AtomicU64::new(if resizable { 0 } else { capacity }),
             modified: AtomicU64::new(now),
             accessed: AtomicU64::new(now),
+            told: AtomicU64::new(0),
             owner: owner
                 .unwrap_or_else(|| (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())),
             pace: Pace::default(),
@@ -298,6 +301,8 @@ pub(super) struct OpenFile {
     /// Flags it was opened with.
     pub(super) flags: i32,
     token: Mutex<Option<[u8; TOKEN]>>,
+    /// The device's losses that its user knows of.
+    losses: Mutex<Option<u64>>,
 }
 
 impl OpenFile {
@@ -307,6 +312,11 @@ impl OpenFile {
 
     pub(super) fn writes(&self) -> bool {
         self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    /// True once for each loss of the device while the file was open.
+    pub(super) fn is_untold(&self, losses: Option<u64>) -> bool {
+        std::mem::replace(&mut *lock(&self.losses), losses) != losses
     }
 
     /// True when every write is to be durable before it returns.
@@ -333,12 +343,17 @@ struct Table {
 
 impl Files {
     /// A handle for a newly opened file; none when too many are open.
-    pub(super) fn open(&self, volume: usize, flags: i32) -> Option<u64> {
+    pub(super) fn open(&self, volume: usize, flags: i32, losses: Option<u64>) -> Option<u64> {
         let mut table = lock(&self.0);
         if table.open.len() >= FILES_MAX {
             return None;
         }
-        Some(table.open.insert(Arc::new(OpenFile { volume, flags, token: Mutex::default() })) as u64)
+        Some(table.open.insert(Arc::new(OpenFile {
+            volume,
+            flags,
+            token: Mutex::default(),
+            losses: Mutex::new(losses),
+        })) as u64)
     }
 
     pub(super) fn get(&self, handle: u64) -> Option<Arc<OpenFile>> {
@@ -390,16 +405,20 @@ mod tests {
     #[test]
     fn a_token_stands_for_its_open_file_until_that_is_closed() {
         let files = Files::default();
-        let (a, b) =
-            (files.open(0, libc::O_RDONLY).unwrap(), files.open(1, libc::O_RDWR | libc::O_SYNC).unwrap());
+        let (a, b) = (
+            files.open(0, libc::O_RDONLY, None).unwrap(),
+            files.open(1, libc::O_RDWR | libc::O_SYNC, Some(3)).unwrap(),
+        );
         let (ta, tb) = (files.token(a).unwrap(), files.token(b).unwrap());
         assert!(ta != tb && files.token(a) == Some(ta));
         assert_eq!(files.of_token(&ta).unwrap().volume, 0);
         assert!(files.get(b).unwrap().syncs() && !files.get(a).unwrap().writes());
+        let told = [Some(3), Some(5), Some(5)].map(|losses| files.get(b).unwrap().is_untold(losses));
+        assert_eq!(told, [false, true, false], "each loss is told once");
         files.close(a);
         assert!(files.of_token(&ta).is_none() && files.of_token(&tb).is_some());
         // The number is used again, the token is not.
-        let again = files.open(2, libc::O_RDONLY).unwrap();
+        let again = files.open(2, libc::O_RDONLY, None).unwrap();
         assert_eq!(again, a);
         assert!(files.of_token(&ta).is_none() && files.token(again) != Some(ta));
         assert_eq!(files.count(), 2);

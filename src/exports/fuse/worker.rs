@@ -3,7 +3,7 @@
 use super::copying::{CopyJob, IoctlJob};
 use super::errno::errno;
 use super::lane::TRANSFER_MAX;
-use super::volume::Vol;
+use super::volume::{OpenFile, Vol};
 use super::{Shared, TTL_NONE, ino_of};
 use crate::block::lock::CoreLocks;
 use crate::block::lock::{Claims, CopyTicket, LockDomain, LockedQueue, Mode, claims_of};
@@ -51,6 +51,8 @@ pub(super) enum Job {
     },
     Flush {
         volume: usize,
+        /// Whose bytes.
+        file: Option<Arc<OpenFile>>,
         reply: ReplyEmpty,
     },
     Zero {
@@ -146,6 +148,8 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) locks: Rc<CoreLocks>,
     clients: RefCell<Vec<Option<Client>>>,
+    /// [`Device::losses`] of each volume when its client was opened, and when this worker last told of a loss.
+    losses: RefCell<Vec<[Option<u64>; 2]>>,
     /// Queues whose user holds the locks already.
     bare: RefCell<Vec<Option<Client>>>,
     pool: BufPool,
@@ -196,6 +200,7 @@ fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
         shared: shared.clone(),
         locks,
         clients: RefCell::new(none()),
+        losses: RefCell::new(shared.volumes.iter().map(|v| [v.device.losses(); 2]).collect()),
         bare: RefCell::new(none()),
         pool: BufPool::new(PAYLOAD, BUFFER)
             .filter(|pool| pool.chunk_bytes() >= BUFFER)
@@ -266,6 +271,7 @@ impl Worker {
             return Ok(client.clone());
         }
         let device = self.volume(volume).device.clone();
+        self.losses.borrow_mut()[volume][0] = device.losses();
         let queue = LockedQueue::open(device.clone(), self.locks.clone())?;
         let client = Client::over(device, Box::new(queue));
         clients[volume] = Some(client.clone());
@@ -305,7 +311,7 @@ impl Worker {
                     Err(error) => reply.error(self.told("write", volume, &error)),
                 }
             }
-            Job::Flush { volume, reply } => match self.flush(volume).await {
+            Job::Flush { volume, file, reply } => match self.flush_for(volume, file.as_deref()).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(self.told("flush", volume, &error)),
             },
@@ -490,8 +496,37 @@ impl Worker {
         Ok(ticket)
     }
 
+    /// Makes what was written last, for whoever has no open file to be told by.
     pub(super) async fn flush(&self, volume: usize) -> Result<()> {
-        self.client(volume)?.submit(Op::Flush).await.result
+        self.flush_for(volume, None).await
+    }
+
+    /// The same for an open file. When a target was lost with bytes that were not flushed, and came back, every file that was open
+    /// then is told once; the volume goes on.
+    async fn flush_for(&self, volume: usize, file: Option<&OpenFile>) -> Result<()> {
+        let device = &self.volume(volume).device;
+        let mut result = self.client(volume)?.submit(Op::Flush).await.result;
+        if result.is_err() && device.losses() != self.losses.borrow()[volume][0] {
+            // A queue of before the loss cannot know what is durable.
+            self.clients.borrow_mut()[volume] = None;
+            result = self.client(volume)?.submit(Op::Flush).await.result;
+        }
+        result?;
+        let now = device.losses();
+        let told = &self.volume(volume).told;
+        let untold = match file {
+            Some(file) => file.is_untold(now),
+            None => {
+                let before = std::mem::replace(&mut self.losses.borrow_mut()[volume][1], now);
+                before != now && now > Some(told.load(Ordering::Acquire))
+            }
+        };
+        if untold {
+            told.fetch_max(now.unwrap_or(0), Ordering::AcqRel);
+            let text = "the connection to the target was lost with bytes written here and not yet flushed: they may be gone";
+            return Err(Error::new(Kind::Io, text).on(device.name()));
+        }
+        Ok(())
     }
 
     /// Makes a range read as zero, all of it at once for whoever looks.
