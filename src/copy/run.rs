@@ -184,7 +184,10 @@ pub async fn copy(
     if begun && (options.flush || options.verify != Verify::None) {
         let settles = error.is_none() && options.flush && lasting::is_watched(&shared);
         let flush = async || match settles && !options.cancel.is_set() {
-            true => lasting::settle(&shared, job, false).await,
+            true => {
+                let settled = shared.or_abandon(lasting::settle(&shared, job, false)).await;
+                settled.unwrap_or_else(|| Err(shared.abandon()))
+            }
             false => shared.flush().await,
         };
         match flush().await {
