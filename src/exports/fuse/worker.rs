@@ -148,7 +148,7 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) locks: Rc<CoreLocks>,
     clients: RefCell<Vec<Option<Client>>>,
-    /// [`Device::losses`] of each volume when its client was opened, and when this worker last told of a loss.
+    /// The losses of each volume's device when its client was opened, and when this worker last told of a loss.
     losses: RefCell<Vec<[Option<u64>; 2]>>,
     /// Queues whose user holds the locks already.
     bare: RefCell<Vec<Option<Client>>>,
