@@ -163,14 +163,20 @@ async fn copy_again(shared: &Rc<Shared>, job: &Job, losses: Option<u64>, locked:
     for Unsure { position, segment } in lost {
         let part = Job::of_step(vec![segment], false);
         let facts = DeviceFacts::new(shared.source.clone(), shared.dest.clone());
-        let mut planner = Planner::new(&part, facts, shared.options.policy);
+        let mut planner = Some(Planner::new(&part, facts, shared.options.policy));
         while let Some(step) = shared.next_step(&mut planner).await {
             if shared.stopped() {
                 return Err(shared.stop_reason());
             }
-            let step = Rc::new(shared.adopt(planner.facts(), step?)?);
+            let step = step?;
+            let Some(facts) = planner.as_ref().map(Planner::facts) else { break };
+            let step = Rc::new(shared.adopt(facts, step)?);
             let at = position + (step.dest - segment.dest);
             run_step(shared, step, at, locked, 0).await?;
+        }
+        if planner.is_none() {
+            // Stopped while it was looked what comes next.
+            return Err(shared.stop_reason());
         }
     }
     Ok(())
