@@ -1,7 +1,7 @@
 //! What a copy has written since the last flush that succeeded, and what becomes of it when a target with a volatile cache is lost
 //! and comes back: it is copied again.
 //!
-//! Only for destinations that can lose bytes so ([`Device::losses`](crate::block::Device::losses)). A flush every
+//! Only for destinations that can lose bytes so ([`Device::cache_losses`](crate::block::Device::cache_losses)). A flush every
 //! [`FLUSH_EVERY`] keeps short what has to be copied again, and the list of it.
 
 use super::facts::DeviceFacts;
@@ -30,7 +30,7 @@ struct Unsure {
 /// What is not known to last.
 #[derive(Default)]
 pub(super) struct Lasting {
-    /// [`Device::losses`](crate::block::Device::losses) when `ranges` was empty; `None`: nothing is lost so.
+    /// [`Device::cache_losses`](crate::block::Device::cache_losses) when `ranges` was empty; `None`: nothing is lost so.
     seen: Option<u64>,
     ranges: Vec<Unsure>,
     bytes: u64,
@@ -89,7 +89,7 @@ pub(super) fn is_due(shared: &Shared) -> bool {
     let lasting = shared.lasting.borrow();
     let Some(seen) = lasting.seen else { return false };
     let much = lasting.bytes >= FLUSH_EVERY || lasting.ranges.len() >= RANGES_MAX;
-    !lasting.ranges.is_empty() && (shared.dest.losses() != Some(seen) || (much && shared.options.flush))
+    !lasting.ranges.is_empty() && (shared.dest.cache_losses() != Some(seen) || (much && shared.options.flush))
 }
 
 /// True when what was written may be lost without an error of the device.
@@ -99,7 +99,7 @@ pub(super) fn is_watched(shared: &Shared) -> bool {
 
 /// True when something was lost since anybody looked.
 pub(super) fn is_lost(shared: &Shared) -> bool {
-    shared.lasting.borrow().seen.is_some_and(|seen| shared.dest.losses() != Some(seen))
+    shared.lasting.borrow().seen.is_some_and(|seen| shared.dest.cache_losses() != Some(seen))
 }
 
 /// Makes what was written last: flushes it where the copy is to be flushed, and copies again what was lost until nothing is.
@@ -114,14 +114,14 @@ pub(super) async fn settle(shared: &Rc<Shared>, job: &Job, locked: bool) -> Resu
         if shared.options.cancel.is_set() {
             return Err(shared.stop_reason());
         }
-        let now = shared.dest.losses();
+        let now = shared.dest.cache_losses();
         if now == shared.lasting.borrow().seen {
             if !shared.options.flush || shared.lasting.borrow().ranges.is_empty() {
                 return Ok(());
             }
             let flushed = shared.flush().await;
             // A connection that was lost meanwhile is why it failed, or why it says less than it seems to.
-            if shared.dest.losses() == now {
+            if shared.dest.cache_losses() == now {
                 flushed?;
                 shared.lasting.borrow_mut().settled(&shared.tally.borrow());
                 return Ok(());

@@ -135,7 +135,7 @@ impl Shared {
         progress: Rc<Progress>,
     ) -> Self {
         Self {
-            lasting: RefCell::new(Lasting::new(dest.losses())),
+            lasting: RefCell::new(Lasting::new(dest.cache_losses())),
             flusher: RefCell::default(),
             source,
             dest,

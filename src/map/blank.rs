@@ -240,8 +240,8 @@ impl Device for Blank {
     fn may_wait(&self) -> bool {
         self.inner().may_wait()
     }
-    fn losses(&self) -> Option<u64> {
-        self.inner().losses()
+    fn cache_losses(&self) -> Option<u64> {
+        self.inner().cache_losses()
     }
     fn drop_cache(&self) {
         self.inner().drop_cache();

@@ -349,8 +349,8 @@ impl Device for Mirror {
         sum += self.legs[1].counters();
         sum
     }
-    fn losses(&self) -> Option<u64> {
-        self.legs.iter().filter_map(|leg| leg.losses()).reduce(u64::wrapping_add)
+    fn cache_losses(&self) -> Option<u64> {
+        self.legs.iter().filter_map(|leg| leg.cache_losses()).reduce(u64::wrapping_add)
     }
     fn drop_cache(&self) {
         self.legs.iter().for_each(|leg| leg.drop_cache());

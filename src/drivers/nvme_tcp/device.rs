@@ -437,7 +437,7 @@ impl Device for Namespace {
         let name = self.name.clone();
         Ok(Box::new(NvmeQueue::open(self).map_err(|e| e.on(&name))?))
     }
-    fn losses(&self) -> Option<u64> {
+    fn cache_losses(&self) -> Option<u64> {
         self.cache.is_volatile().then(|| self.cache.lost())
     }
     fn as_any(&self) -> &dyn Any {

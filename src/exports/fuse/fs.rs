@@ -268,7 +268,7 @@ impl Filesystem for Volumes {
         if !self.0.options.cache {
             how |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
         }
-        match self.0.files.open(volume, flags.0, vol.device.losses()) {
+        match self.0.files.open(volume, flags.0, vol.device.cache_losses()) {
             Some(handle) => reply.opened(FileHandle(handle), how),
             None => reply.error(Errno::ENFILE),
         }

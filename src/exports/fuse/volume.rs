@@ -33,7 +33,7 @@ pub(super) struct Vol {
     /// Nanoseconds since 1970 of the last change of contents, and of the last access somebody set.
     modified: AtomicU64,
     accessed: AtomicU64,
-    /// The last loss of the device ([`Device::losses`]) that some user of an open file was told of.
+    /// The last loss of the device ([`Device::cache_losses`]) that some user of an open file was told of.
     pub(super) told: AtomicU64,
     owner: (u32, u32),
     pub(super) pace: Pace,

@@ -200,7 +200,7 @@ fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
         shared: shared.clone(),
         locks,
         clients: RefCell::new(none()),
-        losses: RefCell::new(shared.volumes.iter().map(|v| [v.device.losses(); 2]).collect()),
+        losses: RefCell::new(shared.volumes.iter().map(|v| [v.device.cache_losses(); 2]).collect()),
         bare: RefCell::new(none()),
         pool: BufPool::new(PAYLOAD, BUFFER)
             .filter(|pool| pool.chunk_bytes() >= BUFFER)
@@ -271,7 +271,7 @@ impl Worker {
             return Ok(client.clone());
         }
         let device = self.volume(volume).device.clone();
-        self.losses.borrow_mut()[volume][0] = device.losses();
+        self.losses.borrow_mut()[volume][0] = device.cache_losses();
         let queue = LockedQueue::open(device.clone(), self.locks.clone())?;
         let client = Client::over(device, Box::new(queue));
         clients[volume] = Some(client.clone());
@@ -506,13 +506,13 @@ impl Worker {
     async fn flush_for(&self, volume: usize, file: Option<&OpenFile>) -> Result<()> {
         let device = &self.volume(volume).device;
         let mut result = self.client(volume)?.submit(Op::Flush).await.result;
-        if result.is_err() && device.losses() != self.losses.borrow()[volume][0] {
+        if result.is_err() && device.cache_losses() != self.losses.borrow()[volume][0] {
             // A queue of before the loss cannot know what is durable.
             self.clients.borrow_mut()[volume] = None;
             result = self.client(volume)?.submit(Op::Flush).await.result;
         }
         result?;
-        let now = device.losses();
+        let now = device.cache_losses();
         let told = &self.volume(volume).told;
         let untold = match file {
             Some(file) => file.is_untold(now),
