@@ -84,6 +84,23 @@ const NAMES: [(libc::c_long, &str); 47] = names![
     SYS_linkat,
     SYS_fchmod,
 ];
+/// The same, on machines that have the older forms too.
+#[cfg(target_arch = "x86_64")]
+const OLD_NAMES: [(libc::c_long, &str); 11] = names![
+    SYS_open,
+    SYS_stat,
+    SYS_lstat,
+    SYS_access,
+    SYS_rename,
+    SYS_unlink,
+    SYS_readlink,
+    SYS_mkdir,
+    SYS_rmdir,
+    SYS_link,
+    SYS_chmod,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD_NAMES: [(libc::c_long, &str); 0] = [];
 /// Calls in which a thread waits for another thread, the clock or a peer: not stuck.
 const IDLE: [libc::c_long; 12] = [
     libc::SYS_futex,
@@ -99,6 +116,11 @@ const IDLE: [libc::c_long; 12] = [
     libc::SYS_rt_sigtimedwait,
     libc::SYS_epoll_pwait2,
 ];
+/// The older forms of two of them.
+#[cfg(target_arch = "x86_64")]
+const OLD_IDLE: [libc::c_long; 4] = [libc::SYS_poll, libc::SYS_epoll_wait, libc::SYS_select, libc::SYS_pause];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD_IDLE: [libc::c_long; 0] = [];
 /// Calls whose first argument is a path, and those whose second is.
 const PATH_FIRST: [libc::c_long; 4] =
     [libc::SYS_umount2, libc::SYS_statfs, libc::SYS_getxattr, libc::SYS_mount];
@@ -192,7 +214,7 @@ impl Call {
             return true;
         }
         let Some(number) = self.number else { return true };
-        if IDLE.contains(&number) {
+        if IDLE.contains(&number) || OLD_IDLE.contains(&number) {
             return true;
         }
         // Whoever reads the next request or signal has nothing to do.
@@ -219,7 +241,8 @@ impl Call {
     }
 
     fn words(&self) -> String {
-        let known = self.number.and_then(|n| NAMES.iter().find(|(number, _)| *number == n));
+        let all = || NAMES.iter().chain(&OLD_NAMES);
+        let known = self.number.and_then(|n| all().find(|(number, _)| *number == n));
         let name = match (known, self.number) {
             _ if self.name.starts_with("iou-") => "an io_uring request".to_owned(),
             (Some((_, name)), _) => name.trim_start_matches("SYS_").to_owned(),
@@ -228,7 +251,7 @@ impl Call {
         };
         let number = self.number.filter(|_| !self.name.starts_with("iou-"));
         let what = match number {
-            Some(n) if PATH_FIRST.contains(&n) => self.path(0),
+            Some(n) if PATH_FIRST.contains(&n) || OLD_NAMES.iter().any(|(old, _)| *old == n) => self.path(0),
             Some(n) if PATH_SECOND.contains(&n) => self.path(1).or_else(|| self.file(0)),
             Some(n) if n == libc::SYS_copy_file_range => self.file(2),
             Some(_) => self.file(0),
@@ -266,7 +289,7 @@ mod tests {
             .unwrap();
         let theirs = fifo.clone();
         let waits = std::thread::spawn(move || fs::read(theirs));
-        let named = format!("openat of {}", fifo.display());
+        let named = format!(" of {}", fifo.display());
         let begun = std::time::Instant::now();
         let words = loop {
             let words = words(&calls());
