@@ -65,7 +65,7 @@ pub(crate) struct CpArgs {
     /// What is locked together: each request of the plan, or the whole job
     #[arg(long, value_enum, default_value = "request", value_name = "WHAT")]
     pub(crate) consistency: ConsistencyArg,
-    /// Keep the source's mode and times (regular files)
+    /// Keep the source's owner, mode, access control list, extended attributes and times (regular files)
     #[arg(long)]
     pub(crate) preserve: bool,
     /// Print the receipt as JSON instead of the last line

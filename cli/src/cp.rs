@@ -3,7 +3,9 @@
 use crate::args::CpArgs;
 use crate::ends::{self, Ends, Purpose};
 use crate::fail::{Code, Fail, print_error};
+use crate::go_on::GoOn;
 use crate::output::{self, Level, note};
+use crate::preserve::Kept;
 use crate::progress::Show;
 use crate::receipt_file::ReceiptFile;
 use crate::run::{self, Interrupts, What};
@@ -12,7 +14,6 @@ use blkcopy::block::receipt::Outcome;
 use blkcopy::block::{Error, Kind};
 use blkcopy::copy::run::Options;
 use blkcopy::copy::{DeviceFacts, Offload, Planner};
-use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
 /// Runs the command.
@@ -24,7 +25,9 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     for path in [ends.source_name.path(), ends.dest_name.path()].into_iter().flatten() {
         streams::check_apart(path)?;
     }
-    let preserve = if args.preserve { Some(source_metadata(&ends)?) } else { None };
+    let preserve = if args.preserve { Some(kept(&ends)?) } else { None };
+    // What is preserved is given at the end: until then the file is nobody else's.
+    let mode = if args.preserve { 0o600 } else { mode_of_new(&ends) };
     if !args.quiet {
         for finding in ends.findings.iter().filter(|f| f.level == Level::Warn) {
             note(&format!("warning: {}", finding.text));
@@ -36,7 +39,8 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     let engine = run::engine(args.io_engine.into(), args.quiet)?;
     let receipt_file = args.receipt.as_ref().map(|path| ReceiptFile::open(path, &ends)).transpose()?;
     interrupts.doing("copying");
-    let ready = ends.begin(preserve.as_ref().map(MetadataExt::mode))?;
+    let go_on = GoOn::new(&ends);
+    let ready = ends.begin(mode)?;
     let options = Options {
         policy: ends::policy(&args.ends, ready.dest_zero_from),
         consistency: args.consistency.into(),
@@ -48,6 +52,7 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
         abandon: true,
         io_engine: engine.name.clone(),
         locks: Some(engine.locks.clone()),
+        in_order: ready.in_order,
     };
     let show = Show::choose(args.quiet);
     let what = What { source: ready.source, dest: ready.dest, job: &ready.job, hold: ready.source_hold };
@@ -55,20 +60,25 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     let mut receipt = ended.receipt;
     run::name_ends(&mut receipt, &shown(&args.ends.source), &shown(&args.ends.dest));
 
-    let mut code = code_of(receipt.outcome);
+    let mut error = ended.error;
     let mut late = Vec::new();
     if let Some(made) = &ready.made {
+        let settled = if receipt.outcome == Outcome::Done { made.settle() } else { Ok(()) };
+        let finished = settled.and_then(|()| match receipt.outcome {
+            Outcome::Done => made.finish(!args.ends.no_sync, preserve.as_ref()),
+            _ => Ok(Vec::new()),
+        });
+        match finished {
+            Ok(warnings) => warnings.iter().for_each(|text| note(&format!("warning: {text}"))),
+            Err(failed) => error = Some(run::fail_after_all(&mut receipt, failed)),
+        }
         if let Some(text) = made.put_right(&mut receipt)
             && !args.quiet
         {
             note(&text);
         }
-        if receipt.outcome == Outcome::Done
-            && let Err(error) = made.finish(!args.ends.no_sync, preserve.as_ref())
-        {
-            late.push(error);
-        }
     }
+    let mut code = code_of(receipt.outcome);
     drop(ready.dest_hold);
     let text = output::json(&receipt);
     if let Some(mut file) = receipt_file
@@ -84,13 +94,19 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     } else if !args.quiet {
         output::out(&(output::last_line(&receipt) + "\n"));
     }
-    if let Some(error) = &ended.error {
+    if let Some(error) = &error {
         print_error(error, hint(error));
+    }
+    if let Some(command) = go_on.command(args, &receipt) {
+        let good = output::size_exact(receipt.good_prefix_bytes);
+        note(&format!("the first {good} of the copy are good; to go on from there:\n  {command}"));
     }
     for error in &late {
         print_error(error, None);
         code = Code::Error;
     }
+    // A file that has got no name goes.
+    drop(ready.made);
     if ended.abandoned {
         // The engine would wait for what a device has not answered.
         interrupts.leave(code);
@@ -134,12 +150,21 @@ fn require_offload(args: &CpArgs, ends: &Ends) -> Result<(), Fail> {
     Ok(())
 }
 
-fn source_metadata(ends: &Ends) -> Result<Metadata, Fail> {
-    let name = ends.source_name.device_text();
-    let regular = ends.source_name.path().map(std::fs::metadata).transpose();
-    match regular.map_err(|e| Error::os("cannot be looked at", e).on(&name))? {
-        Some(meta) if meta.is_file() => Ok(meta),
-        _ => Err(Fail::invalid(format!("{name}: --preserve needs a regular file as source"))
-            .hint("leave --preserve out")),
+/// What `--preserve` keeps of the source.
+fn kept(ends: &Ends) -> Result<Kept, Fail> {
+    let (device, stat) = &ends.named;
+    match (device.as_any().downcast_ref::<blkcopy::drivers::File>(), stat) {
+        (Some(file), Some(stat)) => Ok(Kept::of(file, *stat)?),
+        _ => Err(Fail::invalid(format!(
+            "{}: --preserve needs a regular file as source",
+            ends.source_name.device_text()
+        ))
+        .hint("leave --preserve out")),
     }
+}
+
+/// Permission bits of a file that is made, less the umask: the source's, as with `cp`.
+fn mode_of_new(ends: &Ends) -> u32 {
+    let meta = ends.source_name.path().and_then(|path| path.metadata().ok());
+    meta.map_or(0o666, |meta| meta.mode() & 0o777)
 }

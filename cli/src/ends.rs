@@ -7,12 +7,14 @@ use crate::args::EndsArgs;
 use crate::fail::Fail;
 use crate::file_dest::{Begun, FileDest, Made, hold_dest};
 use crate::output::{Finding, Level, size_exact};
+use crate::spool::{self, Spooled};
 
 use blkcopy::block::device::{is_one_device, storage_of};
 use blkcopy::block::{ByteRange, Device, Error, Identity, Kind, LEN_MAX, Overlap};
 use blkcopy::copy::{Job, Policy, Segment};
-use blkcopy::drivers::{Hold, backing_shortage, hold, in_use};
+use blkcopy::drivers::{File, Hold, backing_shortage, hold, in_use};
 use blkcopy::open::{self, Found, Name, Place};
+use rustix::fs::Stat;
 use std::sync::Arc;
 
 /// What the checks are for.
@@ -35,7 +37,11 @@ pub(crate) struct Ends {
     pub(crate) segments: Vec<Segment>,
     pub(crate) findings: Vec<Finding>,
     /// Both ends are one file or device.
-    same: bool,
+    pub(crate) same: bool,
+    /// What is read is a spool of the source: nothing is to be held or watched.
+    spooled: bool,
+    /// What was named as the source, and what it was before the first byte was read; `None`: not a file.
+    pub(crate) named: (Arc<dyn Device>, Option<Stat>),
 }
 
 /// The destination before it is changed.
@@ -53,6 +59,8 @@ pub(crate) struct Ready {
     pub(crate) job: Job,
     /// See [`Policy::dest_zero_from`].
     pub(crate) dest_zero_from: u64,
+    /// See [`blkcopy::copy::run::Options::in_order`].
+    pub(crate) in_order: bool,
     /// What was done to a destination file so far.
     pub(crate) made: Option<Made>,
     /// Keeps writers away from the source, or watches it.
@@ -99,6 +107,18 @@ pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
         };
         dest_name = dest_name.at_path(path.join(file));
     }
+    let stat = source.as_any().downcast_ref::<File>().map(rustix::fs::fstat).transpose();
+    let stat = stat.map_err(|e| Error::os("cannot be looked at", e).on(source.name()))?;
+    let named = (source.clone(), stat);
+    let (source, spooled) = match spool::of(&source, &dest_name, purpose)? {
+        Spooled::No => (source, false),
+        Spooled::Yes(spool) => (spool, true),
+        Spooled::Later => {
+            let text = format!("{}: its size is not what can be read from it", source_name.text());
+            checks.findings.push(Finding::warn(text, "none: cp reads it to its end"));
+            (source, false)
+        }
+    };
     let segments = place_segments(args, &source_name, &dest_name, source.size())?;
     let end = segments.iter().map(|s| s.dest_range().end()).max().unwrap_or(0);
     let in_place = args.in_place || dest_name.range.is_some() || !args.segments.is_empty();
@@ -159,7 +179,17 @@ pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
     if let Dest::Device(device) = &dest {
         check_fit(device, &source_name, &segments, end, &mut checks)?;
     }
-    let ends = Ends { source, source_name, dest_name, dest, segments, findings: checks.findings, same };
+    let ends = Ends {
+        source,
+        source_name,
+        dest_name,
+        dest,
+        segments,
+        findings: checks.findings,
+        same,
+        spooled,
+        named,
+    };
     if purpose == Purpose::Copy || ends.findings.iter().all(|f| f.level != Level::Fail) {
         // What segments do to each other: the same check that the copy itself makes.
         ends.job(ends.dest_size())?;
@@ -216,6 +246,10 @@ fn open_device(
     checks: &mut Checks,
 ) -> Result<Arc<dyn Device>, Fail> {
     let Some(path) = name.path() else { return open_elsewhere(name, args, purpose, checks) };
+    if open::find(path)? == Found::Other {
+        // In the driver's words, before anything is asked for.
+        open::open_source(name)?;
+    }
     if purpose == Purpose::Plan {
         check_use(path, args.force_in_use, checks)?;
         if open::read_only(path) {
@@ -437,27 +471,31 @@ impl Ends {
 
     /// Takes hold of both ends, then makes, cuts or extends a destination file: the first change of anything, after all
     /// that can fail.
-    pub(crate) fn begin(self, mode: Option<u32>) -> Result<Ready, Fail> {
+    ///
+    /// `mode`: permission bits of a file that is made, less the umask.
+    pub(crate) fn begin(self, mode: u32) -> Result<Ready, Fail> {
         let job = self.job(self.dest_size())?;
         // A destination that exists is open since `look`: our own opening breaks no lease taken now.
-        let mut source_hold = hold(&self.source, false)?;
-        if self.same {
-            source_hold.written_by_us();
+        let mut source_hold = if self.spooled { None } else { Some(hold(&self.source, false)?) };
+        if self.same
+            && let Some(hold) = &mut source_hold
+        {
+            hold.written_by_us();
         }
-        let (dest, dest_zero_from, made, dest_hold) = match self.dest {
+        let (dest, dest_zero_from, in_order, made, dest_hold) = match self.dest {
             Dest::Device(device) => {
                 let hold = hold_dest(&device)?;
-                (device, u64::MAX, None, hold)
+                (device, u64::MAX, false, None, hold)
             }
             Dest::File(file) => {
-                let Begun { device, zero_from, made, hold } = file.begin(mode, &self.segments)?;
-                (device, zero_from, Some(made), hold)
+                let Begun { device, zero_from, in_order, made, hold } = file.begin(mode, &self.segments)?;
+                (device, zero_from, in_order, Some(made), hold)
             }
         };
-        let (source_hold, dest_hold) = (Some(source_hold), Some(dest_hold));
+        let dest_hold = Some(dest_hold);
         // One device on both ends is one handle.
         let source = if self.same { dest.clone() } else { self.source };
-        Ok(Ready { source, dest, job, dest_zero_from, made, source_hold, dest_hold })
+        Ok(Ready { source, dest, job, dest_zero_from, in_order, made, source_hold, dest_hold })
     }
 
     /// What the planner can be run over without changing anything. The finding says why there is nothing.
@@ -471,7 +509,16 @@ impl Ends {
             },
         };
         let source = self.source.clone();
-        Ok(Ok(Ready { source, dest, job, dest_zero_from, made: None, source_hold: None, dest_hold: None }))
+        Ok(Ok(Ready {
+            source,
+            dest,
+            job,
+            dest_zero_from,
+            in_order: false,
+            made: None,
+            source_hold: None,
+            dest_hold: None,
+        }))
     }
 }
 

@@ -1,14 +1,17 @@
 //! A regular file as destination: made, cut or extended as `cp` would, and put right when the copy ends early.
+//!
+//! A new file gets its name when it is good. What an ended copy leaves behind, and why: `docs/notes/010-what-an-ended-copy-leaves.md`.
 
 use crate::fail::Fail;
 use crate::output::{Finding, size_exact};
-use blkcopy::block::device::LeafSpace;
+use crate::preserve::Kept;
 use blkcopy::block::receipt::{Outcome, Receipt};
-use blkcopy::block::{Device, Error, Identity, Kind, LeafId};
+use blkcopy::block::{Device, Error, Kind};
 use blkcopy::copy::Segment;
-use blkcopy::drivers::{File, FileOptions, Hold, hold};
+use blkcopy::drivers::{File, FileOptions, Fresh, Hold, hold};
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +33,8 @@ pub(crate) struct Begun {
     pub(crate) device: Arc<dyn Device>,
     /// See [`blkcopy::copy::Policy::dest_zero_from`].
     pub(crate) zero_from: u64,
+    /// It could not be given its length first: it is to be written from the front.
+    pub(crate) in_order: bool,
     pub(crate) made: Made,
     pub(crate) hold: Hold,
 }
@@ -38,11 +43,12 @@ pub(crate) struct Begun {
 pub(crate) struct Made {
     file: Arc<File>,
     /// Made by this copy.
-    created: bool,
+    fresh: Option<Fresh>,
+    in_place: bool,
     /// Its length before the copy; 0 when it was cut or made.
     kept_len: u64,
-    /// Where the one segment goes; `None` when there are several.
-    single: Option<u64>,
+    final_len: u64,
+    segments: Vec<Segment>,
 }
 
 impl FileDest {
@@ -60,58 +66,51 @@ impl FileDest {
         Ok(Self { path: path.to_owned(), existing, in_place, old_len, final_len })
     }
 
-    /// Makes it, holds it, then cuts or extends it. `mode`: permission bits of a file that is made, instead of 0666 less
-    /// the umask. An error leaves everything as it was.
-    pub(crate) fn begin(self, mode: Option<u32>, segments: &[Segment]) -> Result<Begun, Fail> {
-        let file = match &self.existing {
-            Some(file) => file.clone(),
-            None => create(&self.path, mode)?,
-        };
-        let single = match segments {
-            [one] => Some(one.dest),
-            _ => None,
+    /// Makes it, holds it, then cuts or extends it. `mode`: permission bits of a file that is made, less the umask. An error
+    /// leaves everything as it was.
+    pub(crate) fn begin(self, mode: u32, segments: &[Segment]) -> Result<Begun, Fail> {
+        let (file, fresh) = match &self.existing {
+            Some(file) => (file.clone(), None),
+            None => {
+                let fresh = Fresh::create(&self.path, mode)?;
+                (fresh.file().clone(), Some(fresh))
+            }
         };
         let kept_len = if self.in_place { self.old_len } else { 0 };
-        let made = Made { file: file.clone(), created: file.created(), kept_len, single };
         let device: Arc<dyn Device> = file.clone();
-        let begun = hold_dest(&device).and_then(|hold| {
-            // What was looked at before the hold decides which bytes are kept and which are known to be zero.
-            let len = file.len_now()?;
-            if len != self.old_len {
-                let text = format!(
-                    "another program changed its length from {} to {len} bytes just now",
-                    self.old_len
-                );
-                return Err(Fail::from(Error::new(Kind::InUse, text).on(file.name()))
-                    .hint("copy again when it has ended"));
-            }
-            Ok((hold, self.set_size(&file)?))
-        });
-        let hold = match begun {
-            Ok((hold, ())) => hold,
-            Err(fail) => {
-                if made.created {
-                    made.remove();
-                }
-                return Err(fail);
-            }
-        };
-        let zero_from = if self.final_len > kept_len || kept_len == 0 { kept_len } else { u64::MAX };
-        Ok(Begun { device, zero_from, made, hold })
+        let hold = hold_dest(&device)?;
+        // What was looked at before the hold decides which bytes are kept and which are known to be zero.
+        let len = file.len_now()?;
+        if len != self.old_len {
+            let text =
+                format!("another program changed its length from {} to {len} bytes just now", self.old_len);
+            return Err(Fail::from(Error::new(Kind::InUse, text).on(file.name()))
+                .hint("copy again when it has ended"));
+        }
+        let in_order = !self.set_size(&file)?;
+        let zeroed = !in_order && (self.final_len > kept_len || kept_len == 0);
+        let zero_from = if zeroed { kept_len } else { u64::MAX };
+        let (in_place, final_len) = (self.in_place, self.final_len);
+        let made = Made { file, fresh, in_place, kept_len, final_len, segments: segments.to_vec() };
+        Ok(Begun { device, zero_from, in_order, made, hold })
     }
 
-    fn set_size(&self, file: &File) -> Result<(), Error> {
+    /// False: it could not be made longer first.
+    fn set_size(&self, file: &File) -> Result<bool, Error> {
+        let mut grown = true;
         if !self.in_place && self.old_len > 0 {
             if self.final_len > self.old_len {
                 // A length that cannot be had is refused while the old bytes are still there.
-                file.set_len(self.final_len)?;
+                file.grow(self.final_len)?;
             }
             file.set_len(0)?;
         }
-        if file.size() != self.final_len {
+        if self.final_len > file.size() {
+            grown = file.grow(self.final_len)?;
+        } else if self.final_len < file.size() {
             file.set_len(self.final_len)?;
         }
-        Ok(())
+        Ok(grown)
     }
 
     /// A file for the planner to look at, like the destination will be; the destination itself when that stays as it is.
@@ -123,8 +122,9 @@ impl FileDest {
             return Ok((file.clone(), u64::MAX));
         }
         let zero_from = if self.in_place { self.old_len } else { 0 };
-        match nameless(&self.folder(), self.final_len) {
-            Ok(device) => Ok((device, zero_from)),
+        let made = nameless(&self.folder(), &self.path.display().to_string());
+        match made.and_then(|file| file.set_len(self.final_len).map(|()| file)) {
+            Ok(device) => Ok((Arc::new(device), zero_from)),
             Err(error) => Err(Finding::warn(
                 format!("the extents cannot be planned without making {}: {error}", self.path.display()),
                 "run cp; its receipt has the methods",
@@ -139,51 +139,44 @@ impl FileDest {
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Says clearly why a file cannot be made, before anything is.
 fn check_place(path: &Path) -> Result<(), Fail> {
+    let name = path.display().to_string();
+    if path.as_os_str().as_bytes().ends_with(b"/") {
+        let error = Error::new(Kind::InvalidInput, "names a directory that does not exist").on(&name);
+        return Err(Fail::from(error).hint("make the directory, or leave out the / at the end"));
+    }
     if path.symlink_metadata().is_ok() {
-        let error =
-            Error::new(Kind::InvalidInput, "is a symbolic link to nothing").on(&path.display().to_string());
+        let error = Error::new(Kind::InvalidInput, "is a symbolic link to nothing").on(&name);
         return Err(Fail::from(error).hint("remove the link, or name the file it should lead to"));
     }
     let folder = folder_of(path);
     let problem = match std::fs::metadata(folder) {
         Ok(meta) if !meta.is_dir() => {
-            Error::new(Kind::InvalidInput, format!("{} is no directory", folder.display()))
+            Error::new(Kind::InvalidInput, format!("{} is not a directory", folder.display()))
+        }
+        Ok(meta) if holds_device_nodes(&meta) => {
+            let text = format!(
+                "no such device, and {} takes device nodes, not files: what is written there stays in memory and is gone after a restart",
+                folder.display()
+            );
+            let error = Error::new(Kind::NotFound, text).on(&name);
+            return Err(Fail::from(error).hint("check the name of the device, or name a file elsewhere"));
         }
         Ok(_) => return Ok(()),
         Err(error) => Error::os(format!("cannot be made in {}", folder.display()), error),
     };
-    Err(Fail::from(problem.on(&path.display().to_string()))
-        .hint("make the directory, or name another destination"))
+    Err(Fail::from(problem.on(&name)).hint("make the directory, or name another destination"))
 }
 
-fn create(path: &Path, mode: Option<u32>) -> Result<Arc<File>, Fail> {
-    let options = FileOptions { write: true, create: true };
-    let Some(mode) = mode else { return made_now(File::open(path, options)?) };
-    // Nobody else may open it before it has the source's mode.
-    let umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    let file = File::open(path, options);
-    rustix::process::umask(umask);
-    let file = made_now(file?)?;
-    if let Err(error) = file.set_mode(mode) {
-        let _ = std::fs::remove_file(path);
-        return Err(error.into());
-    }
-    Ok(file)
-}
-
-/// A file that was not there must have been made by us: another's contents are neither zero nor ours to overwrite.
-fn made_now(file: Arc<File>) -> Result<Arc<File>, Fail> {
-    if file.created() {
-        return Ok(file);
-    }
-    let error = Error::new(Kind::InUse, "another program made it just now").on(file.name());
-    Err(Fail::from(error).hint("look at it, and copy again"))
+/// True for a folder of the file system that `/dev` is. The kernel's is one, however often it is mounted.
+fn holds_device_nodes(folder: &std::fs::Metadata) -> bool {
+    let dev = |path: &str| std::fs::metadata(path).ok().map(|m| m.dev());
+    dev("/dev") == Some(folder.dev()) && dev("/") != Some(folder.dev())
 }
 
 /// Keeps others away from a destination.
@@ -194,59 +187,115 @@ pub(crate) fn hold_dest(device: &Arc<dyn Device>) -> Result<Hold, Fail> {
 
 /// Takes down that only the good prefix is left.
 fn cut_off(receipt: &mut Receipt) {
-    receipt.cut_off_bytes = receipt.good_bytes - receipt.good_prefix_bytes;
+    receipt.cut_off_bytes += receipt.good_bytes - receipt.good_prefix_bytes;
     receipt.good_bytes = receipt.good_prefix_bytes;
 }
 
-/// A nameless file of `len` bytes in `folder`: gone when it is closed.
-fn nameless(folder: &Path, len: u64) -> Result<Arc<dyn Device>, Error> {
+/// Takes down that nothing is left.
+fn cut_off_all(receipt: &mut Receipt) {
+    receipt.cut_off_bytes += receipt.good_bytes;
+    receipt.good_bytes = 0;
+    receipt.good_prefix_bytes = 0;
+}
+
+/// A nameless file in `folder`, called `name` in messages: gone when it is closed.
+pub(crate) fn nameless(folder: &Path, name: &str) -> Result<File, Error> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let fd: OwnedFd = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|e| Error::os(format!("{} takes no nameless files", folder.display()), e))?;
-    let file =
-        File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()), FileOptions { write: true, create: false })?;
-    file.set_len(len)?;
-    Ok(file)
+    File::over(fd, Path::new(name), name.to_owned(), true)
 }
 
 impl Made {
-    /// After a copy that went well: the name durable, mode and times as the source's.
-    pub(crate) fn finish(&self, sync: bool, preserve: Option<&std::fs::Metadata>) -> Result<(), Error> {
-        if let Some(meta) = preserve {
-            self.file.set_mode(meta.mode())?;
-            let time = |tv_sec, tv_nsec| rustix::fs::Timespec { tv_sec, tv_nsec };
-            self.file.set_times(&rustix::fs::Timestamps {
-                last_access: time(meta.atime(), meta.atime_nsec()),
-                last_modification: time(meta.mtime(), meta.mtime_nsec()),
-            })?;
-            if sync {
-                self.file.sync_all()?;
-            }
+    /// Whether what was written is there, after all that was asked of the file system: it may answer for a write only when the file
+    /// is closed, and another program may have cut the file.
+    ///
+    /// Errors: no byte is known to be good.
+    pub(crate) fn settle(&self) -> Result<(), Error> {
+        self.file.close_checked()?;
+        let len = self.file.len_now()?;
+        if len == self.final_len || (len > self.final_len && self.in_place) {
+            return Ok(());
         }
-        if sync && self.created {
-            self.file.sync_parent()?;
-        }
-        Ok(())
+        let text = format!(
+            "another program changed its length from {} to {len} bytes while it was copied to; copy again",
+            self.final_len
+        );
+        Err(Error::new(Kind::InUse, text).on(self.file.name()))
     }
 
-    /// After a copy that ended early: what is not good is cut off where that can be told, and good bytes behind it too,
+    /// After a copy that went well: owner, mode and times as the source's, the name given and durable. Returns what is to be warned of.
+    ///
+    /// Errors: the copy is not what was asked for; a new file has no name then.
+    pub(crate) fn finish(&self, sync: bool, preserve: Option<&Kept>) -> Result<Vec<String>, Error> {
+        let mut warnings = Vec::new();
+        if let Some(kept) = preserve {
+            kept.give(&self.file, self.fresh.is_some(), &mut warnings)?;
+        }
+        if let Some(fresh) = &self.fresh {
+            fresh.publish()?;
+        }
+        if sync && (preserve.is_some() || self.fresh.is_some()) {
+            // Some file systems write a new name only with the file.
+            self.file.sync_all()?;
+        }
+        if sync
+            && let Some(fresh) = &self.fresh
+            && let Err(error) = fresh.sync_folder()
+        {
+            let cause = std::error::Error::source(&error).map_or(String::new(), |c| format!(" ({c})"));
+            warnings.push(format!(
+                "{error}{cause}: the bytes are durable, the name may be gone after a power cut"
+            ));
+        }
+        Ok(warnings)
+    }
+
+    /// After a copy that ended early: what is not good is cut off where that can be told, and good bytes past it too,
     /// which the receipt then says. Returns a note about it.
     pub(crate) fn put_right(&self, receipt: &mut Receipt) -> Option<String> {
-        if matches!(receipt.outcome, Outcome::Done | Outcome::Mismatch) {
+        if receipt.outcome == Outcome::Done {
             return None;
         }
-        let name = self.file.name();
-        let first_bad = receipt.good_prefix_bytes;
-        let useless = receipt.good_bytes == 0 || self.single.is_some() && first_bad == 0;
-        if self.created && useless {
-            cut_off(receipt);
-            return self.remove().then(|| format!("{name}: removed, nothing in it is known to be good"));
-        }
-        let Some(start) = self.single else {
-            return Some(format!("{name}: kept as it is; the receipt says what was done"));
+        let Some(fresh) = &self.fresh else {
+            return if receipt.outcome == Outcome::Mismatch { None } else { self.cut(receipt) };
         };
-        let len = self.kept_len.max(start.saturating_add(first_bad));
-        if len >= self.file.size() {
+        let name = self.file.name();
+        if fresh.is_published() {
+            return Some(format!("{name}: kept; the receipt says what was done"));
+        }
+        if receipt.outcome == Outcome::Mismatch {
+            return Some(format!("{name}: not made, because what was copied is not equal to the source"));
+        }
+        let (good, end) = (receipt.good_prefix_bytes, self.good_end(receipt));
+        let whole = good == receipt.requested_bytes;
+        if good == 0 || (end >= self.final_len && !whole) {
+            cut_off_all(receipt);
+            return Some(format!("{name}: not made, nothing in it is known to be good"));
+        }
+        let kept = self.file.set_len(end.max(if whole { self.final_len } else { 0 }));
+        // A partial copy is worth its name: its length says that it is one, and it can be gone on with.
+        Some(match kept.and_then(|()| fresh.publish()) {
+            Ok(()) if whole => format!("{name}: kept, all of it copied"),
+            Ok(()) => {
+                cut_off(receipt);
+                format!("{name}: cut to {}, all of it good", size_exact(end))
+            }
+            Err(error) => {
+                cut_off_all(receipt);
+                format!("{name}: not made, because it could not be cut to what is good: {error}")
+            }
+        })
+    }
+
+    /// Cuts a destination that was there before.
+    fn cut(&self, receipt: &mut Receipt) -> Option<String> {
+        let name = self.file.name();
+        if self.segments.len() != 1 {
+            return Some(format!("{name}: kept as it is; the receipt says what was done"));
+        }
+        let len = self.kept_len.max(self.good_end(receipt));
+        if len >= self.file.len_now().unwrap_or(u64::MAX) {
             return None;
         }
         Some(match self.file.set_len(len) {
@@ -258,11 +307,17 @@ impl Made {
         })
     }
 
-    /// Removes the file, if its name still leads to it.
-    fn remove(&self) -> bool {
-        let path = self.file.path();
-        let Ok(meta) = path.symlink_metadata() else { return false };
-        let leaf = LeafId { space: LeafSpace::File, id: (meta.dev(), meta.ino()) };
-        self.file.identity() == Identity::Leaf { leaf, base: 0 } && std::fs::remove_file(path).is_ok()
+    /// Where the good prefix ends in the file; 0 when there is none.
+    fn good_end(&self, receipt: &Receipt) -> u64 {
+        let (mut left, mut end) = (receipt.good_prefix_bytes, 0);
+        for segment in &self.segments {
+            let here = segment.len.min(left);
+            if here == 0 && left == 0 {
+                break;
+            }
+            end = end.max(segment.dest.saturating_add(here));
+            left -= here;
+        }
+        end
     }
 }

@@ -9,10 +9,10 @@ use blkcopy::block::receipt::{Outcome, Receipt};
 use blkcopy::block::{ByteRange, Device, Error, Kind};
 use blkcopy::copy::Job;
 use blkcopy::copy::run::{Ended, Options, Progress, copy};
-use blkcopy::drivers::Hold;
+use blkcopy::drivers::{File, Hold};
 use blkcopy::reactor::local::{Local, sleep};
 use blkcopy::reactor::{EngineChoice, choose};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,10 +66,22 @@ pub(crate) fn run(
     let What { source, dest, job, hold } = what;
     interrupts.wakes(engine.local.waker());
     let (source_name, source_size) = (source.name().to_owned(), source.size());
+    let in_order = options.in_order;
     let progress = Rc::new(Progress::default());
     let meter = progress::start(&engine.local, show, interrupts.board(), &progress, job.total());
     let hold = Rc::new(RefCell::new(hold));
     let watched = Rc::downgrade(&hold);
+    let was_cut = Rc::new(Cell::new(None));
+    let (cut, file) = (was_cut.clone(), dest.clone());
+    let _looks = engine.local.spawn(async move {
+        let Some(file) = file.as_any().downcast_ref::<File>().filter(|_| !in_order) else { return };
+        // It has its whole length from the start: what is shorter was cut by another program, and what is written to it then makes it
+        // as long as before.
+        while cut.get().is_none() {
+            cut.set(file.len_now().ok().filter(|&len| len < file.size()));
+            sleep(WATCH_EVERY).await;
+        }
+    });
     let _runs_on = engine.local.spawn(async move {
         // A program that wants to write waits for our lease: it is given back soon after it is asked for.
         while let Some(hold) = watched.upgrade() {
@@ -80,17 +92,24 @@ pub(crate) fn run(
             sleep(WATCH_EVERY).await;
         }
     });
+    let dest_name = dest.name().to_owned();
     let mut ended = engine.local.block_on(copy(source, dest, job, options, &progress));
     meter.finish();
+    if let Some(len) = was_cut.get() {
+        let text = format!("another program cut it to {len} bytes while it was copied to; copy again");
+        let error = fail_after_all(&mut ended.receipt, Error::new(Kind::InUse, text).on(&dest_name));
+        ended.error = Some(error);
+    }
     let mut changed = None;
     if let Some(hold) = &mut *hold.borrow_mut() {
         match hold.check() {
             Ok(()) => ended.receipt.source_state = hold.state(),
             Err(error) => changed = Some(error),
         }
-        if hold.grew() && changed.is_none() && show != Show::Nothing {
-            let text = "grew while it was copied: the copy ends where the source ended when it was opened";
-            note(&format!("{}: {text} ({})", source_name, size_exact(source_size)));
+        if hold.grew() && changed.is_none() {
+            // Said with --quiet too, as below: a file that was cut and written anew has grown as well.
+            let text = "grew while it was copied, and may have changed: the copy ends where the source ended when it was opened";
+            note(&format!("warning: {}: {text} ({})", source_name, size_exact(source_size)));
         }
     }
     if ended.receipt.outcome == Outcome::Mismatch {
@@ -104,6 +123,16 @@ pub(crate) fn run(
         note(&format!("warning: {changed}"));
     }
     ended
+}
+
+/// Takes down that a copy which ended well is not good after all: nothing of it is known to be there. Returns the error.
+pub(crate) fn fail_after_all(receipt: &mut Receipt, error: Error) -> Error {
+    receipt.outcome = Outcome::Failed;
+    receipt.cut_off_bytes += receipt.good_bytes;
+    (receipt.good_bytes, receipt.good_prefix_bytes) = (0, 0);
+    receipt.flushed = false;
+    receipt.error = Some((&error).into());
+    error
 }
 
 /// The error of a destination that does not hold what was copied to it.

@@ -58,6 +58,14 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
             ..NamespaceOptions::default()
         };
         let nsid = subsystem.add(device.clone(), options)?;
+        let block = u64::from(args.block_size.unwrap_or(512).max(device.limits().block_size.get()));
+        let odd = device.size() % block;
+        if odd > 0 {
+            let name = device.name();
+            note(&format!(
+                "warning: {name}: its last {odd} bytes are not served: its size is not a multiple of {block}"
+            ));
+        }
         output::say(&format!("namespace {nsid}: {}, {}\n", device.name(), size(device.size())));
     }
     target.serve(subsystem)?;

@@ -23,13 +23,27 @@ fn signal(child: &Child, names: &[&str]) {
     }
 }
 
-/// Waits until `file` has bytes on storage or in the cache: the copy is under way.
+/// Waits until the copy to `file`, which has no name before it is good, has bytes on storage or in the cache.
 fn under_way(file: &Path) {
     let begun = Instant::now();
-    while file.metadata().map_or(0, |m| m.blocks()) == 0 {
+    while !nameless_beside(file) && file.metadata().map_or(0, |m| m.blocks()) == 0 {
         assert!(begun.elapsed() < PATIENCE, "the copy does not begin");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// True when a process has a file with bytes in it open that lies beside `file` and has no name, or a hidden one.
+fn nameless_beside(file: &Path) -> bool {
+    let folder = file.parent().unwrap().to_str().unwrap();
+    let marks =
+        [format!("{folder}/#"), format!("{folder}/.{}.blkcopy-", file.file_name().unwrap().display())];
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let files = processes.filter_map(|p| std::fs::read_dir(p.path().join("fd")).ok()).flatten().flatten();
+    files.map(|fd| fd.path()).any(|fd| {
+        let link = std::fs::read_link(&fd).unwrap_or_default();
+        marks.iter().any(|mark| link.to_string_lossy().starts_with(mark.as_str()))
+            && fd.metadata().is_ok_and(|m| m.blocks() > 0)
+    })
 }
 
 /// Sends SIGINT and waits; how it ended, and after how long.

@@ -113,7 +113,7 @@ pub(super) async fn emulate(
                 idle.notify_one();
             }
         };
-        if step.order == Order::Any {
+        if step.order == Order::Any && !shared.options.in_order {
             drop(local::spawn(task));
         } else {
             task.await;

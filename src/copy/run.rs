@@ -85,6 +85,8 @@ pub struct Options {
     pub io_engine: String,
     /// This thread's range locks; `None`: nobody else uses these devices through this process.
     pub locks: Option<Rc<CoreLocks>>,
+    /// Every byte is written, one piece after the other from the front: for a file that cannot be made longer before.
+    pub in_order: bool,
 }
 
 impl Default for Options {
@@ -100,6 +102,7 @@ impl Default for Options {
             abandon: false,
             io_engine: String::new(),
             locks: None,
+            in_order: false,
         }
     }
 }
@@ -359,7 +362,9 @@ async fn run_plan(shared: &Rc<Shared>, planner: &mut Option<Planner<DeviceFacts>
         issued += step.len;
         // File systems let one copy_file_range into a file at a time: a second one would only spin on the inode's lock.
         // Zeroes that a device has to write out are as long as a second may be.
-        let alone = step.barrier || matches!(step.method(), Method::CopyFileRange | Method::WriteZeroes);
+        let alone = step.barrier
+            || shared.options.in_order
+            || matches!(step.method(), Method::CopyFileRange | Method::WriteZeroes);
         let room = if alone { 1 } else { STEPS_IN_FLIGHT };
         shared.steps_below(room).await;
         if shared.stopped() {
@@ -590,6 +595,10 @@ async fn zero_leg(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -> (u64, Res
         if result.is_err() {
             return (good, result);
         }
+    }
+    if head < tail && shared.options.in_order {
+        // Zeroing makes no file longer.
+        return write_zeroes(shared, step, leg, head, step.len).await;
     }
     if head < tail {
         let may_unmap = shared.options.policy.sparse != Sparse::Never;

@@ -5,12 +5,15 @@
 
 mod blocking;
 pub(crate) mod core;
+mod fresh;
 mod fs;
 mod holes;
 mod policy;
 pub(crate) mod queue;
 mod transfer;
 mod way;
+
+pub use self::fresh::Fresh;
 
 use self::core::{Backing, Core, Opened};
 use self::fs::{Facts, Sharing};
@@ -27,7 +30,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::any::Any;
 use std::num::{NonZeroU32, NonZeroU64};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -77,10 +80,10 @@ impl File {
 
     fn open_named(path: &Path, name: String, options: FileOptions) -> Result<Self> {
         let access = if options.write { OFlags::RDWR } else { OFlags::RDONLY };
-        let (fd, stat, created) = match look(path) {
+        match look(path) {
             Ok(seen) => {
                 let (fd, stat) = open_same(path, access, &seen)?;
-                (fd, stat, false)
+                Ok(Self::with_stat(fd, &stat, path, name, (options.write, false)))
             }
             Err(Errno::NOENT) if options.create && options.write => {
                 let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -92,12 +95,30 @@ impl File {
                         Error::os("cannot be created", e)
                     }
                 })?;
-                let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot be looked at", e))?;
-                (fd, stat, true)
+                Self::just_made(fd, path, name)
             }
-            Err(error) => return Err(Error::os("cannot be opened", error)),
-        };
-        let facts = Facts::of(&fd, &stat);
+            Err(error) => Err(Error::os("cannot be opened", error)),
+        }
+    }
+
+    /// The regular file behind a descriptor that is open already, as what was opened at `path`.
+    ///
+    /// Errors: `InvalidInput` for anything else than a regular file, and those of the system.
+    pub fn over(fd: OwnedFd, path: &Path, name: String, writable: bool) -> Result<Self> {
+        let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot be looked at", e))?;
+        refuse_others(&stat)?;
+        Ok(Self::with_stat(fd, &stat, path, name, (writable, false)))
+    }
+
+    /// A file that was made by opening it.
+    fn just_made(fd: OwnedFd, path: &Path, name: String) -> Result<Self> {
+        let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot be looked at", e))?;
+        Ok(Self::with_stat(fd, &stat, path, name, (true, true)))
+    }
+
+    fn with_stat(fd: OwnedFd, stat: &Stat, path: &Path, name: String, how: (bool, bool)) -> Self {
+        let (writable, created) = how;
+        let facts = Facts::of(&fd, stat);
         let leaf = LeafId { space: LeafSpace::File, id: (stat.st_dev, stat.st_ino) };
         let ranges = NonZeroU32::MIN;
         let mut limits = Limits::plain(NonZeroU32::MIN).with_copy(COPY_MAX, COPY_MAX, ranges);
@@ -107,16 +128,16 @@ impl File {
             identity: Identity::Leaf { leaf, base: 0 },
             fd,
             backing: Backing::Regular,
-            writable: options.write,
+            writable,
             limits,
-            size: size_of(&stat),
+            size: size_of(stat),
             fs_block_bytes: facts.block_bytes,
             is_local: facts.is_local,
             knows_no_wait: facts.knows_no_wait,
             copies_what_is_stored: facts.sharing == Sharing::Yes || facts.copied_by_server,
             is_new: created,
         });
-        Ok(Self {
+        Self {
             core: Arc::new(core),
             path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             created,
@@ -124,7 +145,7 @@ impl File {
             holes: Holes::default(),
             storage: OnceLock::new(),
             container: OnceLock::new(),
-        })
+        }
     }
 
     /// Where it was opened, as an absolute path.
@@ -151,6 +172,36 @@ impl File {
         self.core.set_size(len);
         self.holes.forget();
         Ok(())
+    }
+
+    /// Makes the file and the device longer, as [`File::set_len`] does. False: this file system makes no file longer that is not
+    /// written to its new end; the device has the new length, and the file will have it once its last byte is written.
+    ///
+    /// Errors: as of `set_len`, such as `NoSpace`.
+    pub fn grow(&self, len: u64) -> Result<bool> {
+        match rustix::fs::ftruncate(&*self.core.fd, len) {
+            Err(Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS)
+                if self.core.writable && len <= LEN_MAX =>
+            {
+                self.core.set_size(len);
+                Ok(false)
+            }
+            // Once more, for the words.
+            _ => self.set_len(len).map(|()| true),
+        }
+    }
+
+    /// Has the file system do what it does when the file is closed: some say only then that what was written is lost.
+    ///
+    /// Errors: those of `close`; nothing written through this handle is known to be good then.
+    pub fn close_checked(&self) -> Result<()> {
+        let direct = self.core.direct_if_open();
+        [Some(&self.core.fd), direct].into_iter().flatten().try_for_each(|fd| {
+            crate::sys::close::close_a_copy(&**fd).map_err(|e| {
+                self.core.poison();
+                Error::os("what was written may be lost: closing the file failed", e).on(&self.core.name)
+            })
+        })
     }
 
     /// Its length now, which another program may have changed since it was opened.
@@ -195,6 +246,13 @@ impl File {
             return Ok(());
         }
         Err(self.core.error(Kind::ReadOnly, "opened for reading only"))
+    }
+}
+
+impl AsFd for File {
+    /// The descriptor through the page cache, for what is asked of the file itself and not of its bytes.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.core.fd.as_fd()
     }
 }
 
@@ -338,11 +396,19 @@ pub(crate) fn look(path: &Path) -> Result<Stat, Errno> {
 }
 
 /// Opens the regular file that was seen at `path`.
-fn open_same(path: &Path, access: OFlags, seen: &Stat) -> Result<(OwnedFd, Stat)> {
+fn open_same(path: &Path, mut access: OFlags, seen: &Stat) -> Result<(OwnedFd, Stat)> {
     refuse_others(seen)?;
     // Another thing may have taken the name since: not waiting keeps even a FIFO harmless until it is looked at again.
     let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+    let fd = match rustix::fs::open(path, flags, Mode::empty()) {
+        // A file that may be written and not read: a copy to it only writes.
+        Err(Errno::ACCESS | Errno::PERM) if access == OFlags::RDWR => {
+            access = OFlags::WRONLY;
+            rustix::fs::open(path, flags & !OFlags::RWMODE | access, Mode::empty())
+        }
+        opened => opened,
+    };
+    let fd = fd.map_err(|error| match error {
         Errno::AGAIN => Error::new(
             Kind::InUse,
             "another program holds a lease on the file; end that program, or open it for reading only",

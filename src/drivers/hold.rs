@@ -22,6 +22,8 @@ struct One {
     compare: bool,
     /// Seen longer than it was when it was opened.
     grew: bool,
+    /// Seen changed, and not by growing only: cut and written anew it looks like one that grew.
+    changed: bool,
     fd: Option<Arc<OwnedFd>>,
     /// Taken with `flock`, to be given back.
     locked: bool,
@@ -110,6 +112,7 @@ impl One {
             state: SourceState::Unwatched,
             compare: !write,
             grew: false,
+            changed: false,
             fd: None,
             locked: false,
             device,
@@ -156,11 +159,12 @@ impl One {
         }
         // Under our own locks only we write, which is allowed to move the generation.
         if self.compare && self.state != SourceState::Locked && self.device.generation() != self.generation {
-            if self.is_longer() {
+            if self.is_longer() && !self.changed {
                 self.grew = true;
                 self.state = SourceState::Unwatched;
                 return Ok(());
             }
+            self.changed = true;
             let text =
                 "size or times changed while it was copied: another program wrote to it; copy it again";
             return Err(Error::new(Kind::SourceChanged, text).on(self.device.name()));

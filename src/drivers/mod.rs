@@ -15,7 +15,7 @@ pub mod nvme_tcp;
 pub mod stack;
 
 pub use bdev::{Bdev, BdevOptions};
-pub use file::{File, FileOptions};
+pub use file::{File, FileOptions, Fresh};
 pub use hold::{Hold, hold};
 pub use in_use::{Holder, HolderKind, Shortage, backing_shortage, in_use};
 pub use stack::of_path as storage_at;

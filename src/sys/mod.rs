@@ -2,6 +2,7 @@
 
 pub mod aligned;
 pub mod blkcopy;
+pub mod close;
 pub mod dm;
 pub mod ioctl;
 pub mod mapped;

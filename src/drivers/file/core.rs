@@ -203,6 +203,11 @@ impl Core {
         Some(Direct { fd, align: self.direct_align?.into() })
     }
 
+    /// The O_DIRECT descriptor, if anything was done through it.
+    pub(crate) fn direct_if_open(&self) -> Option<&Arc<OwnedFd>> {
+        self.direct.get().and_then(Option::as_ref)
+    }
+
     fn open_direct(&self) -> Option<Arc<OwnedFd>> {
         match self.open_again(OFlags::DIRECT) {
             Ok(fd) => Some(Arc::new(fd)),

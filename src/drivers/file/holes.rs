@@ -69,6 +69,10 @@ pub(super) trait Asked {
     fn write_out(&self, range: ByteRange) -> bool;
     /// The file's length now.
     fn len(&self) -> Result<u64>;
+    /// True when a read at `at`, inside the file, finds its end: a server may say that a file is longer than it is.
+    fn ends_before(&self, _at: u64) -> bool {
+        false
+    }
 }
 
 /// The extents of an open file.
@@ -127,6 +131,10 @@ impl Asked for Real<'_> {
         let stat = rustix::fs::fstat(&*self.core.fd).map_err(|e| Error::os("cannot be looked at", e))?;
         Ok(size_of(&stat))
     }
+    fn ends_before(&self, at: u64) -> bool {
+        // On other file systems the size is the kernel's own.
+        !self.core.is_local && rustix::io::pread(&*self.core.fd, &mut [0u8; 1][..], at) == Ok(0)
+    }
 }
 
 impl Holes {
@@ -182,7 +190,13 @@ impl Holes {
             Err(Errno::NXIO) => {
                 // No data from here on: a hole, unless that is because the file is shorter now.
                 let now = file.len()?;
-                if now < size { Err(ended_early(now, size)) } else { Ok(Some(size)) }
+                if now < size {
+                    Err(ended_early(now, size))
+                } else if file.ends_before(at) {
+                    Err(ended_early(at, size))
+                } else {
+                    Ok(Some(size))
+                }
             }
             Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
             Err(error) => Err(Error::os("holes cannot be looked for", error)),
