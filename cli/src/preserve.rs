@@ -114,22 +114,24 @@ fn is_kept(name: &[u8]) -> bool {
     is_user || is_rights || name.starts_with(b"trusted.") && !name.starts_with(b"trusted.overlay.")
 }
 
-fn attributes(file: &File) -> Result<Vec<(CString, Vec<u8>)>, Errno> {
+/// What `call` puts into a buffer that is large enough.
+fn read(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     // Linux takes no longer list and no longer value through its usual calls; some file systems have longer ones.
-    let read = |mut call: Box<dyn FnMut(&mut [u8]) -> Result<usize, Errno> + '_>| {
-        let mut buf = vec![0; 64 << 10];
-        loop {
-            match call(&mut buf) {
-                Ok(len) => {
-                    buf.truncate(len);
-                    return Ok(buf);
-                }
-                Err(Errno::RANGE) if buf.len() < 16 << 20 => buf.resize(buf.len() * 2, 0),
-                Err(error) => return Err(error),
+    let mut buf = vec![0; 64 << 10];
+    loop {
+        match call(&mut buf) {
+            Ok(len) => {
+                buf.truncate(len);
+                return Ok(buf);
             }
+            Err(Errno::RANGE) if buf.len() < 16 << 20 => buf.resize(buf.len() * 2, 0),
+            Err(error) => return Err(error),
         }
-    };
-    let names = match read(Box::new(|buf| rustix::fs::flistxattr(file, buf))) {
+    }
+}
+
+fn attributes(file: &File) -> Result<Vec<(CString, Vec<u8>)>, Errno> {
+    let names = match read(|buf| rustix::fs::flistxattr(file, buf)) {
         Ok(names) => names,
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => return Ok(Vec::new()),
         Err(error) => return Err(error),
@@ -137,7 +139,7 @@ fn attributes(file: &File) -> Result<Vec<(CString, Vec<u8>)>, Errno> {
     let mut all = Vec::new();
     for name in names.split(|&b| b == 0).filter(|name| is_kept(name)) {
         let Ok(name) = CString::new(name) else { continue };
-        match read(Box::new(|buf| rustix::fs::fgetxattr(file, &name, buf))) {
+        match read(|buf| rustix::fs::fgetxattr(file, &name, buf)) {
             Ok(value) => all.push((name, value)),
             // Gone since, or not ours to read.
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
