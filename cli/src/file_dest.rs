@@ -198,6 +198,11 @@ fn cut_off_all(receipt: &mut Receipt) {
     receipt.good_prefix_bytes = 0;
 }
 
+/// True where a call is not to be had, rather than failed at its work.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Unsupported | Kind::InvalidInput | Kind::Permission)
+}
+
 /// A nameless file in `folder`, called `name` in messages: gone when it is closed.
 pub(crate) fn nameless(folder: &Path, name: &str) -> Result<File, Error> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -235,18 +240,24 @@ impl Made {
         if let Some(fresh) = &self.fresh {
             fresh.publish()?;
         }
+        let mut warn = |error: &Error| {
+            let cause = std::error::Error::source(error).map_or(String::new(), |c| format!(" ({c})"));
+            warnings.push(format!(
+                "{error}{cause}: the bytes are durable, the name may be gone after a power cut"
+            ));
+        };
         if sync && (preserve.is_some() || self.fresh.is_some()) {
             // Some file systems write a new name only with the file.
-            self.file.sync_all()?;
+            match self.file.sync_all() {
+                Err(error) if is_refusal(&error) => warn(&error),
+                done => done?,
+            }
         }
         if sync
             && let Some(fresh) = &self.fresh
             && let Err(error) = fresh.sync_folder()
         {
-            let cause = std::error::Error::source(&error).map_or(String::new(), |c| format!(" ({c})"));
-            warnings.push(format!(
-                "{error}{cause}: the bytes are durable, the name may be gone after a power cut"
-            ));
+            warn(&error);
         }
         Ok(warnings)
     }

@@ -1,4 +1,4 @@
-//! Makes io_uring fail on the calling thread, as containers do. For tests only.
+//! Makes system calls fail on the calling thread, as containers do. For tests only.
 
 use std::io;
 use std::mem::offset_of;
@@ -10,35 +10,77 @@ const ARCH: u32 = 0xC000_003E;
 const ARCH: u32 = 0xC000_00B7;
 
 /// `io_uring_setup`, `_enter` and `_register`: the same numbers on every architecture of Linux.
-const FIRST: u32 = 425;
-const LAST: u32 = 427;
+const IO_URING: std::ops::RangeInclusive<u32> = 425..=427;
 
-/// From now on the three io_uring calls answer `errno` on this thread and on threads it starts. Cannot be undone.
+/// A call that is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// Its number.
+    pub call: u32,
+    /// Refuse it only with this argument.
+    pub argument: Option<Argument>,
+    /// What it answers.
+    pub errno: i32,
+}
+
+/// An argument of a call: its lower 32 bits under `mask` are `value`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Argument {
+    /// Which one, from 0.
+    pub index: usize,
+    /// The bits that are looked at.
+    pub mask: u32,
+    /// What they must be.
+    pub value: u32,
+}
+
+/// From now on the three io_uring calls answer `errno` on this thread and on threads and processes it starts. Cannot be undone.
 ///
 /// Errors: those of `prctl`; `Unsupported` on an architecture this filter does not know.
 pub fn forbid_io_uring(errno: i32) -> io::Result<()> {
+    IO_URING.into_iter().try_for_each(|call| refuse(Refusal { call, argument: None, errno }))
+}
+
+/// From now on a call fails on this thread and on threads and processes it starts. Cannot be undone; several add up.
+///
+/// Errors: as of [`forbid_io_uring`].
+pub fn refuse(refusal: Refusal) -> io::Result<()> {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return Err(io::ErrorKind::Unsupported.into());
+    {
+        let _ = refusal;
+        Err(io::ErrorKind::Unsupported.into())
+    }
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    install(errno)
+    install(refusal)
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn install(errno: i32) -> io::Result<()> {
-    let errno = u32::try_from(errno).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))? & 0xFFFF;
+fn install(refusal: Refusal) -> io::Result<()> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let errno = u32::try_from(refusal.errno).map_err(|_| invalid())? & 0xFFFF;
     let load =
         |at: usize| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, u32::try_from(at).unwrap_or(0));
-    let jump = |how, k, yes, no| step(libc::BPF_JMP | how | libc::BPF_K, yes, no, k);
+    // Goes on where it is equal, else skips so many steps.
+    let only = |k, skipped| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, skipped, k);
     let answer = |k| step(libc::BPF_RET | libc::BPF_K, 0, 0, k);
-    let mut program = [
+    let mut program = vec![
         load(offset_of!(libc::seccomp_data, arch)),
-        jump(libc::BPF_JEQ, ARCH, 0, 4), // another architecture's numbers mean other calls: allow
+        only(ARCH, if refusal.argument.is_some() { 6 } else { 3 }), // another architecture's numbers mean other calls: allow
         load(offset_of!(libc::seccomp_data, nr)),
-        jump(libc::BPF_JGE, FIRST, 0, 2),
-        jump(libc::BPF_JGT, LAST, 1, 0),
-        answer(libc::SECCOMP_RET_ERRNO | errno),
-        answer(libc::SECCOMP_RET_ALLOW),
+        only(refusal.call, if refusal.argument.is_some() { 4 } else { 1 }),
     ];
+    if let Some(argument) = refusal.argument {
+        if argument.index > 5 {
+            return Err(invalid());
+        }
+        program.extend([
+            // The lower half comes first: both architectures are little-endian.
+            load(offset_of!(libc::seccomp_data, args) + 8 * argument.index),
+            step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, argument.mask),
+            only(argument.value, 1),
+        ]);
+    }
+    program.extend([answer(libc::SECCOMP_RET_ERRNO | errno), answer(libc::SECCOMP_RET_ALLOW)]);
     let filter =
         libc::sock_fprog { len: u16::try_from(program.len()).unwrap_or(0), filter: program.as_mut_ptr() };
     // SAFETY: takes no pointers. Needed to install a filter without CAP_SYS_ADMIN.
