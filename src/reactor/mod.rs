@@ -208,7 +208,7 @@ pub enum EngineChoice {
 /// A reactor for the calling thread, and one line for the log that says which engine it is and why.
 ///
 /// `inline_writes`: as in [`pool::Pool::new`]. Errors: [`EngineChoice::Uring`] where io_uring cannot be had; no file descriptors
-/// left. Only `EPERM`, `ENOSYS`, `EINVAL` and `ENOMEM` make [`EngineChoice::Auto`] take threads.
+/// left. Whatever error setting up a ring ends in makes [`EngineChoice::Auto`] take threads.
 pub fn choose(choice: EngineChoice, inline_writes: bool) -> io::Result<(Rc<dyn Reactor>, String)> {
     let (reactor, why): (Rc<dyn Reactor>, String) = match choice {
         EngineChoice::Pool => {
@@ -225,11 +225,13 @@ pub fn choose(choice: EngineChoice, inline_writes: bool) -> io::Result<(Rc<dyn R
             Ok(reactor) => (Rc::new(reactor), "io engine: io_uring".into()),
             Err(e) => {
                 let why = match e.raw_os_error() {
-                    Some(libc::EPERM) => "io_uring is forbidden here (EPERM)",
-                    Some(libc::ENOSYS) => "the kernel has no io_uring (ENOSYS)",
-                    Some(libc::EINVAL) => "the kernel's io_uring is too old (EINVAL)",
-                    Some(libc::ENOMEM) => "no memory for an io_uring (ENOMEM)",
-                    _ => return Err(e),
+                    Some(libc::EPERM) => "io_uring is forbidden here (EPERM)".to_owned(),
+                    Some(libc::EACCES) => "io_uring is forbidden here (EACCES)".to_owned(),
+                    Some(libc::ENOSYS) => "the kernel has no io_uring (ENOSYS)".to_owned(),
+                    Some(libc::EINVAL) => "the kernel's io_uring is too old (EINVAL)".to_owned(),
+                    Some(libc::ENOMEM) => "no memory for an io_uring (ENOMEM)".to_owned(),
+                    // Sandboxes answer as they like, and threads need nothing of it.
+                    _ => format!("io_uring cannot be set up here ({e})"),
                 };
                 (Rc::new(pool::Pool::new(inline_writes)?), format!("io engine: threads, because {why}"))
             }
