@@ -152,10 +152,9 @@ fn require_offload(args: &CpArgs, ends: &Ends) -> Result<(), Fail> {
 
 /// What `--preserve` keeps of the source.
 fn kept(ends: &Ends) -> Result<Kept, Fail> {
-    let (device, stat) = &ends.named;
-    match (device.as_any().downcast_ref::<blkcopy::drivers::File>(), stat) {
-        (Some(file), Some(stat)) => Ok(Kept::of(file, *stat)?),
-        _ => Err(Fail::invalid(format!(
+    match ends.named.as_any().downcast_ref::<blkcopy::drivers::File>() {
+        Some(file) => Ok(Kept::of(file)?),
+        None => Err(Fail::invalid(format!(
             "{}: --preserve needs a regular file as source",
             ends.source_name.device_text()
         ))

@@ -12,9 +12,8 @@ use crate::spool::{self, Spooled};
 use blkcopy::block::device::{is_one_device, storage_of};
 use blkcopy::block::{ByteRange, Device, Error, Identity, Kind, LEN_MAX, Overlap};
 use blkcopy::copy::{Job, Policy, Segment};
-use blkcopy::drivers::{File, Hold, backing_shortage, hold, in_use};
+use blkcopy::drivers::{Hold, backing_shortage, hold, in_use};
 use blkcopy::open::{self, Found, Name, Place};
-use rustix::fs::Stat;
 use std::sync::Arc;
 
 /// What the checks are for.
@@ -40,8 +39,8 @@ pub(crate) struct Ends {
     pub(crate) same: bool,
     /// What is read is a spool of the source: nothing is to be held or watched.
     spooled: bool,
-    /// What was named as the source, and what it was before the first byte was read; `None`: not a file.
-    pub(crate) named: (Arc<dyn Device>, Option<Stat>),
+    /// What was named as the source.
+    pub(crate) named: Arc<dyn Device>,
 }
 
 /// The destination before it is changed.
@@ -107,9 +106,7 @@ pub(crate) fn look(args: &EndsArgs, purpose: Purpose) -> Result<Ends, Fail> {
         };
         dest_name = dest_name.at_path(path.join(file));
     }
-    let stat = source.as_any().downcast_ref::<File>().map(rustix::fs::fstat).transpose();
-    let stat = stat.map_err(|e| Error::os("cannot be looked at", e).on(source.name()))?;
-    let named = (source.clone(), stat);
+    let named = source.clone();
     let (source, spooled) = match spool::of(&source, &dest_name, purpose)? {
         Spooled::No => (source, false),
         Spooled::Yes(spool) => (spool, true),

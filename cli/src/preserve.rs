@@ -20,11 +20,11 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Reads it. `stat`: of before the first byte was read, which is an access.
-    pub(crate) fn of(file: &File, stat: Stat) -> Result<Self, Error> {
+    /// Reads it.
+    pub(crate) fn of(file: &File) -> Result<Self, Error> {
         let attributes = attributes(file)
             .map_err(|e| Error::os("its extended attributes cannot be read", e).on(file.name()))?;
-        Ok(Self { stat, attributes })
+        Ok(Self { stat: *file.stat_at_open(), attributes })
     }
 
     /// Gives it to a finished copy. `new`: the copy was made with no rights for others.

@@ -61,6 +61,8 @@ pub struct File {
     core: Arc<Core>,
     path: PathBuf,
     created: bool,
+    /// What it was before anything was read from it.
+    stat: Stat,
     facts: Facts,
     holes: Holes,
     storage: OnceLock<Storage>,
@@ -141,6 +143,7 @@ impl File {
             core: Arc::new(core),
             path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             created,
+            stat: *stat,
             facts,
             holes: Holes::default(),
             storage: OnceLock::new(),
@@ -151,6 +154,11 @@ impl File {
     /// Where it was opened, as an absolute path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the system said of it when it was opened, before anything was read: reading changes the time of the last access.
+    pub fn stat_at_open(&self) -> &Stat {
+        &self.stat
     }
 
     /// True when opening made it.
