@@ -7,7 +7,7 @@ use super::file::look;
 use super::mounts::{self, dev_of};
 use super::{locks, stack};
 use crate::block::device::LeafSpace;
-use crate::block::{Error, LeafId, Result, Storage};
+use crate::block::{Error, LeafId, Overlap, Result, Storage};
 use crate::sys::ioctl;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -185,34 +185,60 @@ fn of_twins(rdev: u64, disk: &Disk) -> Vec<Holder> {
 /// open exclusively.
 fn uses_of(mine: &Storage, known: &BTreeSet<u64>, open: bool) -> Vec<Holder> {
     let mut holders: Vec<Holder> = Vec::new();
-    let mut uses: Vec<(u64, Holder)> = Vec::new();
+    // A device number, what uses it, and the device that holds it.
+    let mut uses: Vec<(u64, Holder, Option<u64>)> = Vec::new();
+    // What it stands on is held by it, and by what else stands there: that is no use of these bytes.
+    let stands_on: BTreeSet<u64> = mine
+        .leaves()
+        .iter()
+        .map(|s| s.leaf())
+        .filter(|l| l.space == LeafSpace::Disk)
+        .map(|l| l.id.0)
+        .collect();
     let names = |path: &str| look(Path::new(path)).ok().map(|s| s.st_rdev).filter(|&d| d != 0);
     for mount in mounts::mounts() {
         let own = Some(mount.dev).filter(|&d| rustix::fs::major(d) != 0);
         if let Some(dev) = own.or_else(|| names(&mount.source)) {
-            uses.push((dev, Holder::new(HolderKind::Mount, format!("mounted at {}", mount.point))));
+            uses.push((dev, Holder::new(HolderKind::Mount, format!("mounted at {}", mount.point)), None));
         }
     }
     for dev in swaps().iter().filter_map(|swap| names(swap)) {
-        uses.push((dev, Holder::new(HolderKind::Swap, "used as swap")));
+        uses.push((dev, Holder::new(HolderKind::Swap, "used as swap"), None));
     }
     for name in entries(Path::new("/sys/class/block")) {
         let dir = Path::new("/sys/class/block").join(&name);
         let Some(dev) = read_dev(&dir) else { continue };
-        for holder in entries(&dir.join("holders")) {
-            uses.push((dev, Holder::new(HolderKind::Device, format!("held by {holder}"))));
+        let held_by = entries(&dir.join("holders"));
+        let is_held = !held_by.is_empty();
+        let by: Vec<_> = held_by.iter().map(|h| read_dev(&dir.join("holders").join(h))).collect();
+        // Stood on by this storage itself: then the others there are its neighbours.
+        let is_below = by.iter().flatten().any(|by| stands_on.contains(by));
+        for (holder, by) in held_by.into_iter().zip(by).filter(|_| !is_below) {
+            uses.push((dev, Holder::new(HolderKind::Device, format!("held by {holder}")), by));
         }
         // Of a disk with partitions these: the disk is busy when one of them is, which may be another part.
         let is_loop = dir.join("loop/backing_file").exists() && Disk::of(dev).related.len() == 1;
-        if open && (is_loop || dir.join("partition").exists() && dir.join("../loop/backing_file").exists()) {
-            uses.push((dev, Holder::new(HolderKind::Exclusive, "opened exclusively by another program")));
+        if open
+            && !is_held
+            && (is_loop || dir.join("partition").exists() && dir.join("../loop/backing_file").exists())
+        {
+            uses.push((
+                dev,
+                Holder::new(HolderKind::Exclusive, "opened exclusively by another program"),
+                None,
+            ));
         }
     }
-    uses.retain(|(dev, _)| !known.contains(dev));
+    uses.retain(|(dev, ..)| !known.contains(dev));
     let mut shares: BTreeMap<u64, bool> = BTreeMap::new();
-    for (dev, holder) in uses {
-        let ask = || !stack::of_block(dev).above_file_systems().overlap(mine).is_no();
+    for (dev, holder, by) in uses {
+        let storage = |dev| stack::of_block(dev).above_file_systems();
+        // Only what certainly is the same: what cannot be told may be any two volumes on one disk.
+        let ask = || matches!(storage(dev).overlap(mine), Overlap::Yes(_));
         if !*shares.entry(dev).or_insert_with(ask) {
+            continue;
+        }
+        if by.is_some_and(|by| storage(by).overlap(mine).is_no()) {
             continue;
         }
         let name = name_of(dev);
