@@ -396,13 +396,34 @@ fn mapped_devices_are_looked_through() {
         let name = format!("blkcopy-{}-{name}", std::process::id());
         must(&format!("dmsetup create {name} --table '{table}'"));
         undo.later(format!("dmsetup remove {name}"));
-        format!("/dev/mapper/{name}")
+        // By number: nobody may have made the names.
+        let node = must(&format!("echo /dev/dm-$(dmsetup info -c --noheadings -o minor {name} | tr -d ' ')"));
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while !Path::new(&node).exists() {
+            assert!(std::time::Instant::now() < end, "no {node}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        node
     };
-    // Sectors of 512 bytes: two views of the first half, one of the second.
+    // Sectors of 512 bytes: two views of the first half, one of the second, and chunks of 64 KiB by turns from both.
     let (a, b) =
         (map("a", &format!("0 16384 linear {disk} 0")), map("b", &format!("0 16384 linear {disk} 0")));
     let c = map("c", &format!("0 16384 linear {disk} 16384"));
+    let turns = map("d", &format!("0 16384 striped 2 128 {disk} 0 {disk} 16384"));
     refused(base.path(), &format!("{a}@0+4MiB"), &format!("{b}@4KiB+4MiB"), SAME, &image);
     refused(base.path(), &format!("{a}@0+4MiB"), &format!("{}@1MiB+4MiB", shown(&image)), SAME, &image);
+    // Neighbours on one disk are no use of each other.
     copied(base.path(), &[&a, &c]);
+    copied(base.path(), &[&format!("{a}@0+1MiB"), &format!("{b}@4MiB+1MiB")]);
+    // Chunk 16 of the turns is chunk 8 of the first half: 512 KiB.
+    refused(base.path(), &format!("{turns}@1MiB+64KiB"), &format!("{a}@512KiB+64KiB"), SAME, &image);
+    copied(base.path(), &[&format!("{turns}@1MiB+64KiB"), &format!("{a}@640KiB+64KiB")]);
+    refused(base.path(), &format!("{turns}@1088KiB+64KiB"), &format!("{c}@512KiB+64KiB"), SAME, &image);
+    // What is mounted through one view is in use through the other.
+    let at = base.path().join("mnt");
+    must(&format!("mkfs.ext4 -q {a} && mkdir {0} && mount {a} {0}", shown(&at)));
+    let ran = blkcopy(base.path(), &["cp", "--yes", &format!("{c}@0+4KiB"), &format!("{b}@0+4KiB")]);
+    must(&format!("umount {}", shown(&at)));
+    let who = format!("in use: mounted at {} ({a}, which holds the same bytes)", shown(&at));
+    assert!(ran.code == Some(2) && ran.err.contains(&who), "{ran:?}");
 }
