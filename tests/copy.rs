@@ -5,12 +5,13 @@
 use blkcopy::block::lock::LockDomain;
 use blkcopy::block::receipt::{Outcome, Reason};
 use blkcopy::block::{Buf, ByteRange, Device, Kind, Method, Op};
-use blkcopy::copy::run::{Consistency, Ended, Options, Progress, Verify, copy};
+use blkcopy::copy::run::{Consistency, Ended, Options, Phase, Progress, Verify, copy};
 use blkcopy::copy::{Job, Offload, Policy, Segment, Sparse};
 use blkcopy::drivers::mem::Mem;
+use blkcopy::map::Mirror;
 use blkcopy::reactor::local::{Client, Local};
 use blkcopy::reactor::{EngineChoice, choose};
-use blkcopy::sim::{ErrorDevice, Fault, FaultPlan, Ops};
+use blkcopy::sim::{DelayDevice, ErrorDevice, Fault, FaultPlan, Ops};
 use std::num::{NonZeroU32, NonZeroU64};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -331,5 +332,52 @@ fn progress_is_seen_inside_a_long_step() {
         assert_eq!((progress.good_bytes.get(), progress.moving_bytes.get()), (4 << 20, 0));
         let most = seen.await;
         assert!((1 << 20..=4 << 20).contains(&most), "{most}");
+    });
+}
+
+/// The second leg of a mirror is spoiled once all has been written; reads come from the first.
+#[test]
+fn every_leg_of_a_mirror_is_verified() {
+    local().block_on(async {
+        let size = 4 << 20;
+        for (spoiled, mode) in [
+            (None, Verify::Digest),
+            (Some(1), Verify::Digest),
+            (Some(0), Verify::Bytes),
+            (Some(1), Verify::Bytes),
+        ] {
+            let source = mem(size, 1);
+            write(&source, 0, &pattern(size as usize, 1)).await;
+            let legs = [mem(size, 512), mem(size, 512)];
+            // Slow, so that there is time to spoil it between the copy and its verification.
+            let slow =
+                legs.each_ref().map(|leg| Arc::new(DelayDevice::new(leg.clone(), 1, 64)) as Arc<dyn Device>);
+            let dest: Arc<dyn Device> =
+                Arc::new(Mirror::new("mirror", slow, NonZeroU64::new(1 << 20).unwrap()).unwrap());
+            let job = Job::new(&[seg(0, 0, size)], size, size, false).unwrap();
+            let options = Options { verify: mode, ..options(Offload::Never) };
+            let progress = Rc::new(Progress::default());
+            let (watched, leg) = (progress.clone(), spoiled.map(|leg: usize| legs[leg].clone()));
+            let spoil = blkcopy::reactor::local::spawn(async move {
+                while watched.phase.get() == Phase::Copy {
+                    blkcopy::reactor::local::yield_now().await;
+                }
+                if let Some(leg) = leg {
+                    write(&leg, 5860 * 512, &[0xEE; 512]).await;
+                }
+            });
+            let ended = copy(source, dest, &job, &options, &progress).await;
+            spoil.await;
+            let v = ended.receipt.verification.unwrap();
+            assert_eq!(v.equal, spoiled.is_none(), "{spoiled:?}");
+            assert_eq!(v.source_digest == v.dest_digest, spoiled.is_none() || mode == Verify::Bytes);
+            if spoiled.is_some() {
+                assert_eq!(ended.receipt.outcome, Outcome::Mismatch);
+                let bad = v.first_bad.unwrap();
+                assert!(bad.offset >= 5860 * 512 && bad.offset + bad.len <= 5861 * 512, "{bad:?}");
+            } else {
+                assert_eq!(v.dest_read.device, 2 * size);
+            }
+        }
     });
 }

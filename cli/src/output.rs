@@ -155,6 +155,9 @@ pub(crate) fn last_line(receipt: &Receipt) -> String {
     match &receipt.verification {
         Some(v) if v.equal && receipt.outcome == Outcome::Done => {
             let _ = write!(line, ", verified by {}", v.mode);
+            if v.dest_read.cache > 0 {
+                let _ = write!(line, " ({} of it through the page cache only)", size(v.dest_read.cache));
+            }
         }
         Some(v) if receipt.outcome == Outcome::Mismatch => line += &mismatch(v),
         _ => {}

@@ -128,6 +128,17 @@ pub trait Device: Send + Sync + 'static {
         true
     }
 
+    /// Where all copies of `range` lie that a read of it may be served from: on a mirror each leg that is up to date. `None`: here.
+    /// Asked by [`copies_of`], when nothing is written any more.
+    fn copies(&self, _range: ByteRange) -> Option<Vec<super::CopyAt>> {
+        None
+    }
+
+    /// How what lies on a leaf can be read back, whatever the system caches of it. Not for a map: ask where its bytes are stored.
+    fn open_medium(self: Arc<Self>) -> Result<Medium> {
+        Ok(Medium::Own)
+    }
+
     /// Lets go of what the system caches of it, so that the next reads come from the device. Best effort.
     fn drop_cache(&self) {}
 
@@ -150,6 +161,27 @@ impl dyn Device {
         check_range(range, self.size(), self.limits().block_size.get())
             .map_err(|e| e.on(self.name()).at(range))
     }
+}
+
+/// How the bytes on a leaf are read back.
+pub enum Medium {
+    /// By its own queue: no cache of this system lies in between (memory; a namespace, for which its target answers).
+    Own,
+    /// By this queue, which reads past the cache and does nothing else.
+    Direct {
+        /// Serves reads only.
+        queue: Box<dyn Queue>,
+        /// Bytes of its reads that the cache may have answered all the same.
+        cached: Arc<std::sync::atomic::AtomicU64>,
+    },
+    /// Through the system's cache only.
+    Cached,
+}
+
+/// Where all copies of a range of `device` lie, on its leaves.
+pub fn copies_of(device: &Arc<dyn Device>, range: ByteRange) -> Vec<super::CopyAt> {
+    let here = || vec![super::CopyAt { range, leg: Leg { device: device.clone(), offset: range.offset() } }];
+    device.copies(range).unwrap_or_else(here)
 }
 
 /// Checks a range against a size in bytes and a block size in bytes.

@@ -159,6 +159,19 @@ pub struct Verification {
     pub first_bad: Option<Span>,
     /// Bytes read for verification, both ends: never part of `host_bytes`.
     pub read_bytes: u64,
+    /// How those of the destination were read.
+    pub dest_read: DestRead,
+}
+
+/// Bytes of the destination that were read back, by how; those of each copy on a mirror.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DestRead {
+    /// From the medium, past the page cache of this system.
+    pub direct: u64,
+    /// By the device's own reads, with no cache of this system in between: memory, and what a target answers.
+    pub device: u64,
+    /// Through the page cache, which may have answered instead of the medium.
+    pub cache: u64,
 }
 
 /// A run of bytes in JSON.

@@ -1,6 +1,6 @@
 //! Where blocks live: leaves, and the guard that pins a mapping while they are used.
 
-use super::{Device, Result};
+use super::{ByteRange, Device, Result};
 use smallvec::{SmallVec, smallvec};
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +27,15 @@ impl fmt::Debug for Leg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.device.name(), self.offset)
     }
+}
+
+/// A range of a device, and where one copy of it lies.
+#[derive(Clone, Debug)]
+pub struct CopyAt {
+    /// Of the device that was asked.
+    pub range: ByteRange,
+    /// Where its first byte is.
+    pub leg: Leg,
 }
 
 /// A run of the resolved range with one mapping.

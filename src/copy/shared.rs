@@ -179,7 +179,7 @@ impl Shared {
     }
 
     /// The queue this copy has of a device, or a new one: targets grant few.
-    fn open(&self, device: &Arc<dyn Device>) -> Result<Client> {
+    pub(super) fn open(&self, device: &Arc<dyn Device>) -> Result<Client> {
         let known = self.clients.borrow().iter().find(|c| Arc::ptr_eq(c.device(), device)).cloned();
         if let Some(client) = known {
             return Ok(client);

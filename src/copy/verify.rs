@@ -1,52 +1,69 @@
-//! Reads both ends back and compares: by BLAKE3 digests, or byte by byte.
+//! Reads both ends back and compares: by BLAKE3 digests, or byte by byte. The destination is read from the medium where that is
+//! possible, on every leg that holds a copy of it.
 
 use super::Job;
 use super::emulate::read_bytes;
 use super::run::Verify;
 use super::shared::Shared;
-use crate::block::receipt::Verification;
-use crate::block::{Buf, ByteRange, Device, Error, Kind, Result};
+use crate::block::device::copies_of;
+use crate::block::receipt::{DestRead, Verification};
+use crate::block::{Buf, ByteRange, Device, Error, Kind, Medium, Result};
 use crate::reactor::local::{self, Client, JoinHandle};
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes compared at a time.
 const PIECE: u64 = 1 << 20;
 /// Reads in flight on each end.
 const DEPTH: usize = 4;
 
-/// Reads every segment of the job on both ends, in job order. The destination's cached pages are let go first, so that
-/// the device answers where that is possible.
+/// Reads every segment of the job on both ends, in job order: the source as a copy reads it, the destination past the system's
+/// cache where there is a way past it.
 ///
 /// Errors: those of the reads, and `Cancelled`.
 pub(super) async fn verify(shared: &Rc<Shared>, job: &Job, mode: Verify) -> Result<Verification> {
-    shared.dest.drop_cache();
-    let mut source = Reader::new(shared.source_client()?, &shared.source, job, |s| s.source_range());
-    let mut dest = Reader::new(shared.dest_client()?, &shared.dest, job, |s| s.dest_range());
+    let ends = |end: fn(&super::Segment) -> ByteRange| job.segments().iter().map(end).collect::<Vec<_>>();
+    let mut source = Source::new(shared.source_client()?, &shared.source, ends(|s| s.source_range()));
+    let mut dest = Dest::new(shared, ends(|s| s.dest_range()));
     let digest = mode == Verify::Digest;
     let (mut ours, mut theirs) = (blake3::Hasher::new(), blake3::Hasher::new());
-    let (mut read, mut first_bad) = (0, None);
-    while let (Some((_, a)), Some((at, b))) = (source.next().await?, dest.next().await?) {
+    let (mut read, mut verified, mut first_bad) = (0, 0, None);
+    while let (Some((_, a)), Some((at, copies))) = (source.next().await?, dest.next().await?) {
         if shared.stopped() {
             return Err(shared.stop_reason());
         }
         if digest {
             ours.update(&a);
-            theirs.update(&b);
         }
-        read += (a.len() + b.len()) as u64;
-        shared.progress.verified_bytes.set(read / 2);
-        if first_bad.is_none() && a[..] != b[..] {
-            let bad = a.iter().zip(b.iter()).position(|(x, y)| x != y).unwrap_or(0) as u64;
-            let end = a.iter().zip(b.iter()).rposition(|(x, y)| x != y).map_or(bad, |e| e as u64);
-            first_bad = Some(ByteRange::between(at.offset() + bad, at.offset() + end + 1).into());
-            if !digest {
-                break;
+        read += a.len() as u64;
+        verified += a.len() as u64;
+        shared.progress.verified_bytes.set(verified);
+        let mut spoiled: Option<Vec<u8>> = None;
+        for (from, copy) in copies {
+            read += copy.len() as u64;
+            let due = &a[from..from + copy.len()];
+            if *due == copy[..] {
+                continue;
             }
+            if first_bad.is_none() {
+                let differ = |(x, y): (&u8, &u8)| x != y;
+                let bad = due.iter().zip(copy.iter()).position(differ).unwrap_or(0);
+                let end = due.iter().zip(copy.iter()).rposition(differ).unwrap_or(bad);
+                let start = at.offset() + from as u64;
+                first_bad = Some(ByteRange::between(start + bad as u64, start + end as u64 + 1).into());
+            }
+            // What the destination holds goes into its digest; of two copies a wrong one.
+            spoiled.get_or_insert_with(|| a.to_vec())[from..from + copy.len()].copy_from_slice(&copy);
+        }
+        if digest {
+            theirs.update(spoiled.as_deref().unwrap_or(&a));
+        } else if first_bad.is_some() {
+            break;
         }
         source.give_back(a);
-        dest.give_back(b);
     }
     let hex = |h: &blake3::Hasher| digest.then(|| h.finalize().to_hex().to_string());
     Ok(Verification {
@@ -56,52 +73,68 @@ pub(super) async fn verify(shared: &Rc<Shared>, job: &Job, mode: Verify) -> Resu
         equal: first_bad.is_none(),
         first_bad,
         read_bytes: read,
+        dest_read: dest.below.told(),
     })
 }
 
-type Read = JoinHandle<(Buf, Result<()>)>;
-
-/// Reads ranges of one device in order, a few ahead.
-struct Reader {
-    client: Client,
-    block: u64,
+/// A list of ranges, a piece at a time. Both ends cut theirs alike.
+struct Pieces {
     ranges: std::vec::IntoIter<ByteRange>,
     present: ByteRange,
+}
+
+impl Pieces {
+    fn new(ranges: Vec<ByteRange>) -> Self {
+        Self { ranges: ranges.into_iter(), present: ByteRange::default() }
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = ByteRange;
+
+    fn next(&mut self) -> Option<ByteRange> {
+        while self.present.is_empty() {
+            self.present = self.ranges.next()?;
+        }
+        let range = self.present.prefix(PIECE);
+        self.present = self.present.after(PIECE);
+        Some(range)
+    }
+}
+
+fn small(len: u64) -> usize {
+    usize::try_from(len).expect("at most a piece")
+}
+
+fn no_memory() -> Error {
+    Error::new(Kind::NoMemory, "no memory to verify with")
+}
+
+/// One read of the source that was begun.
+type Read = JoinHandle<(Buf, Result<()>)>;
+
+/// Reads the source in order, a few pieces ahead.
+struct Source {
+    client: Client,
+    block: u64,
+    pieces: Pieces,
     ahead: VecDeque<(ByteRange, Read)>,
     spare: Vec<Buf>,
 }
 
-impl Reader {
-    fn new(
-        client: Client,
-        device: &Arc<dyn Device>,
-        job: &Job,
-        end: fn(&super::Segment) -> ByteRange,
-    ) -> Self {
-        Self {
-            client,
-            block: u64::from(device.limits().block_size.get()),
-            ranges: job.segments().iter().map(end).collect::<Vec<_>>().into_iter(),
-            present: ByteRange::default(),
-            ahead: VecDeque::new(),
-            spare: Vec::new(),
-        }
+impl Source {
+    fn new(client: Client, device: &Arc<dyn Device>, ranges: Vec<ByteRange>) -> Self {
+        let block = u64::from(device.limits().block_size.get());
+        Self { client, block, pieces: Pieces::new(ranges), ahead: VecDeque::new(), spare: Vec::new() }
     }
 
-    /// The next bytes; `None` at the end of the job. Both ends cut their ranges alike.
+    /// The next bytes; `None` at the end of the job.
     async fn next(&mut self) -> Result<Option<(ByteRange, Buf)>> {
         while self.ahead.len() < DEPTH {
-            if self.present.is_empty() {
-                let Some(range) = self.ranges.next() else { break };
-                self.present = range;
-            }
-            let range = self.present.prefix(PIECE);
-            self.present = self.present.after(PIECE);
-            let len = usize::try_from(range.len()).expect("at most a piece");
-            let room = usize::try_from(PIECE + 2 * self.block).expect("a piece and two blocks");
-            let buf = self.spare.pop().or_else(|| Buf::alloc(room));
-            let buf = buf.ok_or_else(|| Error::new(Kind::NoMemory, "no memory to verify with"))?;
-            let (client, block) = (self.client.clone(), self.block);
+            let Some(range) = self.pieces.next() else { break };
+            let room = small(PIECE + 2 * self.block);
+            let buf = self.spare.pop().or_else(|| Buf::alloc(room)).ok_or_else(no_memory)?;
+            let (client, block, len) = (self.client.clone(), self.block, small(range.len()));
             let read =
                 local::spawn(async move { read_bytes(&client, block, range.offset(), len, buf).await });
             self.ahead.push_back((range, read));
@@ -114,5 +147,115 @@ impl Reader {
 
     fn give_back(&mut self, buf: Buf) {
         self.spare.push(buf);
+    }
+}
+
+/// What lies at a piece of the destination: where in it, and the bytes; on a mirror more than one of each place.
+type Copies = Vec<(usize, Buf)>;
+
+/// Reads the destination in order, a few pieces ahead.
+struct Dest {
+    below: Rc<Below>,
+    pieces: Pieces,
+    ahead: VecDeque<(ByteRange, JoinHandle<Result<Copies>>)>,
+}
+
+impl Dest {
+    fn new(shared: &Rc<Shared>, ranges: Vec<ByteRange>) -> Self {
+        let below = Rc::new(Below { shared: shared.clone(), leaves: RefCell::default() });
+        Self { below, pieces: Pieces::new(ranges), ahead: VecDeque::new() }
+    }
+
+    /// The next bytes; `None` at the end of the job.
+    async fn next(&mut self) -> Result<Option<(ByteRange, Copies)>> {
+        while self.ahead.len() < DEPTH {
+            let Some(range) = self.pieces.next() else { break };
+            let below = self.below.clone();
+            self.ahead.push_back((range, local::spawn(async move { below.read(range).await })));
+        }
+        let Some((range, read)) = self.ahead.pop_front() else { return Ok(None) };
+        Ok(Some((range, read.await?)))
+    }
+}
+
+/// The leaves below the destination.
+struct Below {
+    shared: Rc<Shared>,
+    leaves: RefCell<Vec<Rc<Leaf>>>,
+}
+
+struct Leaf {
+    device: Arc<dyn Device>,
+    client: Client,
+    block: u64,
+    way: Way,
+    read_bytes: Cell<u64>,
+}
+
+/// How a leaf is read.
+enum Way {
+    Own,
+    /// What the cache may have answered.
+    Direct(Arc<AtomicU64>),
+    Cached,
+}
+
+impl Below {
+    async fn read(&self, range: ByteRange) -> Result<Copies> {
+        let mut copies = Copies::new();
+        let mut covered = 0;
+        for stored in copies_of(&self.shared.dest, range) {
+            let leaf = self.leaf(&stored.leg.device)?;
+            let len = small(stored.range.len());
+            let buf = Buf::alloc(small(PIECE + 2 * leaf.block)).ok_or_else(no_memory)?;
+            let (buf, result) = read_bytes(&leaf.client, leaf.block, stored.leg.offset, len, buf).await;
+            result?;
+            leaf.read_bytes.set(leaf.read_bytes.get() + stored.range.len());
+            covered += stored.range.len();
+            copies.push((small(stored.range.offset() - range.offset()), buf));
+        }
+        if covered < range.len() {
+            let text = "the device does not say where all of it lies, so it cannot be verified";
+            return Err(Error::new(Kind::Io, text).on(self.shared.dest.name()).at(range));
+        }
+        Ok(copies)
+    }
+
+    fn leaf(&self, device: &Arc<dyn Device>) -> Result<Rc<Leaf>> {
+        let mut leaves = self.leaves.borrow_mut();
+        if let Some(leaf) = leaves.iter().find(|l| Arc::ptr_eq(&l.device, device)) {
+            return Ok(leaf.clone());
+        }
+        let (client, way) = match device.clone().open_medium()? {
+            Medium::Direct { queue, cached } => (Client::over(device.clone(), queue), Way::Direct(cached)),
+            Medium::Own => (self.shared.open(device)?, Way::Own),
+            Medium::Cached => {
+                // Pages that nobody has mapped are read anew.
+                device.drop_cache();
+                (self.shared.open(device)?, Way::Cached)
+            }
+        };
+        let block = u64::from(device.limits().block_size.get());
+        let leaf = Rc::new(Leaf { device: device.clone(), client, block, way, read_bytes: Cell::new(0) });
+        leaves.push(leaf.clone());
+        Ok(leaf)
+    }
+
+    /// How much was read how.
+    fn told(&self) -> DestRead {
+        let mut told = DestRead::default();
+        for leaf in &*self.leaves.borrow() {
+            let bytes = leaf.read_bytes.get();
+            match &leaf.way {
+                Way::Own => told.device += bytes,
+                Way::Cached => told.cache += bytes,
+                Way::Direct(cached) => {
+                    let cached = cached.load(Ordering::Relaxed).min(bytes);
+                    told.direct += bytes - cached;
+                    told.cache += cached;
+                }
+            }
+        }
+        told
     }
 }

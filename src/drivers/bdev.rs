@@ -192,6 +192,9 @@ impl Device for Bdev {
     fn change_limits(&self, change: LimitsChange) -> Result<Limits> {
         self.core.limits.change(change).map_err(|e| e.on(&self.core.name))
     }
+    fn open_medium(self: Arc<Self>) -> Result<crate::block::Medium> {
+        super::file::medium::open(&self.core)
+    }
     fn resolve(self: Arc<Self>, range: ByteRange, _: Access) -> Result<Resolution> {
         resolve_plain(self, range)
     }

@@ -8,6 +8,7 @@ pub(crate) mod core;
 mod fresh;
 mod fs;
 mod holes;
+pub(crate) mod medium;
 mod policy;
 pub(crate) mod queue;
 mod transfer;
@@ -334,6 +335,9 @@ impl Device for File {
         Ok(Extent { len: end.min(range.end()) - range.offset(), content })
     }
 
+    fn open_medium(self: Arc<Self>) -> Result<crate::block::Medium> {
+        medium::open(&self.core)
+    }
     fn resolve(self: Arc<Self>, range: ByteRange, _: Access) -> Result<Resolution> {
         resolve_plain(self, range)
     }

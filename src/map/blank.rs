@@ -198,6 +198,10 @@ impl Device for Blank {
             self.inner().next_extent(range.prefix(len))
         }
     }
+    fn open_medium(self: Arc<Self>) -> Result<crate::block::Medium> {
+        // What is owed lies nowhere yet.
+        if self.shared.owes() { Ok(crate::block::Medium::Cached) } else { self.inner().clone().open_medium() }
+    }
     fn resolve(self: Arc<Self>, range: ByteRange, _: Access) -> Result<Resolution> {
         resolve_plain(self, range)
     }

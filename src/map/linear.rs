@@ -107,6 +107,17 @@ impl Device for Linear {
             None => self.legs[0].next_extent(ByteRange::to(0)),
         }
     }
+    fn copies(&self, range: ByteRange) -> Option<Vec<crate::block::CopyAt>> {
+        let mut all = Vec::new();
+        for (leg, part) in self.parts(range) {
+            let base = if leg == 0 { 0 } else { self.border };
+            all.extend(crate::block::device::copies_of(&self.legs[leg], part).into_iter().map(|mut one| {
+                one.range = ByteRange::between(base + one.range.offset(), base + one.range.end());
+                one
+            }));
+        }
+        Some(all)
+    }
     fn resolve(self: Arc<Self>, range: ByteRange, access: Access) -> Result<Resolution> {
         self.check(range)?;
         let mut pieces = SmallVec::new();

@@ -306,6 +306,15 @@ impl Device for Mirror {
         let (run, leg) = self.read_runs(range)[0];
         self.legs[leg].next_extent(run)
     }
+    fn copies(&self, range: ByteRange) -> Option<Vec<crate::block::CopyAt>> {
+        let mut all = Vec::new();
+        for (_, part) in self.regions_of(range) {
+            for leg in (0..2).filter(|&leg| self.is_current(part, leg)) {
+                all.extend(crate::block::device::copies_of(&self.legs[leg], part));
+            }
+        }
+        Some(all)
+    }
     fn resolve(self: Arc<Self>, range: ByteRange, access: Access) -> Result<Resolution> {
         self.check(range)?;
         match access {
