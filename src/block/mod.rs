@@ -19,11 +19,14 @@ pub mod way;
 pub use buf::{Buf, BufPool};
 pub use container::Container;
 pub use counters::{Call, Counters};
-pub use device::{Content, CopyPath, Device, Extent, Identity, LeafId, Medium, Method, Queue, Scope};
+pub use device::{Content, CopyPath, Device, Extent, Identity, LeafId, Method, Queue, Scope};
 pub use error::{Error, Kind, Result};
 pub use limits::{Limits, LimitsCell, LimitsChange};
 pub use lock::{Claim, CopyTicket, CoreLocks, IoTicket, LockDomain};
 pub use range::{ByteRange, LEN_MAX};
 pub use request::{Completion, CopyReport, CopyRequest, Op, Request, Submitter};
-pub use resolve::{Access, CopyAt, Guard, GuardDuty, Leg, LegResult, Piece, Resolution};
+pub use resolve::{Access, Guard, GuardDuty, Leg, LegResult, Piece, Resolution};
 pub use storage::{Overlap, Storage};
+
+pub use device::Medium;
+pub use resolve::CopyAt;
