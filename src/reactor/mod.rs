@@ -134,6 +134,11 @@ pub trait Reactor {
         self.open_port()
     }
 
+    /// True when this thread serves one task and nobody else, so that calls which may wait are made here and now.
+    fn may_wait(&self) -> bool {
+        true
+    }
+
     /// Gives a port back. Operations still in flight under it finish; their completions are dropped.
     fn close_port(&self, port: Port);
 

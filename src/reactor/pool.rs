@@ -78,6 +78,10 @@ impl Reactor for Pool {
         self.ports.borrow_mut().open(helpers)
     }
 
+    fn may_wait(&self) -> bool {
+        self.inline_writes
+    }
+
     fn close_port(&self, port: Port) {
         self.ports.borrow_mut().close(port);
     }

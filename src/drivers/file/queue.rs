@@ -22,8 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const IN_FLIGHT_MAX: usize = 256;
 /// Bytes newly dirtied in the page cache before their writeback is started.
 const GROWTH_MAX: u64 = 64 << 20;
-/// Token of the writeback that no request waits for.
-const WRITEBACK: u64 = u64::MAX;
+/// Token of calls that no request waits for.
+const ASIDE: u64 = u64::MAX;
 /// Token of the call that makes the leaf's cache clean, so that direct I/O may go on.
 const SWITCH: u64 = u64::MAX - 1;
 
@@ -48,7 +48,8 @@ pub(crate) struct FdQueue {
     finished: Vec<IoDone>,
     counters: Counters,
     grown_bytes: u64,
-    writeback: bool,
+    /// A writeback has been started and has not ended.
+    writeback: Arc<AtomicBool>,
 }
 
 /// A request that may not go on yet.
@@ -154,8 +155,25 @@ impl FdQueue {
             finished: Vec::new(),
             counters: Counters::default(),
             grown_bytes: 0,
-            writeback: false,
+            writeback: Arc::default(),
         })
+    }
+
+    /// Has clean cached pages of `range` dropped, soon: no request waits for it.
+    fn drop_pages(&self, range: ByteRange) {
+        let core = self.core.clone();
+        self.aside(IoOp::Call(Box::new(move || {
+            core.drop_pages(range);
+            CallDone::default()
+        })));
+    }
+
+    /// Has a call made that no request waits for. Its completion is nobody's: left with this queue's, which may not be polled
+    /// again for long, it would keep the thread from sleeping.
+    fn aside(&self, op: IoOp) {
+        let port = self.reactor.open_port_of(&self.core.helpers);
+        self.reactor.submit(port, ASIDE, op);
+        self.reactor.close_port(port);
     }
 
     fn end(&mut self, done: Completion) {
@@ -402,8 +420,7 @@ impl FdQueue {
     fn finish(&mut self, io: IoDone) {
         self.counters += io.counters;
         match io.token {
-            WRITEBACK => return self.writeback = false,
-            SWITCH => return,
+            SWITCH | ASIDE => return,
             _ => {}
         }
         let index = usize::try_from(io.token).expect("a slot's index");
@@ -437,7 +454,7 @@ impl FdQueue {
                 };
                 if result.is_ok() && self.core.backing == Backing::Block {
                     // Whatever was read through the cache before direct writes is not to be found there again.
-                    self.core.drop_pages(ByteRange::to(self.core.size()));
+                    self.drop_pages(ByteRange::to(self.core.size()));
                 }
                 self.end(request.complete(0, result));
             }
@@ -525,7 +542,7 @@ impl FdQueue {
             self.end_write(request, after, io.buf, good, Ok(()));
         } else {
             if !direct && route.after == After::Drop {
-                self.core.drop_pages(range);
+                self.drop_pages(range);
             }
             self.end_read(request, range, io.buf, good, Ok(()));
         }
@@ -610,15 +627,15 @@ impl FdQueue {
         self.counters.written_bytes += good;
         if after == After::Grew {
             self.grown_bytes += good;
-            if self.grown_bytes > GROWTH_MAX && !self.writeback {
-                (self.grown_bytes, self.writeback) = (0, true);
-                let fd = self.core.fd.clone();
-                let op = IoOp::Call(Box::new(move || {
+            if self.grown_bytes > GROWTH_MAX && !self.writeback.swap(true, Ordering::Relaxed) {
+                self.grown_bytes = 0;
+                let (fd, under_way) = (self.core.fd.clone(), self.writeback.clone());
+                self.aside(IoOp::Call(Box::new(move || {
                     // Only a hint: a real error shows at the next flush.
                     let _ = crate::sys::ioctl::start_writeback(&*fd);
+                    under_way.store(false, Ordering::Relaxed);
                     CallDone::default()
-                }));
-                self.reactor.submit(self.port, WRITEBACK, op);
+                })));
             }
         }
         self.end(request.complete_with(buf, good, result));
@@ -656,6 +673,15 @@ impl Queue for FdQueue {
 
 impl Drop for FdQueue {
     fn drop(&mut self) {
+        // The last close of an open file may wait for its file system.
+        let sync = std::mem::replace(&mut self.sync, self.core.fd.clone());
+        if !Arc::ptr_eq(&sync, &self.core.fd) {
+            let close = move || {
+                drop(sync);
+                CallDone::default()
+            };
+            self.aside(IoOp::Brief(Box::new(close)));
+        }
         // What is in flight still touches the leaf: its rights end with it, not with the queue.
         let mut passes: Vec<Passes> =
             self.slots.iter_mut().map(|(_, s)| std::mem::take(&mut s.passes)).collect();

@@ -11,7 +11,6 @@ use super::{Options, Why};
 use crate::block::{Error, Kind, Result};
 use crate::nvme::Sqe;
 use crate::nvme::tcp::host::Data;
-use crate::reactor::Waker;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -223,13 +222,20 @@ impl Controller {
         Ok(made)
     }
 
-    /// Opens an I/O queue for a thread whose reactor `waker` wakes: on a connection of its own, or, where the controller grants no
+    /// The present or last association, and what was found out on it. `None` before the first.
+    pub(super) fn last(&self) -> Option<(u64, Arc<Facts>)> {
+        let state = lock(&self.shared.state);
+        state.facts.clone().map(|facts| (state.association, facts))
+    }
+
+    /// Opens an I/O queue of whom `wire` reaches: on a connection of its own, or, where the controller grants no
     /// more, on one that others use.
-    pub(super) fn open_queue(&self, waker: &Waker) -> Result<(Arc<Wire>, Fresh)> {
+    ///
+    /// Waits for the target.
+    pub(super) fn open_queue(&self, wire: &Arc<Wire>) -> Result<Fresh> {
         let shared = &*self.shared;
         let options = &shared.options;
         let end = Instant::now() + options.connect_timeout.max(options.reconnect_timeout);
-        let wire = Arc::new(Wire::new(waker.clone()));
         loop {
             let (association, facts) = self.wait_up(end, Patience::WhileDown)?;
             let opened = match self.place(association, &facts) {
@@ -264,9 +270,9 @@ impl Controller {
             let current = state.association == association && matches!(state.phase, Phase::Up);
             match opened {
                 Ok(channel) if current && channel.lost().is_none() => {
-                    channel.join(&wire);
-                    state.wires.push(Arc::downgrade(&wire));
-                    return Ok((wire, Fresh { channel, facts, association }));
+                    channel.join(wire);
+                    state.wires.push(Arc::downgrade(wire));
+                    return Ok(Fresh { channel, facts, association });
                 }
                 Err(error) if current => return Err(error),
                 // The association went meanwhile: on the next one, all over again.

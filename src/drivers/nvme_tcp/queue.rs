@@ -20,7 +20,7 @@ use crate::nvme::copy::{LIST_LEN_MAX, whole_ranges};
 use crate::nvme::status::{Doing, Retry};
 use crate::nvme::tcp::host::Data;
 use crate::nvme::{Count8, Cqe};
-use crate::reactor::{self, IoDone, IoOp, Port, Reactor};
+use crate::reactor::{self, IoDone, IoOp, Port, Reactor, helpers};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ const RETRIES_MAX: u32 = 5;
 /// Pauses before a command is tried again where the controller does not say how long: the first, doubled up to the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
+/// Pause before the first connection is tried again that could not be made.
+const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 /// Tokens of the two waits for the socket.
 const READABLE: u64 = 0;
 const WRITABLE: u64 = 1;
@@ -87,15 +89,27 @@ impl NvmeQueue {
         let reactor = reactor::current().ok_or_else(|| {
             Error::new(Kind::InvalidInput, "this thread has no reactor; enter one before opening a queue")
         })?;
-        let (wire, Fresh { channel, facts, association }) =
-            namespace.controller().open_queue(&reactor.waker())?;
+        let wire = Arc::new(Wire::new(reactor.waker()));
+        let (channel, facts, association) = match namespace.controller().last() {
+            // This thread serves others too: requests wait until there is a connection, and nobody else does.
+            Some((association, facts)) if !reactor.may_wait() => {
+                let (ours, of) = (wire.clone(), namespace.clone());
+                let helpers = helpers::of(namespace.identity(), namespace.name());
+                helpers.run(move || connect(&of, &ours));
+                (None, facts, association)
+            }
+            _ => {
+                let Fresh { channel, facts, association } = namespace.controller().open_queue(&wire)?;
+                (Some(channel), facts, association)
+            }
+        };
         let port = reactor.open_port();
         Ok(Self {
             most: Most::of(&facts, namespace.block()),
             wire,
             reactor,
             port,
-            channel: Some(channel),
+            channel,
             facts,
             association,
             opened: association,
@@ -597,6 +611,24 @@ impl NvmeQueue {
     }
 }
 
+/// Makes the first connection of a queue, on a helper thread, and again until there is one or the queue is gone.
+fn connect(namespace: &Namespace, wire: &Arc<Wire>) {
+    loop {
+        let opened = namespace.controller().open_queue(wire);
+        let failed = opened.is_err();
+        if let Err(gone) = wire.open_with(opened.map_err(|e| Why::of(&e))) {
+            if let Some(fresh) = gone {
+                fresh.channel.leave(wire.number);
+            }
+            return;
+        }
+        if !failed {
+            return;
+        }
+        std::thread::sleep(CONNECT_PAUSE);
+    }
+}
+
 impl Queue for NvmeQueue {
     fn submit(&mut self, batch: &mut VecDeque<Request>) {
         self.read_mail();
@@ -652,6 +684,9 @@ impl Queue for NvmeQueue {
 
 impl Drop for NvmeQueue {
     fn drop(&mut self) {
+        if let Some(fresh) = self.wire.close() {
+            fresh.channel.leave(self.wire.number);
+        }
         // The connection ends with its last queue, which also ends what waits for the socket.
         if let Some(channel) = self.channel.take() {
             channel.leave(self.wire.number);

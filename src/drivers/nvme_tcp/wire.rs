@@ -40,6 +40,8 @@ pub(super) struct Mail {
     pub(super) away: Option<Why>,
     /// There will be no other.
     pub(super) dead: Option<Why>,
+    /// The queue is gone.
+    closed: bool,
 }
 
 /// A connection for a queue, and the association it belongs to.
@@ -79,7 +81,7 @@ impl Wire {
         let mut mail = lock(&self.mail);
         let fresh = mail.fresh.take();
         let (away, dead) = (mail.away.clone(), mail.dead.clone());
-        Some(Mail { lost: mail.lost, quiet: mail.quiet, fresh, away, dead })
+        Some(Mail { lost: mail.lost, quiet: mail.quiet, fresh, away, dead, closed: false })
     }
 
     /// What neighbours found.
@@ -95,6 +97,30 @@ impl Wire {
     pub(super) fn post(&self, write: impl FnOnce(&mut Mail)) {
         write(&mut lock(&self.mail));
         self.hear();
+    }
+
+    /// Hands over the first connection, or says why there is none yet. `Err`, with the connection: the queue is gone.
+    pub(super) fn open_with(&self, opened: Result<Fresh, Why>) -> Result<(), Option<Fresh>> {
+        let mut mail = lock(&self.mail);
+        if mail.closed {
+            return Err(opened.ok());
+        }
+        match opened {
+            // Lost meanwhile: the controller's thread makes the next.
+            Ok(fresh) if fresh.association <= mail.lost || mail.fresh.is_some() => {}
+            Ok(fresh) => (mail.fresh, mail.away) = (Some(fresh), None),
+            Err(why) => mail.away = Some(why),
+        }
+        drop(mail);
+        self.hear();
+        Ok(())
+    }
+
+    /// The queue goes; a connection that it has not taken up yet.
+    pub(super) fn close(&self) -> Option<Fresh> {
+        let mut mail = lock(&self.mail);
+        mail.closed = true;
+        mail.fresh.take()
     }
 
     /// Has it look at its mail and its connection.
