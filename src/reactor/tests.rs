@@ -412,6 +412,26 @@ fn calls_do_not_hold_up_the_thread_that_makes_them() {
 }
 
 #[test]
+fn completions_left_lying_do_not_keep_sockets_from_being_watched() {
+    for (name, reactor) in engines().into_iter().filter(|(_, r)| r.engine() != Engine::Sim) {
+        let (left, watched) = (reactor.open_port(), reactor.open_port());
+        reactor.submit(left, 1, read(&file_of(b"abc"), 0, Buf::alloc(3).unwrap()));
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let file = Arc::new(OwnedFd::from(ours));
+        reactor.submit(watched, 2, IoOp::Ready { file: file.clone(), write: false });
+        rustix::io::write(&theirs, b"x").unwrap();
+        let mut done = Vec::new();
+        // Each wait may return at once, since there is something to take.
+        for _ in 0..1000 {
+            reactor.wait(None);
+            reactor.complete(watched, &mut done);
+        }
+        assert_eq!(done.len(), 1, "{name}");
+        assert_eq!(collect(&*reactor, left, 1)[0].token, 1, "{name}");
+    }
+}
+
+#[test]
 fn buffered_operations_are_made_inline_and_say_so() {
     let has = |done: &IoDone, call: Call| done.counters.calls[call as usize];
     for (name, reactor) in engines().into_iter().filter(|(_, r)| r.engine() != Engine::Sim) {
