@@ -89,7 +89,13 @@ impl Facts {
             if s.stx_dio_mem_align == 0 || s.stx_dio_offset_align == 0 {
                 return 0;
             }
-            s.stx_dio_mem_align.max(s.stx_dio_offset_align)
+            let align = s.stx_dio_mem_align.max(s.stx_dio_offset_align);
+            // Once a file shares extents, and any may by tomorrow, XFS makes direct writes of less than a block through the cache.
+            if shares {
+                align.max(block_bytes.and_then(|b| u32::try_from(b).ok()).unwrap_or(0))
+            } else {
+                align
+            }
         });
         Self {
             file_system: mounted.unwrap_or(stat.st_dev),

@@ -5,7 +5,7 @@
 use super::tests::{MIB, WRITE, cached_pages, fresh, range};
 use super::*;
 use crate::block::{Buf, Op};
-use crate::drivers::testing::{Driven, pattern};
+use crate::drivers::testing::{Driven, Mounted, pattern};
 use crate::reactor::IoOp;
 
 #[test]
@@ -149,4 +149,25 @@ fn a_queue_that_goes_with_requests_in_flight_keeps_the_other_way_out() {
         pool.turn();
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_file_that_shares_extents_is_written_by_whole_blocks_and_caches_nothing() {
+    let test = "a_file_that_shares_extents_is_written_by_whole_blocks_and_caches_nothing";
+    let Some(fs) = Mounted::new(test, &["mkfs.xfs", "-q", "-m", "reflink=1"], 400 << 20) else { return };
+    let (a, b) = (File::open(fs.path("a"), WRITE).unwrap(), File::open(fs.path("b"), WRITE).unwrap());
+    let Some(cached) = cached_pages(test, &b) else { return };
+    a.set_len(MIB as u64).unwrap();
+    b.set_len(MIB as u64).unwrap();
+    assert!(Driven::new(a.clone()).write(0, &pattern(1, MIB)).result.is_ok());
+    let mut q = Driven::new(b.clone());
+    assert!(q.copy(Method::Reflink, a.clone(), 0, 0, MIB as u64).result.is_ok());
+    let mut model = pattern(1, MIB);
+    for (at, len) in [(512, 512), (8192, 1024), (20_000, 20_000), (1 << 19, 4096)] {
+        assert!(q.write(at as u64, &pattern(at as u64, len)).result.is_ok());
+        model[at..at + len].copy_from_slice(&pattern(at as u64, len));
+    }
+    assert!(q.read(0, MIB).buf[..] == model);
+    assert_eq!(cached(0, MIB), 0);
+    assert!(Driven::new(a).read(0, MIB).buf[..] == pattern(1, MIB));
 }
