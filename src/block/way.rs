@@ -149,7 +149,8 @@ impl State {
         if self.switching {
             return Verdict::Wait;
         }
-        if self.writers == 0 {
+        // A write in flight outlives its handle when its queue is dropped.
+        if self.writers == 0 && self.writes.is_empty() {
             return Verdict::Go(if must_be_cached { Way::Cached } else { entry.likes });
         }
         let [direct, cached] = self.in_flight;

@@ -172,6 +172,16 @@ fn whoever_waits_is_woken_when_it_may_go_on_also_by_a_place_given_up() {
     assert!(gate.is_free());
 }
 
+#[test]
+fn a_write_in_flight_keeps_the_cache_out_when_its_handle_has_gone() {
+    let gate = written();
+    let direct = go(&gate, write(0, 512));
+    gate.remove_writer();
+    let cached = waits(&gate, read(Need::Cached));
+    drop(direct);
+    assert_eq!(goes_now(&gate, read(Need::Cached), cached).way(), Way::Cached);
+}
+
 /// A request of a script, and where it stands.
 struct Scripted {
     entry: Entry,
