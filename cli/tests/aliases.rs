@@ -298,6 +298,52 @@ fn mounts_over_mounts_are_looked_through_and_what_is_behind_them_is_in_use() {
     inner.stop();
 }
 
+/// Prints a file's handle, or opens one in a mounted folder while its only file is open, and prints what it reads.
+const HANDLES: &str = "
+import ctypes,os,sys
+libc=ctypes.CDLL(None,use_errno=True)
+class H(ctypes.Structure): _fields_=[('n',ctypes.c_uint),('t',ctypes.c_int),('d',ctypes.c_ubyte*128)]
+h=H(); h.n=128
+if sys.argv[1]=='take':
+    m=ctypes.c_int()
+    if libc.name_to_handle_at(-100,sys.argv[2].encode(),ctypes.byref(h),ctypes.byref(m),0): sys.exit('no handles')
+    print(bytes(h).hex())
+else:
+    k=[open(os.path.join(sys.argv[2],n),'rb') for n in os.listdir(sys.argv[2])]
+    ctypes.memmove(ctypes.byref(h),bytes.fromhex(sys.argv[3]),ctypes.sizeof(h))
+    d=os.open(sys.argv[2],os.O_RDONLY); f=libc.open_by_handle_at(d,ctypes.byref(h),os.O_RDONLY)
+    print(os.read(f,4).hex() if f>=0 else os.strerror(ctypes.get_errno()))
+";
+
+#[test]
+fn a_file_handle_of_an_earlier_mount_leads_to_no_volume_of_a_later_one() {
+    let test = "a_file_handle_of_an_earlier_mount_leads_to_no_volume_of_a_later_one";
+    if let Err(why) = mounts_or_why() {
+        return skip(test, &why);
+    }
+    let base = folder();
+    let at = |name: &str| base.path().join(name);
+    std::fs::write(at("handles.py"), HANDLES).unwrap();
+    std::fs::write(at("a"), bytes(4096, 1)).unwrap();
+    std::fs::write(at("b"), bytes(4096, 2)).unwrap();
+    let python = |rest: &str| sh(&format!("python3 {} {rest}", shown(&at("handles.py"))));
+    let first = Mounted::start(&[&format!("x={}", shown(&at("a")))]);
+    let handle = match python(&format!("take {}", shown(&first.at_name("x")))) {
+        Ok(handle) => handle,
+        Err(why) => return skip(test, &why),
+    };
+    let front: String = bytes(4, 1).iter().map(|b| format!("{b:02x}")).collect();
+    match python(&format!("open {} {handle}", shown(first.dir()))) {
+        Ok(read) if read == front => {}
+        other => return skip(test, &format!("file handles cannot be opened here: {other:?}")),
+    }
+    first.stop();
+    let second = Mounted::start(&[&format!("y={}", shown(&at("b")))]);
+    let read = python(&format!("open {} {handle}", shown(second.dir()))).unwrap();
+    assert_eq!(read, "Stale file handle");
+    second.stop();
+}
+
 #[test]
 fn what_a_target_of_this_machine_serves_is_known_by_its_generation() {
     let (base, _undo) = (folder(), Undo::default());
