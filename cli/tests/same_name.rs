@@ -52,13 +52,15 @@ fn across_a_restart(dir: &Path, device: &str, meanwhile: impl FnOnce()) -> Ran {
     let (target, port) = Target::start(dir, device, 0);
     let url = format!("nvme-tcp://127.0.0.1:{port}/{NQN}?nsid=1");
     let args = ["cp", "--json", "--offload", "never", "--limit-rate", "8MiB", &url, "out"];
-    let blocks = |entry: std::fs::DirEntry| entry.metadata().map_or(0, |m| m.blocks());
-    let before: u64 = std::fs::read_dir(dir).unwrap().flatten().map(blocks).sum();
     let copy = command(dir, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // Something has arrived, whatever the file is called meanwhile, and more is to come. A hang guard, no more.
     let end = Instant::now() + Duration::from_secs(60);
-    let arrived =
-        || std::fs::read_dir(dir).unwrap().flatten().map(blocks).sum::<u64>().checked_sub(before + 4096);
+    let open = format!("/proc/{}/fd", copy.id());
+    let arrived = || {
+        let files = std::fs::read_dir(&open).ok()?.flatten();
+        let mut blocks = files.filter_map(|f| std::fs::metadata(f.path()).ok()).filter(|m| m.is_file());
+        blocks.find(|m| m.blocks() >= 4096)
+    };
     while arrived().is_none() {
         assert!(Instant::now() < end, "nothing is copied");
         std::thread::sleep(Duration::from_millis(20));
