@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::mounted::{Mounted, attribute, mounts_or_why, run};
 use common::{
     BIN, MIB, Ran, Undo, blkcopy, bytes, command, folder, loops_or_why, mount_loop, mount_tmpfs, must, sh,
     skip,
@@ -427,4 +428,34 @@ fn a_served_files_last_odd_bytes_are_told() {
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     child.wait().unwrap();
     assert!(err.contains("warning: odd: its last 65 bytes are not served"), "{err}");
+}
+
+#[test]
+fn the_mounts_own_attributes_are_read_and_not_listed() {
+    let test = "the_mounts_own_attributes_are_read_and_not_listed";
+    if let Err(why) = mounts_or_why() {
+        return skip(test, &why);
+    }
+    let dir = folder();
+    let paths = ["a", "b"].map(|name| {
+        std::fs::write(dir.path().join(name), bytes(1 << 20, 1)).unwrap();
+        dir.path().join(name).display().to_string()
+    });
+    let mounted = Mounted::start(&[&paths[0], &paths[1]]);
+    let (a, b) = (mounted.at_name("a"), mounted.at_name("b"));
+    let mut names = [0u8; 256];
+    for file in [&a, &b, &mounted.dir().to_owned()] {
+        assert_eq!(rustix::fs::listxattr(file, &mut names[..]), Ok(0), "{file:?}");
+    }
+    assert!(attribute(&a, "user.blkcopy.limits").is_object());
+    // Programs that keep all attributes find none to carry along, and none that they cannot set.
+    let copy = dir.path().join("copy");
+    run(&format!(
+        "cp --preserve=all {} {}; cp --preserve=xattr {0} {}",
+        a.display(),
+        copy.display(),
+        b.display()
+    ));
+    assert_eq!(rustix::fs::listxattr(&copy, &mut names[..]), Ok(0));
+    mounted.stop();
 }
