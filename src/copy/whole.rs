@@ -151,7 +151,13 @@ fn pieces(parts: &[Part], dest: &Arc<dyn Device>, at: u64) -> Result<Vec<Piece>>
             to = to.saturating_add(range.len());
         }
         let job = |segments: &[Segment]| Job::new(segments, part.source.size(), dest.size(), same);
-        match job(&segments) {
+        // A later range may read what an earlier one wrote: joined to one, it would read what was there before.
+        let apart = !same || segments.len() < 2 || {
+            let written = ByteRange::new(segments[0].dest, to - segments[0].dest);
+            written.is_some_and(|written| !part.ranges.iter().any(|range| range.overlaps(written)))
+        };
+        let whole = if apart { job(&segments) } else { Err(Error::new(Kind::Overlap, "in order")) };
+        match whole {
             Ok(job) => {
                 pieces.push(Piece {
                     source: part.source.clone(),

@@ -153,6 +153,10 @@ fn formats_0_and_1_may_overlap_and_no_block_is_lost() {
             (0, vec![(1, 100), (0, 50)]),
             (7, vec![(7, 1), (8, 1), (9, 1)]),
             (200, vec![(180, 21), (199, 2), (30, 1)]),
+            // The second range reads what the first has written.
+            (8, vec![(0, 8), (8, 8)]),
+            (120, vec![(112, 8), (120, 8), (128, 8)]),
+            (60, vec![(52, 4), (56, 4), (60, 8)]),
         ] {
             for format in [Format::F0, Format::F1] {
                 let told = io.copy(&Copy::local(1, sdlba, &ranges).in_format(format));
