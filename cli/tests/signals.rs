@@ -4,14 +4,10 @@
 
 mod common;
 
-use common::{MIB, Ran, blkcopy, bytes, command, front_is_equal, must, sh};
-use std::os::unix::fs::MetadataExt;
+use common::{MIB, Ran, blkcopy, bytes, command, front_is_equal, must, sh, under_way};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-
-/// Longest time to wait for anything. The promise is one second; a loaded machine gets more.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn start(dir: &Path, args: &[&str]) -> Child {
     command(dir, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -21,29 +17,6 @@ fn signal(child: &Child, names: &[&str]) {
     for name in names {
         must(&format!("kill -{name} {}", child.id()));
     }
-}
-
-/// Waits until the copy to `file`, which has no name before it is good, has bytes on storage or in the cache.
-fn under_way(file: &Path) {
-    let begun = Instant::now();
-    while !nameless_beside(file) && file.metadata().map_or(0, |m| m.blocks()) == 0 {
-        assert!(begun.elapsed() < PATIENCE, "the copy does not begin");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// True when a process has a file with bytes in it open that lies beside `file` and has no name, or a hidden one.
-fn nameless_beside(file: &Path) -> bool {
-    let folder = file.parent().unwrap().to_str().unwrap();
-    let marks =
-        [format!("{folder}/#"), format!("{folder}/.{}.blkcopy-", file.file_name().unwrap().display())];
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    let files = processes.filter_map(|p| std::fs::read_dir(p.path().join("fd")).ok()).flatten().flatten();
-    files.map(|fd| fd.path()).any(|fd| {
-        let link = std::fs::read_link(&fd).unwrap_or_default();
-        marks.iter().any(|mark| link.to_string_lossy().starts_with(mark.as_str()))
-            && fd.metadata().is_ok_and(|m| m.blocks() > 0)
-    })
 }
 
 /// Sends SIGINT and waits; how it ended, and after how long.

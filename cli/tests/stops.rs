@@ -192,12 +192,7 @@ fn a_copy_from_a_target_that_fell_silent_says_what_was_done() {
     let (target, _, url) = serve(a.to_str().unwrap(), Stdio::null(), Stdio::null());
     let args = ["cp", "--json", "--receipt", "r", "--limit-rate", "8MiB", &url, "b"];
     let child = start(dir.path(), &args);
-    let begun = Instant::now();
-    while common::must(&format!("du -k {0} 2>/dev/null || echo 0", b.display())).split('\t').next()
-        == Some("0")
-    {
-        assert!(begun.elapsed() < PATIENCE, "the copy does not begin");
-    }
+    common::under_way(&b);
     target.kill("STOP");
     std::thread::sleep(Duration::from_millis(700));
     child.kill("TERM");

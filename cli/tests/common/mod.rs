@@ -7,8 +7,10 @@ mod skip;
 
 #[allow(unused_imports)] // not every test can be skipped
 pub(crate) use skip::skip;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 pub(crate) const KIB: u64 = 1 << 10;
@@ -153,6 +155,29 @@ pub(crate) fn mount_tmpfs(undo: &mut Undo, base: &Path, name: &str, size: &str) 
     sh(&format!("mkdir {0} && mount -t tmpfs -o size={size} tmpfs {0}", at.display()))?;
     undo.later(format!("umount {}", at.display()));
     Ok(at)
+}
+
+/// Waits until the copy to `file`, which has no name before it is good, has bytes on storage or in the cache.
+pub(crate) fn under_way(file: &Path) {
+    let begun = Instant::now();
+    while !nameless_beside(file) && file.metadata().map_or(0, |m| m.blocks()) == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the copy does not begin");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// True when a process has a file with bytes in it open that lies beside `file` and has no name, or a hidden one.
+fn nameless_beside(file: &Path) -> bool {
+    let folder = file.parent().unwrap().to_str().unwrap();
+    let marks =
+        [format!("{folder}/#"), format!("{folder}/.{}.blkcopy-", file.file_name().unwrap().display())];
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let files = processes.filter_map(|p| std::fs::read_dir(p.path().join("fd")).ok()).flatten().flatten();
+    files.map(|fd| fd.path()).any(|fd| {
+        let link = std::fs::read_link(&fd).unwrap_or_default();
+        marks.iter().any(|mark| link.to_string_lossy().starts_with(mark.as_str()))
+            && fd.metadata().is_ok_and(|m| m.blocks() > 0)
+    })
 }
 
 /// The first bytes of two files or devices are equal, says another program.
