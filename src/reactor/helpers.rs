@@ -154,7 +154,7 @@ fn look(stalled: &mut Vec<(String, Instant)>, now: &[Health]) {
         let still = now.iter().any(|h| h.device == *device && h.is_stalled());
         if !still {
             let seconds = since.elapsed().as_secs();
-            tracing::info!(device, "answers again after {seconds} s");
+            tracing::info!("{device} answers again after {seconds} s");
         }
         still
     });
@@ -164,10 +164,10 @@ fn look(stalled: &mut Vec<(String, Instant)>, now: &[Health]) {
         }
         let age = health.oldest.unwrap_or_default();
         tracing::warn!(
-            device = health.device,
             calls = health.calls,
             waiting = health.waiting,
-            "has not answered a system call for {} s; requests to it wait, other devices go on",
+            "{} has not answered a system call for {} s; requests to it wait, other devices go on",
+            health.device,
             age.as_secs()
         );
         stalled.push((health.device.clone(), Instant::now().checked_sub(age).unwrap_or_else(Instant::now)));
