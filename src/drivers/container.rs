@@ -20,8 +20,9 @@ pub(crate) fn random() -> [u8; 16] {
     bytes
 }
 
-/// What holds the bytes of an open regular file: its inode, told from an earlier one of that number by its time of birth or else
-/// its generation. Where the file system has neither, nothing is known to last.
+/// What holds the bytes of an open regular file: its inode, told from an earlier one of that number by its time of birth and its
+/// generation, of which the time alone may be the same for two files made within one tick of the kernel's clock. Where the file
+/// system has neither, nothing is known to last.
 pub(crate) fn of_file(fd: impl AsFd) -> Container {
     inode(&fd).unwrap_or_else(|| Container::passing("file", random()))
 }
@@ -37,10 +38,12 @@ fn inode(fd: &impl AsFd) -> Option<Container> {
     };
     let asked = StatxFlags::INO | StatxFlags::BTIME;
     let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, asked).ok()?;
-    let since = if stat.stx_mask & StatxFlags::BTIME.bits() != 0 && stat.stx_btime.tv_sec != 0 {
-        format!("born {}.{:09}", stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec)
-    } else {
-        format!("generation {}", ioctl::file_generation(fd).ok()?)
+    let has_birth = stat.stx_mask & StatxFlags::BTIME.bits() != 0 && stat.stx_btime.tv_sec != 0;
+    let birth = has_birth.then(|| format!("born {}.{:09}", stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec));
+    let generation = ioctl::file_generation(fd).ok().map(|number| format!("generation {number}"));
+    let since = match (birth, generation) {
+        (Some(birth), Some(generation)) => format!("{birth} {generation}"),
+        (birth, generation) => birth.or(generation)?,
     };
     Some(Container::new(format!("file {} of {system} {since}", stat.stx_ino)))
 }
