@@ -65,6 +65,11 @@ impl Bdev {
         if options.write && ioctl::block_read_only(&fd).unwrap_or(false) {
             return Err(Error::new(Kind::ReadOnly, "is set read-only; blockdev --setrw makes it writable"));
         }
+        if options.write && Disk::of(rdev).is_host_managed() {
+            let text = "is a host-managed zoned device: each of its zones is written from its start on only, which blkcopy does not do \
+                        yet; name a device without zones";
+            return Err(Error::new(Kind::Unsupported, text));
+        }
         let geometry = |e: std::io::Error| Error::os("size or block size cannot be asked", e);
         let block = rustix::fs::ioctl_blksszget(&fd).map_err(|e| geometry(e.into()))?;
         let block = NonZeroU32::new(block).ok_or_else(|| {

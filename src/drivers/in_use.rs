@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// How something is used.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -89,7 +90,16 @@ pub fn in_use(path: impl AsRef<Path>) -> Result<Vec<Holder>> {
 pub(crate) fn exclusive_elsewhere(path: &Path, rdev: u64) -> bool {
     let busy = |path: &Path| {
         let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        rustix::fs::open(path, flags, Mode::empty()).err() == Some(Errno::BUSY)
+        let refused = || rustix::fs::open(path, flags, Mode::empty()).err() == Some(Errno::BUSY);
+        // Another process that asks the same holds it for a moment, as several copies of one source do when they start at once:
+        // the pauses differ from process to process.
+        let pause = Duration::from_millis(3 + u64::from(std::process::id() % 11));
+        (0..8).all(|_| {
+            refused() && {
+                std::thread::sleep(pause);
+                true
+            }
+        })
     };
     if is_claimed_here(rdev) || !busy(path) {
         return false;
@@ -330,6 +340,10 @@ pub(super) fn sys_dir(dev: u64) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{major}:{minor}"))
 }
 
+fn is_host_managed(dir: &Path) -> bool {
+    std::fs::read_to_string(dir.join("queue/zoned")).is_ok_and(|model| model.trim() == "host-managed")
+}
+
 fn read_dev(dir: &Path) -> Option<u64> {
     dev_of(&std::fs::read_to_string(dir.join("dev")).ok()?)
 }
@@ -353,6 +367,11 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    /// True for a disk of zones that can be written from their start on only (`queue/zoned`, Documentation/ABI/stable/sysfs-block).
+    pub(crate) fn is_host_managed(&self) -> bool {
+        is_host_managed(&sys_dir(self.whole))
+    }
+
     /// From sysfs. A device that is not there is its own disk.
     pub(crate) fn of(rdev: u64) -> Self {
         let mut disk = Self { whole: rdev, base: 0, related: BTreeSet::from([rdev]) };
@@ -425,6 +444,33 @@ mod tests {
                     /dev/sda2 partition 1 0 -3\n";
         assert_eq!(parse_swaps(text), ["/swap file", "/dev/sda2"]);
         assert!(parse_swaps("Filename Type\n").is_empty());
+    }
+
+    #[test]
+    fn only_host_managed_zones_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_host_managed(dir.path()), "no such file before Linux 4.10");
+        std::fs::create_dir(dir.path().join("queue")).unwrap();
+        for (model, refused) in [("none", false), ("host-aware", false), ("host-managed", true)] {
+            std::fs::write(dir.path().join("queue/zoned"), format!("{model}\n")).unwrap();
+            assert_eq!(is_host_managed(dir.path()), refused, "{model}");
+        }
+    }
+
+    #[test]
+    fn those_who_ask_at_once_do_not_take_each_other_for_users() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(disk) = Loop::new("those_who_ask_at_once...", dir.path(), 1 << 20, &[]) else { return };
+        let rdev = rustix::fs::stat(&disk.device).unwrap().st_rdev;
+        let ask = || {
+            (0..200).any(|_| {
+                std::thread::sleep(Duration::from_millis(1));
+                exclusive_elsewhere(&disk.device, rdev)
+            })
+        };
+        let found =
+            std::thread::scope(|scope| [(); 4].map(|()| scope.spawn(ask)).map(|asker| asker.join().unwrap()));
+        assert_eq!(found, [false; 4]);
     }
 
     #[test]
