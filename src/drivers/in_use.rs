@@ -70,7 +70,12 @@ pub fn in_use(path: impl AsRef<Path>) -> Result<Vec<Holder>> {
     let mut holders = match FileType::from_raw_mode(stat.st_mode) {
         FileType::BlockDevice => {
             let mut holders = of_block_device(stat.st_rdev);
-            if holders.is_empty() && exclusive_elsewhere(path, stat.st_rdev) {
+            // A reader of a read-only device, such as another copy of a golden image, changes nothing.
+            let is_read_only = || {
+                let fd = stack::open_block(path, stat.st_rdev);
+                fd.is_some_and(|fd| ioctl::block_read_only(fd).unwrap_or(false))
+            };
+            if holders.is_empty() && !is_read_only() && exclusive_elsewhere(path, stat.st_rdev) {
                 holders.push(Holder::new(HolderKind::Exclusive, "opened exclusively by another program"));
             }
             holders
@@ -454,6 +459,18 @@ mod tests {
         for (model, refused) in [("none", false), ("host-aware", false), ("host-managed", true)] {
             std::fs::write(dir.path().join("queue/zoned"), format!("{model}\n")).unwrap();
             assert_eq!(is_host_managed(dir.path()), refused, "{model}");
+        }
+    }
+
+    #[test]
+    fn an_exclusive_reader_of_a_read_only_device_is_no_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let test = "an_exclusive_reader_of_a_read_only_device_is_no_user";
+        for (flags, users) in [(&[][..], 1), (&["--read-only"][..], 0)] {
+            let Some(disk) = Loop::new(test, dir.path(), 1 << 20, flags) else { return };
+            let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+            let _held = rustix::fs::open(&disk.device, flags, Mode::empty()).unwrap();
+            assert_eq!(texts(&disk.device).len(), users, "{:?}", texts(&disk.device));
         }
     }
 
