@@ -50,6 +50,7 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
         payload_bytes: args.buffer_memory,
         cancel: interrupts.cancel.clone(),
         abandon: true,
+        pulse: std::rc::Rc::default(),
         io_engine: engine.name.clone(),
         locks: Some(engine.locks.clone()),
         in_order: ready.in_order,

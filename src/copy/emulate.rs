@@ -39,6 +39,8 @@ struct Piece {
 pub(super) struct LegDone {
     /// Good stretches behind the prefix: start to end, as offsets into the step.
     stretches: BTreeMap<u64, u64>,
+    /// Where the stretch begins, as an offset into the step.
+    from: u64,
     /// Length of the good prefix, in bytes from the start of the step.
     pub(super) good: u64,
     /// What failed on this leg.
@@ -79,7 +81,8 @@ pub(super) async fn emulate(
     bytes: Bytes,
 ) -> Emulated {
     let end = part.end;
-    let fresh = legs.iter().map(|_| LegDone { good: part.start, ..LegDone::default() }).collect();
+    let fresh =
+        legs.iter().map(|_| LegDone { from: part.start, good: part.start, ..LegDone::default() }).collect();
     let done = Rc::new(RefCell::new(Emulated { legs: fresh, error: None }));
     let in_flight = Rc::new(Cell::new(0usize));
     let idle = Rc::new(local::Notify::default());
@@ -224,7 +227,16 @@ impl Mover<'_> {
         }
         let client = self.shared.client(self.step.source_leaf);
         let block = self.shared.block_size(self.step.source_leaf);
+        if self.shared.abandoned() {
+            return buf;
+        }
+        let in_flight = self.shared.options.pulse.reads();
         let (buf, result) = read_bytes(&client, block, part.source, len, buf).await;
+        drop(in_flight);
+        if self.shared.abandoned() {
+            // The copy has ended meanwhile: its destination is not its own any more.
+            return buf;
+        }
         if let Err(error) = result {
             self.shared.progress.source_failed.set(true);
             self.done.borrow_mut().error.get_or_insert(error);
@@ -249,14 +261,20 @@ impl Mover<'_> {
             let block = self.shared.block_size(place.leaf);
             let client = self.shared.client(place.leaf);
             let (back, good, result) = if range.is_aligned(block) {
+                if self.shared.abandoned() {
+                    return buf;
+                }
+                let _in_flight = self.shared.options.pulse.writes();
                 let done = client.submit(Op::Write { range, buf, fua: false }).await;
                 (done.buf, done.good_bytes, done.result)
             } else {
                 // Neighbouring pieces may share the block at their seam: one at a time.
-                let turn = self.shared.ragged_turn().await;
-                let written = write_ragged(&client, block, range, buf).await;
-                drop(turn);
-                written
+                let _turn = self.shared.ragged_turn().await;
+                if self.shared.abandoned() {
+                    return buf;
+                }
+                let _in_flight = self.shared.options.pulse.writes();
+                write_ragged(&client, block, range, buf).await
             };
             buf = back;
             self.shared.count_written(good);
@@ -308,7 +326,12 @@ impl Mover<'_> {
             let place = self.step.legs[leg].place;
             let range = ByteRange::between(place.offset + at, place.offset + at + len);
             let op = Op::WriteZeroes { range, may_unmap: true, lazy: false };
+            if self.shared.abandoned() {
+                return true;
+            }
+            let in_flight = self.shared.options.pulse.writes();
             let done = self.shared.client(place.leaf).submit(op).await;
+            drop(in_flight);
             if done.result.as_ref().is_err_and(|e| e.kind() == Kind::Unsupported) {
                 return false;
             }
@@ -323,6 +346,9 @@ impl Mover<'_> {
         }
         let mut done = self.done.borrow_mut();
         done.legs[leg].add(at, good);
+        if let ([only], dest) = (&*done.legs, self.step.dest) {
+            self.shared.good_so_far(dest + only.from, dest + only.good);
+        }
         if let Err(error) = result {
             done.legs[leg].error.get_or_insert(error);
         }

@@ -72,6 +72,11 @@ impl Lasting {
         self.before = tally.progress();
     }
 
+    /// True when what was written may be lost without an error of the device.
+    pub(super) fn is_watched(&self) -> bool {
+        self.seen.is_some()
+    }
+
     /// What is known to last.
     pub(super) fn durable(&self) -> Tally {
         self.before.progress()
@@ -94,7 +99,7 @@ pub(super) fn is_due(shared: &Shared) -> bool {
 
 /// True when what was written may be lost without an error of the device.
 pub(super) fn is_watched(shared: &Shared) -> bool {
-    shared.lasting.borrow().seen.is_some()
+    shared.lasting.borrow().is_watched()
 }
 
 /// True when something was lost since anybody looked.

@@ -9,11 +9,14 @@ pub mod job;
 mod lasting;
 pub mod native;
 pub mod plan;
+mod pulse;
 pub mod run;
 mod shared;
 mod verify;
 pub mod whole;
+mod zero;
 
 pub use facts::DeviceFacts;
 pub use job::{Job, Segment};
 pub use plan::{Offload, PlanSummary, Planner, Policy, Sparse, Step};
+pub use pulse::Pulse;

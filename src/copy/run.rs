@@ -5,12 +5,13 @@
 //! method, and the receipt says so.
 
 use super::emulate::{self, Bytes};
-use super::facts::{DeviceFacts, check_apart};
+use super::facts::{DeviceFacts, check_apart, is_leaf};
 use super::lasting;
-use super::plan::{Offload, Order, Planner, Policy, Sparse, Step};
+use super::plan::{Offload, Order, Planner, Policy, Step};
 use super::shared::Shared;
 use super::verify;
-use super::{Job, Segment};
+use super::zero::zero_leg;
+use super::{Job, Pulse, Segment};
 use crate::block::lock::CoreLocks;
 use crate::block::receipt::{
     End, HostBytes, Loss, Outcome, Reason, Receipt, SCHEMA, SourceState, Timings, WireBytes,
@@ -81,6 +82,8 @@ pub struct Options {
     /// Once cancelled, requests that do not end soon are left in flight: for a caller whose process ends next, since they may
     /// still write to the destination, and the executor that is dropped waits for them.
     pub abandon: bool,
+    /// Counts what is in flight.
+    pub pulse: Rc<Pulse>,
     /// How the receipt names the engine.
     pub io_engine: String,
     /// This thread's range locks; `None`: nobody else uses these devices through this process.
@@ -100,6 +103,7 @@ impl Default for Options {
             payload_bytes: 64 << 20,
             cancel: Cancel::default(),
             abandon: false,
+            pulse: Rc::default(),
             io_engine: String::new(),
             locks: None,
             in_order: false,
@@ -370,7 +374,7 @@ async fn run_plan(shared: &Rc<Shared>, planner: &mut Option<Planner<DeviceFacts>
         if shared.stopped() {
             break;
         }
-        shared.step_begins(step.dest_range());
+        shared.step_begins(step.dest_range(), position);
         let locked = whole.is_some();
         let shared = shared.clone();
         drop(local::spawn(async move {
@@ -401,6 +405,8 @@ pub(super) async fn run_step(
     locked: bool,
     remaps: u32,
 ) -> Result<()> {
+    // What it wrote through a map is told the map when it ends: until then nobody else is to have the range.
+    let _mapped = (!is_leaf(&shared.dest)).then(|| shared.options.pulse.holds());
     let pins = shared.pin(&step)?;
     let ticket = match if locked { Ok(None) } else { shared.lock(&step).await } {
         Ok(ticket) => ticket,
@@ -581,61 +587,6 @@ async fn emulate_legs(shared: &Rc<Shared>, step: &Rc<Step>, legs: &[usize], resu
     }
 }
 
-/// Zeroes one leg: whole blocks by the device where it can, ragged edges and the rest by writing.
-async fn zero_leg(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -> (u64, Result<()>) {
-    let place = step.legs[leg].place;
-    let block = shared.block_size(place.leaf);
-    let end = place.offset + step.len;
-    let first = place.offset.next_multiple_of(block).min(end);
-    let last = (end - end % block).max(first);
-    let (head, tail) = (first - place.offset, last - place.offset);
-
-    if head > 0 {
-        let (good, result) = write_zeroes(shared, step, leg, 0, head).await;
-        if result.is_err() {
-            return (good, result);
-        }
-    }
-    if head < tail && shared.options.in_order {
-        // Zeroing makes no file longer.
-        return write_zeroes(shared, step, leg, head, step.len).await;
-    }
-    if head < tail {
-        let may_unmap = shared.options.policy.sparse != Sparse::Never;
-        let op = Op::WriteZeroes { range: ByteRange::between(first, last), may_unmap, lazy: false };
-        let done = shared.client(place.leaf).submit(op).await;
-        match done.result {
-            Ok(()) => shared.moved(leg, Method::WriteZeroes, tail - head),
-            Err(e) if e.kind() == Kind::Unsupported && !shared.requires_offload() => {
-                shared.deviation(step, Method::WriteZeroes, Method::Emulated, Reason::Refused, &e);
-                return write_zeroes(shared, step, leg, head, step.len).await;
-            }
-            Err(e) => {
-                let good = done.good_bytes.min(tail - head);
-                shared.moved(leg, Method::WriteZeroes, good);
-                return (head + good, Err(e));
-            }
-        }
-    }
-    if tail < step.len { write_zeroes(shared, step, leg, tail, step.len).await } else { (step.len, Ok(())) }
-}
-
-async fn write_zeroes(
-    shared: &Rc<Shared>,
-    step: &Rc<Step>,
-    leg: usize,
-    from: u64,
-    to: u64,
-) -> (u64, Result<()>) {
-    let mut done = emulate::emulate(shared, step, &[leg], from..to, Bytes::Zero).await;
-    let one = done.legs.swap_remove(0);
-    shared.moved(leg, Method::Emulated, one.good - from);
-    match one.error.or(done.error) {
-        Some(e) => (one.good, Err(e)),
-        None => (one.good, Ok(())),
-    }
-}
-
 /// Hands one leg's copy to the device; what it refuses is planned again without that method.
 async fn native_leg(
     shared: &Rc<Shared>,
@@ -672,7 +623,13 @@ async fn native_leg(
             fua: false,
             cancel: shared.options.cancel.clone(),
         };
+        // The rate may have made it wait.
+        if shared.abandoned() {
+            return (good, Err(shared.stop_reason()));
+        }
+        let in_flight = shared.options.pulse.writes();
         let done = shared.client(place.leaf).submit(Op::Copy(Box::new(request))).await;
+        drop(in_flight);
         let moved = done.good_bytes.min(len);
         if let Some(report) = done.copy
             && report.rest_undefined
@@ -681,6 +638,7 @@ async fn native_leg(
             touched = touched.max(good + len);
         }
         shared.moved(leg, method, moved);
+        shared.good_so_far(step.dest + good, step.dest + good + moved);
         good += moved;
         let error = match done.result {
             Ok(()) if moved == len => continue,

@@ -25,7 +25,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 /// Longest sleep before a copy looks again whether it is to stop: well inside the second that is promised.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How often a cancelled copy looks whether its flush is done before it gives up.
 const FLUSH_LOOKS: u32 = 3;
@@ -55,13 +55,22 @@ pub(super) struct Shared {
     ragged: Cell<bool>,
     ragged_done: Notify,
     steps: Cell<usize>,
-    /// Where those steps write.
-    in_flight: RefCell<SmallVec<[ByteRange; 4]>>,
+    in_flight: RefCell<SmallVec<[Running; 4]>>,
     /// What still runs is waited for no more, and counts for nothing.
     abandoned: Cell<bool>,
     step_ended: Notify,
     /// When the next byte may move, under a rate limit.
     next_at: Cell<Duration>,
+}
+
+/// A step that has begun and not ended.
+struct Running {
+    /// Where it writes.
+    range: ByteRange,
+    /// Where its bytes stand in the job.
+    position: u64,
+    /// Bytes of its front that are good so far, where that can be told before it ends.
+    good: u64,
 }
 
 struct Leaf {
@@ -276,9 +285,20 @@ impl Shared {
     /// Leaves the steps in flight to themselves: where they write may still change. Why, as an error.
     pub(super) fn abandon(&self) -> Error {
         self.abandoned.set(true);
-        let mut left: Vec<ByteRange> = self.in_flight.borrow().to_vec();
+        let mut tally = self.tally.borrow_mut();
+        let mut left = Vec::new();
+        for Running { range, position, good } in self.in_flight.borrow().iter() {
+            tally.good_at(*position, *good);
+            left.push(range.after(*good));
+        }
         left.sort_by_key(|range| range.offset());
-        self.tally.borrow_mut().undefined.extend(left.into_iter().map(Span::from));
+        tally.undefined.extend(left.into_iter().filter(|range| !range.is_empty()).map(Span::from));
+        // Emulated bytes are counted when their stretch ends.
+        let uncounted = tally.good.saturating_sub(tally.methods.values().sum());
+        tally.by(Method::Emulated, uncounted);
+        self.progress.good_bytes.set(tally.good);
+        self.progress.good_prefix_bytes.set(tally.prefix);
+        drop(tally);
         let text = "stopped on request, without waiting for what the devices have not answered";
         Error::new(Kind::Cancelled, text)
     }
@@ -394,16 +414,30 @@ impl Shared {
 
     // --- steps -------------------------------------------------------------------------------------------------------
 
-    /// Counts a step that begins; where it writes.
-    pub(super) fn step_begins(&self, range: ByteRange) {
-        self.in_flight.borrow_mut().push(range);
+    /// Counts a step that begins: where it writes, and where that stands in the job.
+    pub(super) fn step_begins(&self, range: ByteRange, position: u64) {
+        self.in_flight.borrow_mut().push(Running { range, position, good: 0 });
         self.steps.set(self.steps.get() + 1);
+    }
+
+    /// Takes down that the destination's bytes from `from` to `to` are good, so that a step which is left behind keeps its front.
+    pub(super) fn good_so_far(&self, from: u64, to: u64) {
+        // A map says what is good when all its legs have ended, and a lost cache only after a flush.
+        if self.abandoned() || !is_leaf(&self.dest) || self.lasting.borrow().is_watched() {
+            return;
+        }
+        for running in self.in_flight.borrow_mut().iter_mut() {
+            let start = running.range.offset();
+            if start <= from && from <= start + running.good && to <= running.range.end() {
+                running.good = running.good.max(to - start);
+            }
+        }
     }
 
     /// Counts a step that ended.
     pub(super) fn step_ended(&self, range: ByteRange, result: Result<()>) {
         let mut in_flight = self.in_flight.borrow_mut();
-        if let Some(at) = in_flight.iter().position(|r| *r == range) {
+        if let Some(at) = in_flight.iter().position(|r| r.range == range) {
             in_flight.swap_remove(at);
         }
         drop(in_flight);

@@ -4,7 +4,7 @@
 use super::facts::{DeviceFacts, leaf_ranges};
 use super::plan::{Offload, Planner, Policy};
 use super::run::{Options, Progress, copy};
-use super::shared::{hold, unless};
+use super::shared::{LOOK_AGAIN, hold, unless};
 use super::{Job, Segment};
 use crate::block::device::is_one_device;
 use crate::block::lock::{Claim, Claims};
@@ -12,10 +12,13 @@ use crate::block::receipt::HostBytes;
 use crate::block::request::Cancel;
 use crate::block::{Access, ByteRange, Device, Error, Kind, Method, Op, Result};
 use crate::reactor::away::look;
-use crate::reactor::local::Client;
+use crate::reactor::local::{self, Client};
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 /// Ranges that lie on one device.
 #[derive(Clone)]
@@ -41,6 +44,8 @@ pub struct WholeEnded {
     pub flushed: bool,
     /// Reading a source is what failed.
     pub source_failed: bool,
+    /// Requests were left in flight ([`Options::abandon`]). Its ranges stay claimed until none of them can change the destination.
+    pub abandoned: bool,
     /// Why it ended early.
     pub error: Option<Error>,
 }
@@ -101,7 +106,7 @@ async fn run(
     let pieces = pieces(parts, dest, at)?;
     // The queue that will flush is opened before the first write: see `run::copy`.
     let flusher = if options.flush { Some(Client::open(dest.clone())?) } else { None };
-    let _held = match &options.locks {
+    let held = match &options.locks {
         Some(locks) => {
             let stop = || options.cancel.is_set().then(|| Error::new(Kind::Cancelled, "stopped on request"));
             Some(hold(locks, claims(&pieces, dest)?, stop).await?)
@@ -121,13 +126,22 @@ async fn run(
         ended.host_bytes.read += one.receipt.host_bytes.read;
         ended.host_bytes.written += one.receipt.host_bytes.written;
         ended.deviations += one.receipt.deviations_total;
+        if one.abandoned {
+            ended.abandoned = true;
+            let pulse = options.pulse.clone();
+            drop(local::spawn(async move {
+                pulse.no_changes().await;
+                drop(held);
+            }));
+            return Err(one.error.unwrap_or_else(|| Error::new(Kind::Cancelled, "stopped on request")));
+        }
         if let Some(error) = one.error {
             ended.source_failed = progress.source_failed.get();
             return Err(error);
         }
     }
     if let Some(flusher) = flusher {
-        if let Err(error) = flusher.submit(Op::Flush).await.result {
+        if let Err(error) = flush(flusher, options).await {
             // What could not be written may be gone from the cache too.
             ended.good_prefix_bytes = 0;
             ended.methods.clear();
@@ -136,6 +150,25 @@ async fn run(
         ended.flushed = true;
     }
     Ok(())
+}
+
+/// Flushes; gives that up when the copy is cancelled and may leave requests in flight.
+async fn flush(flusher: Client, options: &Options) -> Result<()> {
+    let mut flush = pin!(flusher.submit(Op::Flush));
+    loop {
+        let mut look_again = pin!(local::sleep(LOOK_AGAIN));
+        let done = poll_fn(|cx| match flush.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done.result)),
+            Poll::Pending => look_again.as_mut().poll(cx).map(|()| None),
+        });
+        if let Some(result) = done.await {
+            return result;
+        }
+        if options.abandon && options.cancel.is_set() {
+            let text = "stopped on request while the destination was flushed; it may not be durable";
+            return Err(Error::new(Kind::Cancelled, text));
+        }
+    }
 }
 
 /// One job a part; where source and destination overlap, one a range.

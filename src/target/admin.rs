@@ -288,7 +288,9 @@ impl Core {
         let bell = self.bell.clone();
         match self.controller(from).abort_copy(sqid, cid, &bell) {
             Some(ticket) => {
-                self.at(from).admin.aborts.push((from.slot, ticket));
+                let due = self.clock() + ABORT_TIME;
+                self.at(from).admin.aborts.push((from.slot, ticket, due));
+                self.deadline = self.deadline.min(due);
                 self.give_up_copies();
                 self.look_at_admin(from.connection);
             }
@@ -306,12 +308,25 @@ impl Core {
         self.succeed(from);
     }
 
+    /// Answers the Aborts whose time is over.
+    pub(super) fn look_at_aborts(&mut self) {
+        for index in 0..self.connections.len() {
+            let connection = &self.connections[index];
+            if connection.is_open && !connection.admin.aborts.is_empty() {
+                self.look_at_admin(ConnectionId::new(index, connection.generation));
+            }
+        }
+    }
+
     /// Events and the ends of aborted copies that an admin queue waits for.
     pub(super) fn look_at_admin(&mut self, id: ConnectionId) {
         self.tell_events(id);
         let mut at = 0;
-        while let Some((slot, ticket)) = self.connections[id.index()].admin.aborts.get(at) {
-            let Some(aborted) = ticket.aborted() else {
+        while let Some((slot, ticket, due)) = self.connections[id.index()].admin.aborts.get(at) {
+            // What a device does not answer cannot be aborted.
+            let late = *due <= self.now;
+            let Some(aborted) = ticket.aborted().or(late.then_some(false)) else {
+                self.deadline = self.deadline.min(*due);
                 at += 1;
                 continue;
             };
@@ -321,6 +336,9 @@ impl Core {
         }
     }
 }
+
+/// Longest time until an Abort is answered: whether its copy was aborted is known by then, or its device does not answer.
+const ABORT_TIME: Duration = Duration::from_secs(1);
 
 /// Result of an Abort whose command was not aborted.
 const NOT_ABORTED: u64 = 1;

@@ -3,6 +3,7 @@
 
 use super::testing::*;
 use super::*;
+use crate::block::Op;
 use crate::block::{Kind, Method};
 use crate::nvme::admin::AdminCommand;
 use crate::nvme::{Blocks, SourceRange, Status};
@@ -305,13 +306,18 @@ fn a_copy_holds_up_no_other_command() {
         .flat_map(|queue| (0..20).map(move |i| queue.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))))
         .collect();
     world.until("copies run", || gate.held() >= 8);
-    assert_eq!(gate.held(), 8, "and no more than so many at a time");
-    for _ in 0..10 {
+    for round in 0..10 {
+        assert_eq!(gate.held(), 8, "and no more than so many at a time");
         world.pass(Duration::from_millis(900));
         assert_eq!(admin.admin(AdminCommand::KeepAlive).status, OK);
         for queue in &queues {
             assert!(queue.read(2, 0, 8).status.is_success());
             assert!(queue.read(1, 40, 8).status.is_success());
+        }
+        // Slow, but it answers.
+        if round % 2 == 1 && round < 9 {
+            gate.permit(8);
+            world.until("the next run", || gate.held() == 8);
         }
     }
     assert!(world.lost.borrow().is_empty());
@@ -572,10 +578,12 @@ fn a_copy_that_takes_too_long_says_how_far_it_got() {
     assert_eq!((told.status.code_type(), told.status.code()), (1, 0x83), "too large for this backend");
     assert!(!told.status.do_not_retry());
     assert!((10..60).contains(&told.result), "{} ranges were done", told.result);
-    let after = contents(&(gate as Dev));
+    let after = contents(&(gate.clone() as Dev));
     for i in 0..told.result {
         assert_eq!(blocks(&after, i, 1), blocks(&pattern(49, 256), i * 2, 1), "range {i} is good");
     }
+    gate.permit(1000);
+    world.until("nothing is left", || world.is_idle());
 }
 
 #[test]
@@ -586,31 +594,123 @@ fn a_copy_that_waits_for_its_turn_has_no_more_time_than_others() {
     let (admin, io) = world.host("nqn.h").both();
     admin.enable_formats(BOTH);
     io.write(2, 0, &pattern(49, 256));
-    // The device stands still; eight are tasks at a time.
-    let send = |i: u64| io.send_copy(&Copy::from_namespaces(1, i * 8, &[(2, i * 8, 1)]));
-    let first: Vec<From> = (0..8).map(send).collect();
-    world.until("they run", || gate.held() == 8);
-    world.pass(Duration::from_secs(10));
-    let scattered = scattered(2, 64);
-    let send = |i: u64| io.send_copy(&Copy::from_namespaces(1, i * 64, &scattered));
-    let second: Vec<From> = (8..18).map(send).collect();
-    world.pass(Duration::from_secs(5));
-    gate.permit(8);
-    first.into_iter().for_each(|copy| assert!(io.wait(copy).status.is_success()));
-    // Eight have begun 5 seconds late, and two wait still.
+    // The device is slow; eight are tasks at a time. Ranges that others have written go one after the other.
+    let chained = |i: u64| (0..100).map(|range| (i * 200 + 50 + range, 1)).collect::<Vec<_>>();
+    let copies: Vec<From> = (0..10).map(|i| io.send_copy(&Copy::local(1, i * 200, &chained(i)))).collect();
     world.until("they run", || gate.held() >= 8);
-    world.pass(Duration::from_secs(14));
-    assert!(second.iter().all(|&copy| io.taken(copy).is_none()));
+    for _ in 0..19 {
+        assert_eq!(gate.held(), 8);
+        gate.permit(8);
+        world.pass(Duration::from_secs(1));
+    }
+    assert!(copies[8..].iter().all(|&copy| io.taken(copy).is_none()));
+    gate.permit(8);
     world.pass(Duration::from_secs(2));
     let late = (Status::COPY_SIZE_LIMIT_EXCEEDED.retryable(), 0);
-    for &copy in &second[8..] {
-        assert_eq!(io.taken(copy).map(end), Some(late), "those in line, while the device stands still");
+    for &copy in &copies[8..] {
+        assert_eq!(io.taken(copy).map(end), Some(late), "those in line, while the device is slow");
+    }
+    for &copy in &copies[..8] {
+        assert_eq!(io.taken(copy).map(end), Some((late.0, 20)), "of a hundred, one a second");
     }
     gate.permit(1000);
-    for &copy in &second[..8] {
-        assert_eq!(io.wait(copy).status, late.0, "the time in line counts");
+    world.until("nothing is left", || world.is_idle());
+}
+
+/// How a copy ends whose device answers nothing.
+const STALLED: Status = Status::COMMAND_INTERRUPTED.retryable();
+
+#[test]
+fn a_copy_whose_source_hangs_ends_and_leaves_its_destination_to_others() {
+    let gate = Gate::new(disk(256), |op| matches!(op, Op::Read { .. }));
+    let world = World::new([mem(256) as Dev, gate.clone()]);
+    let (admin, io) = world.host("nqn.h").both();
+    let (_, other) = world.host("nqn.i").both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(1, 64));
+    io.write(1, 0, &pattern(2, 64));
+    let copy = io.send_copy(&Copy::from_namespaces(1, 0, &[(2, 0, 64)]));
+    world.until("it runs", || gate.held() > 0);
+    let write = other.send_data(write_sqe(1, 8, 512), &pattern(3, 1));
+    world.pass(Duration::from_secs(2));
+    assert!(io.taken(copy).is_none() && other.taken(write).is_none(), "a slow disk gets time");
+    world.pass(Duration::from_secs(2));
+    assert_eq!(io.taken(copy).map(end), Some((STALLED, 0)));
+    assert!(other.taken(write).is_some_and(|told| told.status.is_success()));
+    assert!(other.read(1, 0, 64).status.is_success());
+    // While what it asked is still there, the next one is told at once; other commands are none of its business.
+    assert_eq!(end(io.copy(&Copy::from_namespaces(1, 0, &[(2, 0, 8)]))), (STALLED, 0));
+    assert_eq!(end(io.copy(&Copy::local(1, 128, &[(0, 8)]))), (OK, 0));
+    // What comes from the source after all goes nowhere.
+    let before = contents(&world.subsystem.namespaces()[0].device().clone());
+    gate.permit(1000);
+    world.turns(100);
+    assert!(contents(&world.subsystem.namespaces()[0].device().clone()) == before);
+    assert_eq!(end(io.copy(&Copy::from_namespaces(1, 0, &[(2, 0, 64)]))), (OK, 0));
+    assert!(io.read(1, 0, 64).data == pattern(1, 64));
+    assert!(world.is_idle() && world.free_buffers() == world.pool.count());
+}
+
+#[test]
+fn a_copy_whose_destination_hangs_ends_and_keeps_what_may_still_land_to_itself() {
+    let gate = Gate::writes(disk(256));
+    let world = World::new([gate.clone() as Dev, mem(256)]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(4, 64));
+    let copy = io.send_copy(&Copy::from_namespaces(1, 0, &[(2, 0, 64)]));
+    world.until("it runs", || gate.held() > 0);
+    world.pass(Duration::from_secs(4));
+    assert_eq!(io.taken(copy).map(end), Some((STALLED, 0)));
+    let held = io.send(read_sqe(1, 0, 64).with_sgl(crate::nvme::Sgl::transport(64 * 512)), &[]);
+    assert!(io.read(1, 64, 8).status.is_success(), "elsewhere in it");
+    world.pass(Duration::from_secs(2));
+    assert!(io.taken(held).is_none(), "nobody sees half of what may still land");
+    gate.permit(1000);
+    assert!(io.wait(held).data == pattern(4, 64));
+}
+
+#[test]
+fn an_abort_is_answered_whatever_the_devices_do() {
+    let gate = Gate::new(disk(256), |op| matches!(op, Op::Read { .. }));
+    let world = World::new([mem(256) as Dev, gate.clone()]);
+    let (admin, io) = world.host("nqn.h").both();
+    admin.enable_formats(BOTH);
+    let copy = io.send_copy(&Copy::from_namespaces(1, 0, &[(2, 0, 64)]));
+    world.until("it runs", || gate.held() > 0);
+    let abort = admin.send(AdminCommand::Abort { sqid: 1, cid: cid(copy) }.to_sqe(), &[]);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(admin.taken(abort).map(end), Some((OK, 0)), "aborted");
+    let told = io.taken(copy).expect("an answer");
+    assert!(told.status.is(Status::ABORT_REQUESTED));
+    assert!(io.read(1, 0, 64).status.is_success());
+    gate.permit(1000);
+}
+
+#[test]
+fn a_host_whose_old_reads_hang_connects_again_at_once() {
+    let gate = Gate::new(disk(64), |op| matches!(op, Op::Read { .. }));
+    let world = World::new([gate.clone() as Dev, mem(64)]);
+    let host = world.host("nqn.h");
+    let (admin, io) = host.both();
+    for lba in 0..8 {
+        io.send(read_sqe(1, lba, 1).with_sgl(crate::nvme::Sgl::transport(512)), &[]);
     }
-    assert!(world.is_idle());
+    world.until("they hang", || gate.held() == 8);
+    io.close();
+    admin.close();
+    let (admin, io) = host.both();
+    assert!(io.read(2, 0, 1).status.is_success(), "reads of before change nothing");
+    // A reset waits for none of them either.
+    io.send(read_sqe(1, 0, 1).with_sgl(crate::nvme::Sgl::transport(512)), &[]);
+    world.until("it hangs", || gate.held() == 9);
+    admin.reset();
+    io.close();
+    let csts = admin.get_property(crate::nvme::property::offset::CSTS, crate::nvme::fabrics::Width::Four);
+    assert_eq!(csts.result & 1, 0);
+    gate.permit(100);
+    world.until("they have ended", || world.is_idle());
+    assert_eq!(world.free_buffers(), world.pool.count());
 }
 
 #[test]

@@ -12,13 +12,14 @@ use crate::copy::whole::{Part, WholeEnded, check_offloaded, copy_ranges};
 use crate::nvme::{CopyCommand, Doing, Status};
 use crate::reactor::{self, local};
 use smallvec::SmallVec;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 /// Bytes copied in memory in one turn before other commands have theirs: about a millisecond.
@@ -31,6 +32,14 @@ const PAYLOAD_BYTES: usize = 8 << 20;
 /// Longest time of a copy that is a task or waits for its turn, from its check on. A host gives a command 30 seconds and then resets the controller: better to say how far it got.
 const TIME_MAX: Duration = Duration::from_secs(20);
 
+/// Time after which a copy is ended, and its host told to try again, when its devices have answered nothing meanwhile. A disk that
+/// retries a bad sector takes about as long.
+const STALL_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a running copy is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How a copy ends whose devices do not answer.
+const STALLED: Status = Status::COMMAND_INTERRUPTED.retryable();
 /// How a copy ends whose time is over.
 const TOO_LATE: Status = Status::COPY_SIZE_LIMIT_EXCEEDED.retryable();
 
@@ -63,7 +72,18 @@ struct End {
 type Hook = Box<dyn Fn(&CopyLine)>;
 
 /// A task's way of telling its end.
-type Ended = Rc<RefCell<Vec<(From, WholeEnded, bool)>>>;
+type Ended = Rc<RefCell<Vec<(From, WholeEnded, Stopped)>>>;
+
+/// Why the target itself has stopped a task.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stopped {
+    /// It has not.
+    No,
+    /// Its time was over.
+    Late,
+    /// Its devices answered nothing for [`STALL_PATIENCE`].
+    Stalled,
+}
 
 /// Copies that wait for their turn, and tasks that run.
 #[derive(Default)]
@@ -110,6 +130,10 @@ impl Core {
         let dest = self.served(at).namespace.clone();
         let find = |nsid| self.look_up(from, nsid).map(|at| &self.served(at).namespace);
         let checked = Checked::new(command, list, &dest, controller.copy_formats(), find)?;
+        // Each copy that is left behind in a device that does not answer keeps its buffers: one at a time is enough.
+        if checked.dest.is_stalled() || checked.runs.iter().any(|run| run.namespace.is_stalled()) {
+            return Err(STALLED);
+        }
         let cancel = Cancel::default();
         let native = checked.native();
         let method = native.as_ref().map(|(method, _)| *method);
@@ -140,7 +164,7 @@ impl Core {
         Ok(())
     }
 
-    fn clock(&self) -> Duration {
+    pub(super) fn clock(&self) -> Duration {
         reactor::current().map_or(self.now, |reactor| reactor.now())
     }
 
@@ -232,12 +256,24 @@ impl Core {
         let Some(copying) = self.copying(from) else { return };
         let time = TIME_MAX.saturating_sub(now.saturating_sub(copying.begun));
         let task = copying.task(locks, time);
+        let (pulse, dest) = (task.options.pulse.clone(), copying.checked.dest.clone());
+        let sources: Vec<_> = copying.checked.runs.iter().map(|run| run.namespace.clone()).collect();
         self.lines.running += 1;
-        self.at(from).out += 1;
+        let connection = self.at(from);
+        connection.out += 1;
+        connection.changing += 1;
+        connection.slots[usize::from(from.slot)].changes = true;
         drop(local::spawn(async move {
-            let (end, late) = task.run().await;
-            ended.borrow_mut().push((from, end, late));
+            let (end, stopped) = task.run().await;
+            let left = end.abandoned.then(|| if pulse.changes() > 0 { vec![dest] } else { sources });
+            let left = left.unwrap_or_default();
+            left.iter().for_each(|namespace| namespace.stalls());
+            ended.borrow_mut().push((from, end, stopped));
             bell.ring();
+            if !left.is_empty() {
+                pulse.quiet().await;
+                left.iter().for_each(|namespace| namespace.answers_again());
+            }
         }));
     }
 
@@ -245,14 +281,15 @@ impl Core {
     pub(super) fn end_tasks(&mut self) -> bool {
         let ended = self.lines.ended.take();
         let any = !ended.is_empty();
-        for (from, end, late) in ended {
+        for (from, end, stopped) in ended {
             self.lines.running -= 1;
             if !self.came_back(from) {
                 continue;
             }
             let error = end.error.map(|error| {
                 let status = match error.kind() {
-                    Kind::Cancelled if late => TOO_LATE,
+                    Kind::Cancelled if stopped == Stopped::Late => TOO_LATE,
+                    Kind::Cancelled if stopped == Stopped::Stalled => STALLED,
                     _ => status_of(&error, end.source_failed),
                 };
                 (error, status)
@@ -372,6 +409,8 @@ impl Copying {
                 flush: self.fua,
                 payload_bytes: PAYLOAD_BYTES,
                 cancel: self.cancel.clone(),
+                // A request that a device does not answer keeps nobody waiting but the ranges it may still change.
+                abandon: true,
                 locks: Some(locks),
                 ..Options::default()
             },
@@ -412,9 +451,10 @@ struct Task {
 }
 
 impl Task {
-    /// Runs it; true beside the end when it was stopped because it took too long.
-    async fn run(self) -> (WholeEnded, bool) {
-        let late = Cell::new(false);
+    /// Runs it; beside the end, why it was stopped, if it was.
+    async fn run(self) -> (WholeEnded, Stopped) {
+        let pulse = &self.options.pulse;
+        let due = local::now() + self.time;
         let mut work = pin!(async {
             if self.fast_only
                 && let Err(error) =
@@ -424,15 +464,26 @@ impl Task {
             }
             copy_ranges(&self.parts, &self.dest, self.at, &self.options).await
         });
-        let mut timer = pin!(local::sleep(self.time));
-        let end = poll_fn(|cx| {
-            if !late.get() && timer.as_mut().poll(cx).is_ready() {
-                late.set(true);
+        let (mut stopped, mut beats, mut since) = (Stopped::No, pulse.beats(), local::now());
+        loop {
+            let left = due.saturating_sub(local::now()).max(Duration::from_millis(1));
+            let mut timer = pin!(local::sleep(LOOK.min(left)));
+            let end = poll_fn(|cx| match work.as_mut().poll(cx) {
+                Poll::Ready(end) => Poll::Ready(Some(end)),
+                Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
+            });
+            if let Some(end) = end.await {
+                return (end, stopped);
+            }
+            let now = local::now();
+            if pulse.beats() != beats || pulse.in_flight() == 0 {
+                (beats, since) = (pulse.beats(), now);
+            }
+            if stopped == Stopped::No && (now >= due || now - since >= STALL_PATIENCE) {
+                stopped = if now >= due { Stopped::Late } else { Stopped::Stalled };
                 self.options.cancel.set();
             }
-            work.as_mut().poll(cx)
-        });
-        (end.await, late.get())
+        }
     }
 }
 

@@ -38,11 +38,16 @@ const OPEN_AGAIN: Duration = Duration::from_secs(1);
 /// A connection of one core.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ConnectionId {
-    index: u16,
-    generation: u32,
+    pub(super) index: u16,
+    pub(super) generation: u32,
 }
 
 impl ConnectionId {
+    /// The connection at an index of the core's table.
+    pub(super) fn new(index: usize, generation: u32) -> Self {
+        Self { index: u16::try_from(index).expect("fewer than 2^16 connections"), generation }
+    }
+
     /// A small number that no other open connection of the core has.
     pub fn index(self) -> usize {
         self.index.into()
@@ -179,6 +184,8 @@ pub(super) struct Slot {
     pub(super) nsid: u32,
     /// Which of the core's namespaces it works on.
     pub(super) served: u16,
+    /// What is out for it changes a namespace.
+    pub(super) changes: bool,
 }
 
 /// What only an admin queue has.
@@ -186,8 +193,8 @@ pub(super) struct Slot {
 pub(super) struct Admin {
     /// Requests for events that wait, oldest first.
     pub(super) event_requests: VecDeque<u16>,
-    /// Aborts that wait for the end of a copy.
-    pub(super) aborts: Vec<(u16, Arc<AbortTicket>)>,
+    /// Aborts that wait for the end of a copy, and until when.
+    pub(super) aborts: Vec<(u16, Arc<AbortTicket>, Duration)>,
     /// Keep-alive time-out; `None`: there is none.
     pub(super) keep_alive: Option<Duration>,
     /// When the host was last heard of.
@@ -212,6 +219,10 @@ pub(super) struct Connection {
     open_again_at: Duration,
     /// Requests and tasks that have not come back.
     pub(super) out: usize,
+    /// Those of them that change a namespace.
+    pub(super) changing: usize,
+    /// It is closed and none of them is left, and its controller knows.
+    pub(super) is_drained: bool,
 }
 
 /// A namespace on this core.
@@ -236,7 +247,7 @@ pub struct Core {
     pub(super) pool: Rc<BufPool>,
     pub(super) bell: Arc<Bell>,
     pub(super) connections: Vec<Connection>,
-    free: Vec<u16>,
+    pub(super) free: Vec<u16>,
     last_generation: u32,
     pub(super) namespaces: Vec<Option<Served>>,
     /// Generation of each subsystem when its removed namespaces were last looked for.
@@ -245,7 +256,7 @@ pub struct Core {
     done: Vec<Completion>,
     pub(super) answers: Vec<Answer>,
     /// Commands that wait for a buffer, in order.
-    waiting: VecDeque<(From, Sqe)>,
+    pub(super) waiting: VecDeque<(From, Sqe)>,
     /// Connects that wait until nothing of the host's earlier connections is left in the backend.
     pub(super) connecting: Vec<Connecting>,
     pub(super) lines: Lines,
@@ -324,7 +335,7 @@ impl Core {
         &self.get(connection).expect("an open connection").queue
     }
 
-    fn get(&self, id: ConnectionId) -> Option<&Connection> {
+    pub(super) fn get(&self, id: ConnectionId) -> Option<&Connection> {
         let connection = self.connections.get(id.index())?;
         (connection.is_open && connection.generation == id.generation).then_some(connection)
     }
@@ -362,8 +373,14 @@ impl Core {
         if !connection.admin.event_requests.is_empty() {
             self.forget_event_request(from.connection, sqe.cid());
         }
-        *self.slot(from) =
-            Slot { state: State::Waits, cid: sqe.cid(), opcode: sqe.opcode(), nsid: sqe.nsid(), served: 0 };
+        *self.slot(from) = Slot {
+            state: State::Waits,
+            cid: sqe.cid(),
+            opcode: sqe.opcode(),
+            nsid: sqe.nsid(),
+            served: 0,
+            changes: false,
+        };
         if sqe.transfer() != Transfer::ToHost || sqe.sgl().len == 0 {
             // What the SGL promises is what the command works on: nothing shorter may get past here.
             let is_short = sqe.transfer() == Transfer::ToController && data.len() != buffer_len(sqe);
@@ -468,45 +485,19 @@ impl Core {
         }
     }
 
-    /// Counts a request or task that came back. True when its command is still wanted.
-    pub(super) fn came_back(&mut self, from: From) -> bool {
-        let connection = self.at(from);
-        debug_assert_eq!(
-            connection.generation, from.connection.generation,
-            "an index is free when nothing is out"
-        );
-        if connection.generation != from.connection.generation {
-            return false;
-        }
-        connection.out -= 1;
-        if connection.is_open {
-            return true;
-        }
-        // Of a closed connection: its buffers go back to the pool, and nobody hears of it.
-        if matches!(self.slot(from).state, State::Copy(_)) {
-            self.copy_dropped(from, false);
-        }
-        let connection = self.at(from);
-        connection.slots[usize::from(from.slot)].state = State::Free;
-        if connection.out == 0 {
-            if let (Some(controller), Some(qid)) = (connection.queue.controller.take(), connection.queue.id) {
-                controller.drained(qid);
-            }
-            self.free.push(from.connection.index);
-        }
-        false
-    }
-
     /// Hands a request for a command to a namespace.
     #[inline]
     pub(super) fn request(&mut self, from: From, served_at: u16, op: Op) {
+        let changes = op.is_write();
         let request = self.submitter.request(from.tag(), op);
         let served = self.namespaces[usize::from(served_at)].as_mut().expect("kept while it is used");
         served.batch.push_back(request);
         served.out += 1;
         let connection = self.at(from);
         connection.out += 1;
-        connection.slots[usize::from(from.slot)].served = served_at;
+        connection.changing += usize::from(changes);
+        let slot = &mut connection.slots[usize::from(from.slot)];
+        (slot.served, slot.changes) = (served_at, changes);
     }
 
     // --- answers -----------------------------------------------------------------------------------------------------
@@ -701,6 +692,7 @@ impl Core {
         if now >= self.deadline {
             self.look_for_silent_hosts();
             self.give_up_copies();
+            self.look_at_aborts();
         }
         if self.bell.take() {
             self.look_around(lost);
@@ -742,8 +734,7 @@ impl Core {
             let Some(controller) = connection.queue.controller.as_ref().filter(|_| connection.is_open) else {
                 continue;
             };
-            let index = u16::try_from(at).expect("fewer than 2^16 connections");
-            let id = ConnectionId { index, generation: connection.generation };
+            let id = ConnectionId::new(at, connection.generation);
             let is_io = connection.queue.id != Some(0);
             let is_over = controller.is_gone() || (is_io && controller.epoch() != connection.queue.epoch);
             if is_over && !std::mem::replace(&mut connection.is_lost, true) {
@@ -755,34 +746,6 @@ impl Core {
         }
         self.look_at_connecting();
         self.give_up_copies();
-    }
-
-    /// Closes a connection: its copies are cancelled, its other commands end, and nobody hears of them.
-    ///
-    /// # Panics
-    /// When it is closed already.
-    pub fn disconnect(&mut self, id: ConnectionId) {
-        assert!(self.get(id).is_some(), "a connection is closed once");
-        let is_its = |from: &From| from.connection == id;
-        self.waiting.retain(|(from, _)| !is_its(from));
-        self.connecting.retain(|c| !is_its(&c.from));
-        self.answers.retain(|answer| !is_its(&answer.from));
-        self.drop_copies(id);
-        let connection = &mut self.connections[id.index()];
-        connection.is_open = false;
-        connection.admin = Admin::default();
-        let ends = connection.queue.controller.clone().zip(connection.queue.id);
-        let is_drained = connection.out == 0;
-        if is_drained {
-            connection.queue.controller = None;
-            self.free.push(id.index);
-        }
-        if let Some((controller, qid)) = ends {
-            controller.disconnect(qid);
-            if is_drained {
-                controller.drained(qid);
-            }
-        }
     }
 
     /// True when nothing is in flight here, of closed connections either.

@@ -8,6 +8,7 @@ mod admin;
 #[cfg(test)]
 mod admin_tests;
 mod bell;
+mod closing;
 mod connect;
 #[cfg(test)]
 mod connect_tests;

@@ -5,6 +5,7 @@ use crate::block::device::LeafSpace;
 use crate::block::{ByteRange, Device, Error, Identity, Kind, Method, Result};
 use crate::nvme::{Blocks, Count8, Status};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Smallest and largest logical block that can be asked for, in bytes. Hosts with pages of 4 KiB take no larger one.
 const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
@@ -66,7 +67,7 @@ pub struct CopyLimits {
     pub ranges: Count8,
 }
 
-/// One namespace. Immutable: what changes is the set of them.
+/// One namespace. What changes is the set of them, and whether its device answers.
 pub struct Namespace {
     nsid: u32,
     nguid: [u8; 16],
@@ -79,6 +80,8 @@ pub struct Namespace {
     read_only: bool,
     hosts: Hosts,
     copy: CopyLimits,
+    /// Copies that were ended because the device answered none of their requests, which are still there.
+    stalled: AtomicUsize,
 }
 
 /// What the subsystem has decided about a new namespace.
@@ -110,12 +113,36 @@ impl Namespace {
             generation: container::generation_of(&bound),
             read_only: options.read_only || device.read_only(),
             copy: copy_limits(&device, block_shift),
+            stalled: AtomicUsize::new(0),
             device,
             stable_name: name,
             block_shift,
             blocks,
             hosts: options.hosts,
         })
+    }
+
+    /// True while the device has not answered what a copy that was ended had asked it.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Acquire) > 0
+    }
+
+    /// A copy was ended with requests left in the device.
+    pub(super) fn stalls(&self) {
+        if self.stalled.fetch_add(1, Ordering::AcqRel) == 0 {
+            tracing::warn!(
+                nsid = self.nsid,
+                device = self.device.name(),
+                "the device does not answer; copies wait for it"
+            );
+        }
+    }
+
+    /// It has answered them.
+    pub(super) fn answers_again(&self) {
+        if self.stalled.fetch_sub(1, Ordering::AcqRel) == 1 {
+            tracing::warn!(nsid = self.nsid, device = self.device.name(), "the device answers again");
+        }
     }
 
     /// Its number.
