@@ -609,6 +609,12 @@ impl Shared {
             // It was not flushed with the others, and is called what it was then.
             return;
         }
+        // Planned anew, a step ends part by part, and each part is counted here.
+        for running in self.in_flight.borrow_mut().iter_mut() {
+            if running.range.offset() <= step.dest && step.dest < running.range.end() {
+                running.good = 0;
+            }
+        }
         let mut tally = self.tally.borrow_mut();
         tally.good_at(position, good);
         self.lasting.borrow_mut().written(position, good, step);
