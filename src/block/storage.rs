@@ -249,6 +249,11 @@ impl Storage {
     pub fn overlap_in(&self, mine: &[ByteRange], other: &Self, theirs: &[ByteRange]) -> Overlap {
         let mut names = BTreeMap::new();
         let (Some(a), Some(b)) = (self.places(mine, &mut names), other.places(theirs, &mut names)) else {
+            // Where the stretches from first byte to last are apart, so is every part of them.
+            let many = mine.len() > 1 || theirs.len() > 1;
+            if many && self.overlap_in(&[hull(mine)], other, &[hull(theirs)]).is_no() {
+                return Overlap::No;
+            }
             return Overlap::Maybe("one of them is made of too many parts to compare".to_owned());
         };
         let mut maybe = None;
@@ -323,6 +328,12 @@ impl Storage {
         }
         Some(())
     }
+}
+
+/// From the first byte of all to the last.
+fn hull(ranges: &[ByteRange]) -> ByteRange {
+    let start = ranges.iter().map(|r| r.offset()).min().unwrap_or(0);
+    ByteRange::between(start, ranges.iter().map(|r| r.end()).max().unwrap_or(start))
 }
 
 impl Lies {
@@ -448,6 +459,18 @@ mod tests {
             'y'
         );
         assert!(a.overlap_in(&[], &b, &[range(0, 9 * MIB)]).is_no());
+    }
+
+    #[test]
+    fn ranges_too_many_to_compare_are_compared_as_a_whole() {
+        let on = disk(8, Storage::default());
+        let a = file_on(1, &on, range(0, 100 * MIB), 5);
+        let b = file_on(2, &on, range(0, 100 * MIB), 5);
+        let odd: Vec<_> = (0..RUNS_MAX as u64).map(|n| range(2 * n, 2 * n + 1)).collect();
+        assert!(a.overlap_in(&odd, &b, &odd).is_no(), "two files");
+        assert_eq!(is(&a.overlap_in(&odd, &a, &odd)), 'm', "one file: perhaps");
+        let far = range(MIB, MIB + 1);
+        assert!(a.overlap_in(&odd, &a, &[far]).is_no(), "one file, apart");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::tool::{Done, cannot, cargo, have, is_root, root, run, watch, words};
 use std::process::Command;
 
 /// Programs the tests use as independent judges, and the Debian packages they come in.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("mkfs.ext4", "e2fsprogs"),
@@ -13,6 +13,8 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("qemu-img", "qemu-utils"),
     ("strace", "strace"),
     ("losetup", "mount"),
+    ("rsync", "rsync"),
+    ("mkfs.vfat", "dosfstools"),
 ];
 
 /// Version of the fsx tool: the one whose settings `cli/tests/fsx.rs` writes.
