@@ -11,7 +11,7 @@
 //! | [`reactor`] | completions, timers, wake-ups, and the small executor for slow paths |
 //! | [`copy`] | plan and run a copy |
 //! | [`nvme`] | NVMe types and protocol machines, without I/O |
-//! | [`target`] | NVMe commands to requests: subsystems, namespaces, controllers |
+//! | [`nvmet`] | NVMe commands to requests: subsystems, namespaces, controllers |
 //! | [`exports`] | the ways out: sockets and threads around the target |
 //! | [`drivers`] | devices: memory, null, regular file, block device, NVMe/TCP namespace |
 //! | [`map`] | one device from several: linear, mirror |
@@ -29,10 +29,10 @@ pub mod drivers;
 pub mod exports;
 pub mod map;
 pub mod nvme;
+pub mod nvmet;
 pub mod open;
 pub mod reactor;
 #[cfg(feature = "sim")]
 pub mod sim;
 #[allow(unsafe_code)]
 pub mod sys;
-pub mod target;

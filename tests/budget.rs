@@ -15,10 +15,10 @@ use blkcopy::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsComman
 use blkcopy::nvme::io::Extent;
 use blkcopy::nvme::property::{Cc, offset};
 use blkcopy::nvme::{Blocks, Count16, IoCommand, Nqn, Sgl, Sqe};
-use blkcopy::reactor::Waker;
-use blkcopy::target::{
+use blkcopy::nvmet::{
     Answer, ConnectionId, Core, From, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target,
 };
+use blkcopy::reactor::Waker;
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::rc::Rc;

@@ -10,11 +10,11 @@ use blkcopy::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsComman
 use blkcopy::nvme::io::Extent;
 use blkcopy::nvme::property::{Cc, offset};
 use blkcopy::nvme::{AdminCommand, Blocks, Count16, IoCommand, Nqn, Sgl, Sqe};
+use blkcopy::nvmet::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use blkcopy::open::{Name, open_dest};
 use blkcopy::reactor::local::{Client, Local};
 use blkcopy::reactor::{EngineChoice, Waker, choose};
 use blkcopy::sim::Rng;
-use blkcopy::target::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU32;

@@ -20,8 +20,8 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("drivers", &["block", "nvme", "reactor", "sys"]),
     ("map", &["block"]),
     ("open", &["block", "drivers"]),
-    ("target", &["block", "copy", "nvme", "reactor"]),
-    ("exports", &["target", "copy", "nvme", "block", "reactor", "sys"]),
+    ("nvmet", &["block", "copy", "nvme", "reactor"]),
+    ("exports", &["nvmet", "copy", "nvme", "block", "reactor", "sys"]),
     ("sim", &["block", "reactor"]),
 ];
 
@@ -37,7 +37,7 @@ fn files(folder: &Path, ending: &str, out: &mut Vec<PathBuf>) {
     for entry in entries {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        // What cargo builds lies in folders that say so; a room may be called `target`.
+        // What cargo builds lies in folders that say so.
         let is_built = path.join("CACHEDIR.TAG").exists();
         if path.is_dir() && !is_built && !name.starts_with('.') {
             files(&path, ending, out);
@@ -112,13 +112,13 @@ fn the_arrow_test_sees_every_way_to_name_a_room() {
                 fn f() { let s = \"// not a comment\"; crate::sys::ring::x() }\n\
                 use crate::sys::{owned::Owner, aligned};\n// crate::open\n\
                 use super::super::nvme::Status;\nuse super::beside::Thing;\n\
-                fn g() { println!(\"{}\", crate::target::NAME) }\n\
+                fn g() { println!(\"{}\", crate::nvmet::NAME) }\n\
                 mod inner { use super::super::super::exports::Server; }\n\
                 macro_rules! m { () => { $crate::sim::Disk } }\n\
                 impl T { #[cfg(test)] fn t() { crate::open::open() } }\n";
     let found: Vec<String> = Code::read("src/reactor/local.rs", text).rooms().into_iter().collect();
-    let rooms = ["block", "copy", "exports", "map", "nvme", "reactor", "sim"];
-    let modules = ["sys::aligned", "sys::owned", "sys::ring", "target"];
+    let rooms = ["block", "copy", "exports", "map", "nvme", "nvmet", "reactor", "sim"];
+    let modules = ["sys::aligned", "sys::owned", "sys::ring"];
     assert_eq!(found, [rooms.as_slice(), &modules].concat());
 }
 

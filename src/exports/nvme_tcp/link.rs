@@ -4,7 +4,7 @@ use crate::block::{Buf, BufPool};
 use crate::nvme::command::Transfer;
 use crate::nvme::tcp::controller::{Connection, Event};
 use crate::nvme::{Cqe, Sgl, Sqe};
-use crate::target::{ConnectionId, Core, From};
+use crate::nvmet::{ConnectionId, Core, From};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::net::SocketAddr;

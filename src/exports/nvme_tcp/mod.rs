@@ -1,6 +1,6 @@
-//! NVMe/TCP: listeners, sockets and threads around [`crate::nvme::tcp::controller`] and [`crate::target`].
+//! NVMe/TCP: listeners, sockets and threads around [`crate::nvme::tcp::controller`] and [`crate::nvmet`].
 //!
-//! One thread per core, each with reactor, executor, range locks and a [`Core`](crate::target::Core). The first accepts and
+//! One thread per core, each with reactor, executor, range locks and a [`Core`](crate::nvmet::Core). The first accepts and
 //! deals the connections round; a connection stays where it was dealt. `worker` is what each thread does,
 //! `link` one of its connections.
 
@@ -10,9 +10,9 @@ mod worker;
 use crate::block::{Error, Kind, Result};
 use crate::nvme::tcp::Digests;
 use crate::nvme::tcp::controller::Config;
+use crate::nvmet::{CopyLine, Target};
 use crate::reactor::local::Interrupt;
 use crate::reactor::{EngineChoice, Waker, helpers};
-use crate::target::{CopyLine, Target};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;

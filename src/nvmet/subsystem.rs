@@ -292,7 +292,7 @@ fn free_nsid(taken: &[Arc<Namespace>], asked: Option<u32>) -> Result<u32> {
 mod tests {
     use super::*;
     use crate::drivers::{mem::Mem, null::Null};
-    use crate::target::Hosts;
+    use crate::nvmet::Hosts;
     use std::num::NonZeroU32;
 
     fn mem(name: &str) -> Arc<dyn Device> {
