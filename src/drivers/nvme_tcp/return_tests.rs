@@ -29,7 +29,7 @@ fn keep_alives(fake: &Fake) -> usize {
 #[test]
 fn a_write_cache_that_appears_is_flushed() {
     let fake = Fake::new(|s| s.controller.write_cache = false);
-    let device = open(&fake, 1, keen());
+    let device = open(&fake, 1, quick());
     with(&device, async |client| {
         assert!(client.submit(write(0, &[1; 512])).await.result.is_ok());
         assert!(client.submit(Op::Flush).await.result.is_ok());
@@ -52,7 +52,7 @@ fn a_write_cache_that_appears_is_flushed() {
 fn what_a_failed_command_did_may_be_lost_too() {
     for copies in [false, true] {
         let fake = Fake::new(|_| {});
-        let device = open(&fake, 1, keen());
+        let device = open(&fake, 1, quick());
         with(&device, async |client| {
             fake.rule(|_| Act::Answer(Status::WRITE_FAULT, 1));
             let op =
@@ -71,7 +71,7 @@ fn what_a_failed_command_did_may_be_lost_too() {
 #[test]
 fn a_namespace_without_identifiers_is_known_by_its_subsystem() {
     let fake = Fake::new(|s| s.disks.get_mut(&1).unwrap().ids = NamespaceIds::default());
-    let device = open(&fake, 1, keen());
+    let device = open(&fake, 1, quick());
     with(&device, async |client| {
         fake.cut(true);
         assert!(client.submit(read(0, 512)).await.result.is_ok(), "it is the same");
@@ -87,7 +87,7 @@ fn bytes_that_may_be_others_end_everything_whatever_they_are_called() {
     // From one generation to another, and to none: other software, which knows nothing of it.
     for (before, after) in [(Some([1; 16]), Some([2; 16])), (Some([1; 16]), None), (None, Some([2; 16]))] {
         let fake = Fake::new(|s| s.disks.get_mut(&1).unwrap().page.generation = before);
-        let device = open(&fake, 1, keen());
+        let device = open(&fake, 1, quick());
         with(&device, async |client| {
             fake.cut(true);
             assert!(client.submit(read(0, 512)).await.result.is_ok(), "the same bytes");
@@ -102,7 +102,7 @@ fn bytes_that_may_be_others_end_everything_whatever_they_are_called() {
         });
         assert!(fake.bytes(1)[..512] == [0; 512], "nothing was written to what is there now");
         // Opened anew it is what it is.
-        let device = open(&fake, 1, keen());
+        let device = open(&fake, 1, quick());
         with(&device, async |client| assert!(client.submit(read(0, 512)).await.result.is_ok()));
     }
 }
@@ -140,17 +140,17 @@ fn a_part_in_doubt_is_cut_anew_where_commands_may_be_longer() {
 
 #[test]
 fn a_command_is_not_late_because_nobody_looked() {
-    let options = Options { command_timeout: Duration::from_millis(300), ..quick() };
+    let options = Options { command_timeout: Duration::from_millis(1000), ..quick() };
     let fake = Fake::new(|_| {});
     let device = open(&fake, 1, options);
     with(&device, async |client| {
         assert!(client.submit(read(0, 512)).await.result.is_ok());
-        std::thread::sleep(Duration::from_millis(700));
+        std::thread::sleep(Duration::from_millis(1500));
         assert!(client.submit(read(0, 512)).await.result.is_ok(), "it was sent just now");
         // Answered long ago.
         let sent = client.submit(read(0, 512));
         crate::reactor::local::yield_now().await;
-        std::thread::sleep(Duration::from_millis(700));
+        std::thread::sleep(Duration::from_millis(1500));
         assert!(sent.await.result.is_ok());
     });
     assert!(fake.seen().iter().all(|s| s.cntlid == 1), "and nothing was reset");
@@ -203,7 +203,7 @@ fn opening_anew_tells_what_has_changed() {
 
 #[test]
 fn a_copy_that_waits_for_a_connection_can_be_cancelled() {
-    let options = Options { reconnect_timeout: Duration::from_secs(30), ..keen() };
+    let options = Options { reconnect_timeout: Duration::from_secs(30), ..quick() };
     let fake = Fake::new(|_| {});
     let device = open(&fake, 1, options);
     with(&device, async |client| {
@@ -245,7 +245,7 @@ fn only_what_does_not_know_a_page_is_taken_not_to_have_it() {
 #[test]
 fn with_fewer_queues_on_return_the_first_go_on() {
     let fake = Fake::new(|s| s.queues = 3);
-    let device = open(&fake, 1, keen());
+    let device = open(&fake, 1, quick());
     let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
     local.block_on(async {
         let first = Client::open(device.clone()).unwrap();
@@ -323,7 +323,7 @@ fn a_controller_with_one_queue_copies_between_its_namespaces() {
             }
             s.disks.get_mut(&1).unwrap().bytes = pattern(9, 4096 * 512);
         });
-        let (one, two) = (open(&fake, 1, keen()), open(&fake, 2, keen()));
+        let (one, two) = (open(&fake, 1, quick()), open(&fake, 2, quick()));
         let segments = [Segment { source: 0, dest: 0, len: one.size() }];
         let job = Job::new(&segments, one.size(), two.size(), false).unwrap();
         let local = Local::new(choose(EngineChoice::Auto, true).unwrap().0);
@@ -338,7 +338,7 @@ fn a_controller_with_one_queue_copies_between_its_namespaces() {
 #[test]
 fn a_namespace_that_is_not_ready_gets_time() {
     let fake = Fake::new(|_| {});
-    let device = open(&fake, 1, Options { command_timeout: Duration::from_millis(400), ..quick() });
+    let device = open(&fake, 1, Options { command_timeout: Duration::from_secs(2), ..quick() });
     with(&device, async |client| {
         let mut since = None;
         fake.rule(move |_| {
