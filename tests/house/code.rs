@@ -3,24 +3,30 @@
 #![allow(clippy::unwrap_used)] // a test may
 
 use proc_macro2::{TokenStream, TokenTree};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use syn::visit::{self, Visit};
 use syn::{Attribute, ExprUnsafe, Ident, ImplItem, Item, ItemMod, ItemUse, Path, UseTree};
 
 /// The code of one file that is part of a build without tests, to its last line.
+#[derive(Default)]
 pub(crate) struct Code {
     /// Each path into the crate, from its root: `["sys", "ring", "Ring"]`.
     pub(crate) paths: BTreeSet<Vec<String>>,
     /// Whether the file holds unsafe code.
     pub(crate) has_unsafe: bool,
+    /// What the file hands on from other modules: the name it has here, and its path from the crate's root.
+    pub(crate) handed_on: BTreeMap<String, Vec<String>>,
+    /// The types and traits that the rest of the crate can name.
+    pub(crate) public_types: BTreeSet<String>,
 }
 
 impl Code {
     /// Reads `text`, which is `file` (`src/a/b.rs`).
     pub(crate) fn read(file: &str, text: &str) -> Self {
         let tree = syn::parse_file(text).unwrap_or_else(|e| panic!("{file} does not parse: {e}"));
+        let module = module_of(file);
         let mut reader =
-            Reader { module: module_of(file), code: Self { paths: BTreeSet::new(), has_unsafe: false } };
+            Reader { depth: module.len(), module, children: children(&tree), code: Self::default() };
         reader.visit_file(&tree);
         reader.code
     }
@@ -32,14 +38,15 @@ impl Code {
             [room, ..] => room.clone(),
             [] => String::new(),
         };
-        let mut rooms: BTreeSet<String> = self.paths.iter().map(name).collect();
+        let mut rooms: BTreeSet<String> =
+            self.paths.iter().chain(self.handed_on.values()).map(name).collect();
         rooms.retain(|r| r.starts_with(|c: char| c.is_ascii_lowercase()));
         rooms
     }
 }
 
 /// The path of the module that `file` is.
-fn module_of(file: &str) -> Vec<String> {
+pub(crate) fn module_of(file: &str) -> Vec<String> {
     let inside = file.split_once("src/").map_or(file, |(_, inside)| inside);
     let inside = inside.trim_end_matches(".rs").trim_end_matches("/mod");
     let is_root = matches!(inside, "lib" | "main");
@@ -55,18 +62,33 @@ fn is_for_tests(attributes: &[Attribute]) -> bool {
     })
 }
 
+/// The modules that a file declares, each in a file of its own.
+fn children(tree: &syn::File) -> BTreeSet<String> {
+    let declared = tree.items.iter().filter_map(|item| match item {
+        Item::Mod(module) if module.content.is_none() && !is_for_tests(&module.attrs) => {
+            Some(module.ident.to_string())
+        }
+        _ => None,
+    });
+    declared.collect()
+}
+
 struct Reader {
     module: Vec<String>,
+    /// Length of the path of the file's own module.
+    depth: usize,
+    children: BTreeSet<String>,
     code: Code,
 }
 
 impl Reader {
-    /// Notes a path as written, if it begins at the crate's root, at this module or at one above it.
-    fn note(&mut self, words: &[String]) {
+    /// The path from the crate's root, if what is written begins there, at this module, above it or at a module it declares.
+    fn from_root(&self, words: &[String]) -> Option<Vec<String>> {
         let mut path = match words.first().map(String::as_str) {
             Some("crate") => Vec::new(),
             Some("self" | "super") => self.module.clone(),
-            _ => return,
+            Some(name) if self.children.contains(name) => self.module[..self.depth].to_vec(),
+            _ => return None,
         };
         for word in words {
             match word.as_str() {
@@ -75,7 +97,45 @@ impl Reader {
                 name => path.push(name.to_owned()),
             }
         }
-        self.code.paths.insert(path);
+        Some(path)
+    }
+
+    /// Notes a path as written.
+    fn note(&mut self, words: &[String]) {
+        self.code.paths.extend(self.from_root(words));
+    }
+
+    /// Notes what a `pub use` hands on, which is no use of it.
+    fn hand_on(&mut self, front: &mut Vec<String>, tree: &UseTree) {
+        let (name, last) = match tree {
+            UseTree::Path(path) => {
+                front.push(path.ident.to_string());
+                self.hand_on(front, &path.tree);
+                front.pop();
+                return;
+            }
+            UseTree::Group(group) => return group.items.iter().for_each(|item| self.hand_on(front, item)),
+            UseTree::Name(name) => (&name.ident, &name.ident),
+            UseTree::Rename(rename) => (&rename.rename, &rename.ident),
+            UseTree::Glob(_) => return self.note(front),
+        };
+        front.push(last.to_string());
+        if let Some(path) = self.from_root(front) {
+            self.code.handed_on.insert(name.to_string(), path);
+        }
+        front.pop();
+    }
+
+    /// Notes a type that more than its own module can name.
+    fn note_type(&mut self, visibility: &syn::Visibility, name: &Ident) {
+        let is_public = match visibility {
+            syn::Visibility::Public(_) => true,
+            syn::Visibility::Restricted(to) => to.path.is_ident("crate"),
+            syn::Visibility::Inherited => false,
+        };
+        if is_public {
+            self.code.public_types.insert(name.to_string());
+        }
     }
 
     fn note_tree(&mut self, front: &mut Vec<String>, tree: &UseTree) {
@@ -156,9 +216,17 @@ impl<'ast> Visit<'ast> for Reader {
             Item::Use(i) => &i.attrs,
             _ => return visit::visit_item(self, item),
         };
-        if !is_for_tests(attributes) {
-            visit::visit_item(self, item);
+        if is_for_tests(attributes) {
+            return;
         }
+        match item {
+            Item::Enum(i) => self.note_type(&i.vis, &i.ident),
+            Item::Struct(i) => self.note_type(&i.vis, &i.ident),
+            Item::Trait(i) => self.note_type(&i.vis, &i.ident),
+            Item::Type(i) => self.note_type(&i.vis, &i.ident),
+            _ => {}
+        }
+        visit::visit_item(self, item);
     }
 
     fn visit_impl_item(&mut self, item: &'ast ImplItem) {
@@ -179,7 +247,12 @@ impl<'ast> Visit<'ast> for Reader {
     }
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        self.note_tree(&mut Vec::new(), &item.tree);
+        // At the file's own level; `pub(super)` is as good as `pub` to those beside it.
+        if self.module.len() == self.depth && !matches!(item.vis, syn::Visibility::Inherited) {
+            self.hand_on(&mut Vec::new(), &item.tree);
+        } else {
+            self.note_tree(&mut Vec::new(), &item.tree);
+        }
     }
 
     fn visit_path(&mut self, path: &'ast Path) {
