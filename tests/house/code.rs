@@ -83,7 +83,7 @@ struct Reader {
 
 impl Reader {
     /// The path from the crate's root, if what is written begins there, at this module, above it or at a module it declares.
-    fn from_root(&self, words: &[String]) -> Option<Vec<String>> {
+    fn path_from_root(&self, words: &[String]) -> Option<Vec<String>> {
         let mut path = match words.first().map(String::as_str) {
             Some("crate") => Vec::new(),
             Some("self" | "super") => self.module.clone(),
@@ -102,7 +102,7 @@ impl Reader {
 
     /// Notes a path as written.
     fn note(&mut self, words: &[String]) {
-        self.code.paths.extend(self.from_root(words));
+        self.code.paths.extend(self.path_from_root(words));
     }
 
     /// Notes what a `pub use` hands on, which is no use of it.
@@ -120,7 +120,7 @@ impl Reader {
             UseTree::Glob(_) => return self.note(front),
         };
         front.push(last.to_string());
-        if let Some(path) = self.from_root(front) {
+        if let Some(path) = self.path_from_root(front) {
             self.code.handed_on.insert(name.to_string(), path);
         }
         front.pop();
