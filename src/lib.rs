@@ -10,6 +10,7 @@
 //! | [`block`] | the vocabulary and the `Device` trait |
 //! | [`reactor`] | completions, timers, wake-ups, and the small executor for slow paths |
 //! | [`copy`] | plan and run a copy |
+//! | [`net`] | streams under both ends of NVMe/TCP |
 //! | [`nvme`] | NVMe types and protocol machines, without I/O |
 //! | [`nvmet`] | NVMe commands to requests: subsystems, namespaces, controllers |
 //! | [`exports`] | the ways out: sockets and threads around the target |
@@ -28,6 +29,7 @@ pub mod copy;
 pub mod drivers;
 pub mod exports;
 pub mod map;
+pub mod net;
 pub mod nvme;
 pub mod nvmet;
 pub mod open;
