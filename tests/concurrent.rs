@@ -337,6 +337,7 @@ fn assert_serial(history: &[Event], what: &str) {
     }
 }
 
+//= promise 4, events
 #[test]
 fn every_outcome_on_several_cores_has_a_serial_order() {
     let rounds = if std::env::var_os("BLKCOPY_SOAK").is_some() { 200 } else { 8 };

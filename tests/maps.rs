@@ -55,6 +55,7 @@ fn a_linear_has_one_piece_on_each_side_of_its_border() {
     assert_eq!(Linear::new("twice", [same.clone(), same]).err().unwrap().kind(), Kind::Overlap);
 }
 
+//= promise 5
 #[test]
 fn a_leg_that_fails_mid_copy_is_marked_and_not_read() {
     let (device, plan) = mirror();

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
+    //= promise 1
     #[test]
     fn any_mix_on_any_stack_equals_a_flat_array(
         shapes in [shape(), shape()],
@@ -28,6 +29,7 @@ proptest! {
         rig.all_legs_equal();
     }
 
+    //= promise 5, 6
     #[test]
     fn the_power_may_be_cut_after_any_operation(
         shapes in [shape(), shape()],
@@ -59,6 +61,7 @@ proptest! {
 }
 
 /// Every I/O of a script fails in turn, once and then for ever, with nothing done or one block done before.
+//= promise 5
 #[test]
 fn every_nth_fault_is_reported_truthfully() {
     let mut runs = 0;

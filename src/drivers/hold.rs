@@ -207,6 +207,7 @@ mod tests {
         (file, device)
     }
 
+    //= promise 4
     #[test]
     fn a_lease_ends_when_another_program_opens_for_writing_and_the_process_lives() {
         let (file, device) = source(b"abc");
@@ -268,6 +269,7 @@ mod tests {
         assert!(rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok());
     }
 
+    //= promise 4
     #[test]
     fn memory_and_claimed_devices_are_locked() {
         let mem: Arc<dyn Device> = Arc::new(Mem::new("mem", 4096, NonZeroU32::new(512).unwrap()).unwrap());

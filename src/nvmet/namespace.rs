@@ -370,6 +370,7 @@ mod tests {
         }
     }
 
+    //= promise 1
     #[test]
     fn names_end_with_the_bytes_they_name() {
         let place = || Place { nsid: 1, subsystem_nqn: "nqn.x", namesakes: 0 };

@@ -342,6 +342,7 @@ mod tests {
         assert!(before < added && added < s.generation());
     }
 
+    //= promise 3
     #[test]
     fn a_host_is_admitted_where_it_sees_something_or_nothing_is_hidden_from_it() {
         let s = subsystem();

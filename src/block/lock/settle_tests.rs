@@ -108,6 +108,7 @@ fn look(device: &Dev, range: ByteRange) -> Vec<u8> {
     done.buf.chunks(BLOCK as usize).map(|block| block[0]).collect()
 }
 
+//= promise 6
 #[test]
 fn a_flush_stores_what_is_owed_on_every_leaf() {
     let bottoms = [mem(), mem(), mem(), mem()];
@@ -142,6 +143,7 @@ fn a_flush_stores_what_is_owed_on_every_leaf() {
     }
 }
 
+//= promise 1
 #[test]
 fn what_only_one_leg_of_a_mirror_owes_is_not_zeroed_on_the_other() {
     let (plan, bottoms) = (FaultPlan::none(), [mem(), mem()]);
@@ -159,6 +161,7 @@ fn what_only_one_leg_of_a_mirror_owes_is_not_zeroed_on_the_other() {
     assert_eq!((look(&bottoms[0], at(8, 1)), look(&bottoms[1], at(8, 1))), (vec![0], vec![9]));
 }
 
+//= promise 4
 #[test]
 fn a_write_in_flight_is_waited_for_and_not_overwritten() {
     let device = blank(Arc::new(DelayDevice::new(mem(), 3, 4)));
@@ -183,6 +186,7 @@ fn a_write_in_flight_is_waited_for_and_not_overwritten() {
     }
 }
 
+//= promise 6
 #[test]
 fn several_flushes_at_once_end_when_what_was_owed_is_stored() {
     let device = blank(Arc::new(DelayDevice::new(mem(), 5, 3)));
@@ -209,6 +213,7 @@ fn several_flushes_at_once_end_when_what_was_owed_is_stored() {
     assert_eq!(device.owed_zeroes(at(0, 64)), [at(63, 1)]);
 }
 
+//= promise 6, events
 #[test]
 fn what_cannot_be_stored_stays_owed_and_fails_the_flush() {
     for forever in [false, true] {
@@ -236,6 +241,7 @@ fn what_cannot_be_stored_stays_owed_and_fails_the_flush() {
     }
 }
 
+//= promise 6
 #[test]
 fn zeroes_are_written_where_the_device_has_no_zeroing() {
     let refuses = Fault { ops: Ops::WRITE_ZEROES, forever: true, kind: Kind::Unsupported, ..Fault::nth(1) };
@@ -364,6 +370,7 @@ fn a_huge_device_is_settled_in_few_steps() {
     assert!(!device.owes_zeroes());
 }
 
+//= promise mount
 #[test]
 fn writes_into_a_list_that_is_full_store_some_of_it_first() {
     let bottom = mem();

@@ -173,6 +173,7 @@ fn what_was_written_is_owed_no_more_and_what_was_discarded_is() {
     assert_eq!(look(&mut below, at(0, 8)), [7, 9, 7, 0, 7, 5, 7, 0]);
 }
 
+//= promise 5
 #[test]
 fn of_a_failed_write_the_good_prefix_shows() {
     let plan = FaultPlan::none();
@@ -216,6 +217,7 @@ fn compares_see_what_reads_see() {
 }
 
 /// The memory device writes when a request comes in; its completion comes when it is polled.
+//= promise 1
 #[test]
 fn a_write_in_flight_shows_at_once_or_when_it_ends_but_never_comes_back() {
     let (list, mut user, _) = full();
@@ -305,6 +307,7 @@ impl Device for Named {
     }
 }
 
+//= promise 5
 #[test]
 fn two_views_are_one_device_and_two_clones_are_not() {
     let one = blank(Arc::new(Named(mem_of(16, 512))));
@@ -318,6 +321,7 @@ fn two_views_are_one_device_and_two_clones_are_not() {
     assert!(is_one_device(&(a.clone() as Dev), &(a.told(|_| ()) as Dev)).unwrap());
 }
 
+//= promise 1
 #[test]
 fn no_device_copies_from_what_is_owed() {
     let volatile =
@@ -359,6 +363,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
     /// The bare queue, several requests in flight that do not touch each other, on blocks of one byte and of 512.
+    //= promise 1
     #[test]
     fn any_mix_equals_a_flat_array(
         block in prop_oneof![Just(1u32), Just(512)],
