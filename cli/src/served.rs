@@ -3,7 +3,7 @@
 use crate::fail::Fail;
 use crate::file_dest::hold_dest;
 use crate::streams;
-use blkcopy::block::device::share_bytes;
+use blkcopy::block::places::share_bytes;
 use blkcopy::block::{Error, Kind};
 use blkcopy::drivers::{Hold, hold, in_use};
 use blkcopy::exports::fuse::Serve;

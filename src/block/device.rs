@@ -1,6 +1,6 @@
 //! The `Device` and `Queue` traits: what every driver, map, fault injector and tracer is.
 
-use super::storage::{Overlap, Storage, Stored};
+use super::storage::{Storage, Stored};
 use super::{
     Access, ByteRange, Completion, Container, Counters, Error, Guard, Kind, Leg, Limits, LimitsChange, Piece,
     Request, Resolution, Result,
@@ -259,60 +259,6 @@ pub enum Identity {
     },
     /// A map over others: resolve it to find the leaves.
     Map(u64),
-}
-
-/// Whether both ends of a copy are one device, so that one handle stands for both.
-///
-/// Errors: `Overlap` for two namespaces of equal names behind different controllers. They may be one namespace by two ways or
-/// two clones, and nobody here can tell: taken for one, a clone would be copied onto itself; for two, a range onto its source.
-pub fn is_one_device(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<bool> {
-    let identity = a.identity();
-    if identity != b.identity() {
-        return Ok(false);
-    }
-    // The same controller's is one object in this process, maybe seen through two views of it.
-    let by_name = matches!(identity, Identity::Leaf { leaf, .. } if leaf.space == LeafSpace::Namespace);
-    if by_name && !std::ptr::addr_eq(a.as_any(), b.as_any()) {
-        let text = format!(
-            "{} and {} call themselves the same namespace, and two targets that are clones of each other do so too; give one \
-             URL on both sides if they are one, else give one of the targets names of its own (NQN, serial number, UUID)",
-            a.name(),
-            b.name()
-        );
-        return Err(Error::new(Kind::Overlap, text));
-    }
-    Ok(true)
-}
-
-/// Whether two devices hold some of the same bytes: one device, a disk and its partition, a loop device and its file.
-///
-/// Errors: as of [`is_one_device`]; those of the devices.
-pub fn share_bytes(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<Overlap> {
-    if is_one_device(a, b)? {
-        return Ok(Overlap::Yes("they are one device".to_owned()));
-    }
-    Ok(storage_of(a)?.overlap(&storage_of(b)?))
-}
-
-/// What a device is stored in; a map in what its legs are.
-///
-/// Errors: those of resolving a map.
-pub fn storage_of(device: &Arc<dyn Device>) -> Result<Storage> {
-    if !matches!(device.identity(), Identity::Map(_)) {
-        return Ok(device.storage());
-    }
-    let resolution = device.clone().resolve(ByteRange::to(device.size()), Access::Write)?;
-    let mut storage = Storage::default();
-    let mut at = 0;
-    for piece in &resolution.pieces {
-        for leg in &piece.legs {
-            let there = ByteRange::between(leg.offset, leg.offset.saturating_add(piece.len));
-            storage.add(at, there, &leg.device.storage());
-        }
-        at += piece.len;
-    }
-    resolution.guard.release();
-    Ok(storage)
 }
 
 impl LeafId {

@@ -9,6 +9,7 @@ pub mod device;
 pub mod error;
 pub mod limits;
 pub mod lock;
+pub mod places;
 pub mod range;
 pub mod receipt;
 pub mod request;
@@ -23,6 +24,7 @@ pub use device::{Content, CopyPath, Device, Extent, Identity, LeafId, Method, Qu
 pub use error::{Error, Kind, Result};
 pub use limits::{Limits, LimitsCell, LimitsChange};
 pub use lock::{Claim, CopyTicket, CoreLocks, IoTicket, LockDomain};
+pub use places::{LeafRun, places};
 pub use range::{ByteRange, LEN_MAX};
 pub use request::{Completion, CopyReport, CopyRequest, Op, Request, Submitter};
 pub use resolve::{Access, Guard, GuardDuty, Leg, LegResult, Piece, Resolution};

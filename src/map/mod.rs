@@ -13,9 +13,10 @@ pub use linear::Linear;
 pub use mirror::Mirror;
 
 use crate::block::limits::{LimitsCell, Pair};
+use crate::block::places::{LeafRun, places};
 use crate::block::{
-    Access, ByteRange, Device, Error, Guard, GuardDuty, Identity, Kind, LegResult, Limits, LimitsChange,
-    Resolution, Result,
+    Access, ByteRange, Device, Error, Guard, GuardDuty, Kind, LegResult, Limits, LimitsChange, Resolution,
+    Result,
 };
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -61,20 +62,13 @@ fn mix_generations(numbers: &[u64]) -> u64 {
 ///
 /// A mirror below shows the leg it reads from only, so two maps over one mirror leg are not found here.
 fn refuse_shared_leaves(name: &str, legs: &[Arc<dyn Device>; 2]) -> Result<()> {
-    let mut places = [const { Vec::new() }; 2];
-    for (leg, found) in legs.iter().zip(&mut places) {
-        let resolution = leg.clone().resolve(ByteRange::to(leg.size()), Access::Read)?;
-        for piece in &resolution.pieces {
-            for place in &piece.legs {
-                if let Identity::Leaf { leaf, base } = place.device.identity() {
-                    let start = base.saturating_add(place.offset);
-                    found.push((leaf, ByteRange::between(start, start.saturating_add(piece.len))));
-                }
-            }
-        }
-        resolution.guard.release();
+    let mut runs = [const { Vec::new() }; 2];
+    for (leg, found) in legs.iter().zip(&mut runs) {
+        *found = places(leg, ByteRange::to(leg.size()), Access::Read)?;
     }
-    let shared = places[0].iter().any(|a| places[1].iter().any(|b| a.0 == b.0 && a.1.overlaps(b.1)));
+    let on_leaf = |runs: &Vec<LeafRun>| runs.iter().filter_map(LeafRun::on_leaf).collect::<Vec<_>>();
+    let [one, other] = runs.each_ref().map(on_leaf);
+    let shared = one.iter().any(|a| other.iter().any(|b| a.0 == b.0 && a.1.overlaps(b.1)));
     if shared {
         return Err(Error::new(
             Kind::Overlap,

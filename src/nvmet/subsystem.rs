@@ -3,7 +3,7 @@
 use super::Settings;
 use super::controller::{CapParts, Controller, Host};
 use super::namespace::{Namespace, NamespaceOptions, Place, bound_to};
-use crate::block::device::share_bytes;
+use crate::block::places::share_bytes;
 use crate::block::{Device, Error, Kind, Result};
 use crate::nvme::fabrics::{CNTLID_MAX, Refusal};
 use crate::nvme::{Ascii, Nqn, Status};
@@ -292,6 +292,7 @@ fn free_nsid(taken: &[Arc<Namespace>], asked: Option<u32>) -> Result<u32> {
 mod tests {
     use super::*;
     use crate::drivers::{mem::Mem, null::Null};
+    use crate::map::Linear;
     use crate::nvmet::Hosts;
     use std::num::NonZeroU32;
 
@@ -330,6 +331,20 @@ mod tests {
         s.remove(1).unwrap();
         assert_eq!(s.remove(1).unwrap_err().kind(), Kind::NotFound);
         s.add(device, NamespaceOptions::default()).unwrap();
+    }
+
+    //= promise 1
+    #[test]
+    fn a_map_and_its_leg_are_not_two_namespaces() {
+        let legs = [mem("a"), mem("b")];
+        let map: Arc<dyn Device> = Arc::new(Linear::new("m", legs.clone()).unwrap());
+        for (first, second) in [(map.clone(), legs[1].clone()), (legs[1].clone(), map)] {
+            let s = subsystem();
+            s.add(first, NamespaceOptions::default()).unwrap();
+            let error = s.add(second, NamespaceOptions::default()).unwrap_err();
+            assert_eq!(error.kind(), Kind::InUse, "{error}");
+            s.add(mem("c"), NamespaceOptions::default()).unwrap();
+        }
     }
 
     #[test]

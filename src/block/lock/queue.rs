@@ -2,6 +2,7 @@
 
 use super::settle::Settler;
 use super::{Begun, Claim, Claims, CopyTicket, CoreLocks, IoTicket, Mode, WaitId};
+use crate::block::places::{LeafRun, on_leaf, places};
 use crate::block::{
     Access, ByteRange, Completion, Counters, Device, Identity, LeafId, Op, Queue, Request, Result,
 };
@@ -347,20 +348,12 @@ pub(super) fn shifted(range: ByteRange, base: u64) -> ByteRange {
 ///
 /// Errors: those of [`Device::resolve`].
 pub fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims: &mut Claims) -> Result<()> {
-    if let Identity::Leaf { leaf, base } = device.identity() {
-        claims.push(Claim { leaf, range: shifted(range, base), mode });
+    if let Some((leaf, range)) = on_leaf(device, range) {
+        claims.push(Claim { leaf, range, mode });
         return Ok(());
     }
-    let resolution = device.clone().resolve(range, Access::Write)?;
-    for piece in &resolution.pieces {
-        for leg in &piece.legs {
-            if let Identity::Leaf { leaf, base } = leg.device.identity() {
-                let here = ByteRange::between(leg.offset, leg.offset + piece.len);
-                claims.push(Claim { leaf, range: shifted(here, base), mode });
-            }
-        }
-    }
-    resolution.guard.release();
+    let runs = places(device, range, Access::Write)?;
+    claims.extend(runs.iter().filter_map(LeafRun::on_leaf).map(|(leaf, range)| Claim { leaf, range, mode }));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use super::testing::{Fake, NQN, Setup, disk, log_of};
 use super::tests::*;
 use super::{Namespace, Options, Url, discover};
-use crate::block::device::is_one_device;
+use crate::block::places::is_one_device;
 use crate::block::{Device, Kind};
 use crate::copy::run::{Options as CopyOptions, copy};
 use crate::copy::{Job, Segment};

@@ -14,7 +14,7 @@ mod refresh;
 mod volume;
 mod worker;
 
-use crate::block::device::share_bytes;
+use crate::block::places::share_bytes;
 use crate::block::{ByteRange, Device, Error, Kind, Result};
 use crate::reactor::local::Interrupt;
 use crate::reactor::{EngineChoice, Waker, helpers};

@@ -1,7 +1,8 @@
 //! What is owed reads as zero, what has been written shows, and nobody copies what is not stored.
 
 use super::*;
-use crate::block::device::{LeafSpace, is_one_device};
+use crate::block::device::LeafSpace;
+use crate::block::places::is_one_device;
 use crate::block::request::Cancel;
 use crate::block::{Buf, Completion, CopyRequest, LeafId, Method, Op, Submitter};
 use crate::drivers::mem::Mem;
