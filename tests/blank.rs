@@ -362,7 +362,7 @@ fn no_thread_loses_what_it_was_told_is_done() {
         let devices = ["m", "L(m,m)", "M(m,m)"].map(|text| {
             // The border of the linear lies between two rows.
             match Shape::parse(text) {
-                Shape::Linear(_, a, b) => Shape::Linear(2 * ROW - 1, a, b),
+                Shape::Linear(_, legs) => Shape::Linear(2 * ROW - 1, legs),
                 other => other,
             }
             .build(size, &mut leaf)
