@@ -15,7 +15,7 @@
 //! | [`nvmet`] | NVMe commands to requests: subsystems, namespaces, controllers |
 //! | [`exports`] | the ways out: sockets and threads around the target |
 //! | [`drivers`] | devices: memory, null, regular file, block device, NVMe/TCP namespace |
-//! | [`map`] | one device from several: linear, mirror |
+//! | [`map`] | one device from several: linear, stripe, mirror |
 //! | [`open`] | a name or URL becomes a device |
 //! | `sim` | seeded world and test devices (feature `sim`) |
 //!
