@@ -12,6 +12,7 @@
 //! | [`copy`] | plan and run a copy |
 //! | [`nvme`] | NVMe types and protocol machines, without I/O |
 //! | [`nvmet`] | NVMe commands to requests: subsystems, namespaces, controllers |
+//! | [`workers`] | threads that do I/O: reactor and range locks, inbox, start and end |
 //! | [`exports`] | the ways out: sockets and threads around the target |
 //! | [`drivers`] | devices: memory, null, regular file, block device, NVMe/TCP namespace |
 //! | [`map`] | one device from several: linear, mirror |
@@ -36,3 +37,4 @@ pub mod reactor;
 pub mod sim;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod workers;

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Room, and what it may use (docs/design.md draws it; change both together). `room::module` allows one module only.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("sys", &[]),
     ("block", &["sys::aligned", "sys::owned", "sys::sync"]),
     ("reactor", &["block", "sys"]),
@@ -22,7 +22,8 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("map", &["block"]),
     ("open", &["block", "drivers"]),
     ("nvmet", &["block", "copy", "nvme", "reactor"]),
-    ("exports", &["nvmet", "copy", "nvme", "block", "reactor", "sys"]),
+    ("workers", &["block", "reactor"]),
+    ("exports", &["nvmet", "workers", "copy", "nvme", "block", "reactor", "sys"]),
     ("sim", &["block", "reactor"]),
 ];
 

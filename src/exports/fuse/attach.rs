@@ -3,7 +3,7 @@
 //! fuser 0.18 means to ask first whether its mount is still there, and asks it the wrong way round (`mnt/mod.rs`, `is_mounted`).
 //! A session over a descriptor takes nothing away; `super::unmount` does, after a look.
 
-use super::Options;
+use super::MountOptions;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 /// Mounts on `dir`; the descriptor to serve it by. `None`: this process may not mount, the library has a helper for that.
-pub(super) fn attach(dir: &Path, options: &Options) -> io::Result<Option<OwnedFd>> {
+pub(super) fn attach(dir: &Path, options: &MountOptions) -> io::Result<Option<OwnedFd>> {
     // What cannot be opened (a dead mount) is not mounted over.
     drop(std::fs::File::open(dir)?);
     let fd = match rustix::fs::openat(CWD, "/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {

@@ -2,7 +2,7 @@
 
 use super::abi::{self, Asked, Call};
 use super::errno::copy_errno;
-use super::lane::{self, Tried};
+use super::reader::{self, Tried};
 use super::volume::Copied;
 use super::worker::{Job, Worker};
 use super::{Shared, ino_of};
@@ -161,7 +161,7 @@ pub(super) fn inline(
         cancel: Cancel::default(),
     };
     let begun = Instant::now();
-    let tried = lane::with(shared, |lane| lane.run(shared, ends.dest, Op::Copy(Box::new(request))));
+    let tried = reader::with(shared, |reader| reader.run(shared, ends.dest, Op::Copy(Box::new(request))));
     let done = match tried {
         Ok(Ok(Tried::Done(done))) => done,
         // Whoever it is handed to finds out what the matter is.

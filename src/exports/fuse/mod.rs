@@ -1,6 +1,6 @@
 //! The mount: volumes as files of one FUSE mount, whose `copy_file_range` and ioctls are block copies.
 //!
-//! `docs/notes/006-mount.md` has threads, calls and reasons. `fs` takes requests on reader threads, `lane` is what such a
+//! `docs/notes/006-mount.md` has threads, calls and reasons. `fs` takes requests on reader threads, `reader` is what such a
 //! thread has of its own, `worker` serves what is handed over, `copying` is copies on either, `notify` speaks to the kernel.
 
 mod abi;
@@ -8,8 +8,8 @@ mod attach;
 mod copying;
 mod errno;
 mod fs;
-mod lane;
 mod notify;
+mod reader;
 mod refresh;
 mod volume;
 mod worker;
@@ -18,6 +18,7 @@ use crate::block::device::share_bytes;
 use crate::block::{ByteRange, Device, Error, Kind, Result};
 use crate::reactor::local::Interrupt;
 use crate::reactor::{EngineChoice, Waker, helpers};
+use crate::workers::{Crew, Ending, panicked};
 use fs::Volumes;
 use fuser::{Config, Generation, INodeNo, MountOption, Session, SessionACL};
 use notify::Notices;
@@ -31,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 use volume::{Files, Vol};
-use worker::{Job, Post};
+use worker::{Job, JobInbox};
 
 /// Most threads that read requests.
 pub const READERS_MAX: usize = 16;
@@ -41,6 +42,10 @@ pub const WORKERS_MAX: usize = 8;
 const TTL: Duration = Duration::from_secs(1);
 /// Not at all.
 const TTL_NONE: Duration = Duration::ZERO;
+/// What the threads serve, as messages name it.
+const SERVICE: &str = "mount";
+/// The worker of reads, writes and flushes.
+const IO_WORKER: usize = 0;
 /// How long open files of a mount that ends are waited for.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -69,7 +74,7 @@ pub enum Serve {
 
 /// How a mount runs.
 #[derive(Clone)]
-pub struct Options {
+pub struct MountOptions {
     /// Threads that read requests: 2 to [`READERS_MAX`].
     pub readers: usize,
     /// Threads that make copies: 1 to [`WORKERS_MAX`].
@@ -90,7 +95,7 @@ pub struct Options {
     pub writeback: bool,
 }
 
-impl Default for Options {
+impl Default for MountOptions {
     fn default() -> Self {
         let cores = thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Self {
@@ -108,7 +113,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl MountOptions {
     fn is_resizable(&self) -> bool {
         #[cfg(feature = "sim")]
         return self.resizable;
@@ -128,12 +133,12 @@ impl Options {
 struct Shared {
     dir: PathBuf,
     volumes: Vec<Vol>,
-    options: Options,
+    options: MountOptions,
     files: Files,
     /// Readers that wait for a request.
     free: AtomicUsize,
     /// The first is the I/O worker's, the others are those of the copiers.
-    posts: Vec<Post>,
+    jobs: Vec<JobInbox>,
     notices: Notices,
     stop: Interrupt,
     /// The kernel has asked for a copy.
@@ -141,17 +146,9 @@ struct Shared {
     begun: SystemTime,
     /// Of all inodes: another mount gives their numbers to other volumes, and an old file handle must not lead there.
     generation: Generation,
-    end: Mutex<End>,
-}
-
-/// Whether the mount is over, and who is told.
-#[derive(Default)]
-struct End {
-    is_over: bool,
-    why: Option<Error>,
-    waker: Option<Waker>,
+    ending: Ending,
     /// Where files that were cut are left; none when the mount ends.
-    refresh: Option<Sender<Cut>>,
+    refresh: Mutex<Option<Sender<Cut>>>,
 }
 
 fn ino_of(volume: usize) -> INodeNo {
@@ -159,42 +156,30 @@ fn ino_of(volume: usize) -> INodeNo {
 }
 
 impl Shared {
-    fn io(&self) -> &Post {
-        &self.posts[0]
+    fn io(&self) -> &JobInbox {
+        &self.jobs[IO_WORKER]
     }
 
     /// The copier with least to do.
-    fn copier(&self) -> &Post {
-        let copiers = self.posts[1..].iter();
-        copiers.min_by_key(|post| post.load.load(Ordering::Relaxed)).expect("there is at least one worker")
+    fn copier(&self) -> &JobInbox {
+        self.jobs[1..].iter().min_by_key(|jobs| jobs.load()).expect("there is at least one worker")
     }
 
     fn ttl(&self) -> Duration {
         if self.options.shared { TTL_NONE } else { TTL }
     }
 
-    /// A thread ended that had not been told to: the mount is over, since a part of it would answer nobody.
-    fn fail(&self) {
-        let mut end = self.end();
-        let text = "a thread of the mount panicked; please report this as a bug";
-        end.why.get_or_insert_with(|| Error::new(Kind::Aborted, text));
-        end.is_over = true;
-        if let Some(waker) = &end.waker {
-            waker.wake();
-        }
-    }
-
     /// Has the kernel take the size of a file that was cut anew, soon.
     fn refresh(&self, vol: &Vol) {
-        if let Some(refresh) = &self.end().refresh {
+        if let Some(refresh) = &*self.refresher() {
             // It ends with the mount only.
             let _ = refresh.send(Cut { name: vol.name.to_string(), mode: vol.mode() });
         }
     }
 
-    fn end(&self) -> MutexGuard<'_, End> {
-        // What is held under this lock cannot be left half changed.
-        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    fn refresher(&self) -> MutexGuard<'_, Option<Sender<Cut>>> {
+        // An assignment cannot leave it half changed.
+        self.refresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -203,7 +188,7 @@ pub struct Mount {
     shared: Arc<Shared>,
     session: Option<JoinHandle<()>>,
     notifier: Option<JoinHandle<()>>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Crew,
     /// Device number of the mount, which nothing else has while it lives.
     place: Option<(u32, u32)>,
 }
@@ -228,7 +213,7 @@ impl Mount {
     ///
     /// Errors: names that cannot be files' or are there twice, a device that is there twice, counts of threads that are out of
     /// range, a folder that cannot be mounted on.
-    pub fn start(dir: &Path, volumes: Vec<Volume>, options: Options) -> Result<Self> {
+    pub fn start(dir: &Path, volumes: Vec<Volume>, options: MountOptions) -> Result<Self> {
         check(&volumes, &options)?;
         let here = |e: std::io::Error| Error::os("cannot be mounted on", e).on(&dir.display().to_string());
         let dir = dir.canonicalize().map_err(here)?;
@@ -238,20 +223,25 @@ impl Mount {
             volumes: volumes.into_iter().map(|v| Vol::new(v, options.owner, resizable)).collect(),
             files: Files::default(),
             free: AtomicUsize::new(readers),
-            posts: (0..=options.workers).map(|_| Post::default()).collect(),
+            jobs: (0..=options.workers).map(|_| JobInbox::default()).collect(),
             notices: Notices::default(),
             stop: Interrupt::default(),
             copy_asked: AtomicBool::new(false),
             begun: SystemTime::now(),
             generation: Generation(volume::nanos(SystemTime::now())),
-            end: Mutex::default(),
+            ending: Ending::default(),
+            refresh: Mutex::default(),
             dir: dir.clone(),
             options,
         });
-        let mut mount =
-            Self { shared: shared.clone(), session: None, notifier: None, workers: Vec::new(), place: None };
-        for index in 0..shared.posts.len() {
-            mount.workers.push(worker::start(&shared, index)?);
+        // What runs on is needed to end the mount well, so a panic stops nothing here.
+        let ending = shared.ending.clone();
+        let workers = Crew::new(SERVICE, move |why| ending.end(Some(why)));
+        let mut mount = Self { shared: shared.clone(), session: None, notifier: None, workers, place: None };
+        for index in 0..shared.jobs.len() {
+            let shared = shared.clone();
+            let work = move |started| worker::run(&shared, index, started);
+            mount.workers.start(format!("blkcopy-work-{index}"), work)?;
         }
         let mut config = Config::default();
         config.mount_options = vec![
@@ -280,19 +270,12 @@ impl Mount {
         let thread = shared.notices.serve(session.notifier());
         if let Some(place) = mount.place {
             let cannot = |e| Error::os("a thread cannot be started", e);
-            shared.end().refresh = Some(refresh::serve(dir.clone(), place).map_err(cannot)?);
+            *shared.refresher() = Some(refresh::serve(dir.clone(), place).map_err(cannot)?);
         }
         mount.notifier = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
         let serve = move || {
             let served = session.run();
-            let mut end = shared.end();
-            end.is_over = true;
-            if let Err(error) = served {
-                end.why.get_or_insert_with(|| Error::os("the mount ended", error));
-            }
-            if let Some(waker) = &end.waker {
-                waker.wake();
-            }
+            shared.ending.end(served.err().map(|error| Error::os("the mount ended", error)));
         };
         let thread = thread::Builder::new().name("blkcopy-mount".into()).spawn(serve);
         mount.session = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
@@ -313,26 +296,22 @@ impl Mount {
 
     /// Calls `waker` when the mount ends by itself (somebody unmounted it, a thread failed), or did already.
     pub fn watch(&self, waker: Waker) {
-        let mut end = self.shared.end();
-        if end.is_over {
-            waker.wake();
-        }
-        end.waker = Some(waker);
+        self.shared.ending.watch(waker);
     }
 
     /// True when the mount has ended by itself.
     pub fn is_over(&self) -> bool {
-        self.shared.end().is_over
+        self.shared.ending.is_over()
     }
 
     /// True when it ended by itself for a reason of its own: nobody unmounted it.
     pub fn has_failed(&self) -> bool {
-        self.shared.end().why.is_some()
+        self.shared.ending.has_failed()
     }
 
     /// Why the mount ended by itself, once; none when somebody unmounted it.
     pub fn failure(&self) -> Option<Error> {
-        self.shared.end().why.take()
+        self.shared.ending.take_failure()
     }
 
     /// Unmounts (files that are still open are waited for a few seconds, then fail), ends what is in flight and flushes every volume.
@@ -365,20 +344,19 @@ impl Mount {
                 thread::sleep(CLOSE_PATIENCE / 1000);
             }
             if session.is_finished() && session.join().is_err() {
-                tracing::error!("a thread of the mount panicked; please report this as a bug");
+                tracing::error!("{}", panicked(SERVICE));
             }
         }
         self.shared.notices.end();
-        self.shared.end().refresh = None;
+        *self.shared.refresher() = None;
         if let Some(notifier) = self.notifier.take() {
             let _ = notifier.join();
         }
         let mut flushed = Ok(());
-        let has_worker = |this: &Self| this.workers.first().is_some_and(|w| !w.is_finished());
         // What is in flight ends, and is flushed with the rest.
         let begun = Instant::now();
-        while has_worker(self) && self.shared.posts.iter().any(|post| post.load.load(Ordering::Acquire) > 0) {
-            if self.workers.iter().any(JoinHandle::is_finished) {
+        while self.workers.is_running(IO_WORKER) && self.shared.jobs.iter().any(|jobs| jobs.load() > 0) {
+            if !self.workers.all_run() {
                 break;
             }
             // What hangs may never end: the others are flushed meanwhile.
@@ -388,14 +366,14 @@ impl Mount {
             }
             thread::sleep(CLOSE_PATIENCE / 1000);
         }
-        if has_worker(self) && !self.shared.stop.is_set() {
+        if self.workers.is_running(IO_WORKER) && !self.shared.stop.is_set() {
             let (told, tells) = mpsc::channel();
             self.shared.io().leave(Job::FlushAll(told));
             let lost = || Error::new(Kind::Aborted, "the worker that flushes ended before it had");
             flushed = loop {
                 match tells.recv_timeout(CLOSE_PATIENCE / 50) {
                     Ok(flushed) => break flushed,
-                    Err(_) if self.workers[0].is_finished() => {
+                    Err(_) if !self.workers.is_running(IO_WORKER) => {
                         break tells.try_recv().unwrap_or_else(|_| Err(lost()));
                     }
                     Err(_) => {}
@@ -403,12 +381,8 @@ impl Mount {
             };
         }
         self.shared.stop.set();
-        self.shared.posts.iter().for_each(Post::close);
-        for worker in self.workers.drain(..) {
-            if worker.join().is_err() {
-                tracing::error!("a worker of the mount panicked; please report this as a bug");
-            }
-        }
+        self.shared.jobs.iter().for_each(JobInbox::close);
+        self.workers.join(None);
         flushed
     }
 }
@@ -450,7 +424,7 @@ fn first_copy(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-fn check(volumes: &[Volume], options: &Options) -> Result<()> {
+fn check(volumes: &[Volume], options: &MountOptions) -> Result<()> {
     let invalid = |text: String| Err(Error::new(Kind::InvalidInput, text));
     if !(2..=READERS_MAX).contains(&options.readers) {
         return invalid(format!("{} reading threads: a mount needs 2 to {READERS_MAX}", options.readers));

@@ -2,23 +2,21 @@
 
 use super::copying::{CopyJob, IoctlJob};
 use super::errno::errno;
-use super::lane::TRANSFER_MAX;
+use super::reader::TRANSFER_MAX;
 use super::volume::{OpenFile, Vol};
 use super::{Shared, TTL_NONE, ino_of};
 use crate::block::lock::CoreLocks;
-use crate::block::lock::{Claims, CopyTicket, LockDomain, LockedQueue, Mode, claims_of};
+use crate::block::lock::{Claims, CopyTicket, LockedQueue, Mode, claims_of};
 use crate::block::{Buf, BufPool, ByteRange, Completion, Error, Kind, Op, Result};
 use crate::reactor::away::look;
-use crate::reactor::local::{self, Client, Interrupt, Local, Notify};
-use crate::reactor::{self, Waker};
+use crate::reactor::local::{self, Client, Interrupt, Notify};
+use crate::workers::{Inbox, Started, Workbench};
 use fuser::{ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite};
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// Memory for payload of a worker, in bytes: address space until it is used.
@@ -103,43 +101,31 @@ impl Job {
     }
 }
 
-/// Where jobs for one worker are left.
+/// Jobs for one worker.
 #[derive(Default)]
-pub(super) struct Post {
-    inbox: Mutex<VecDeque<Job>>,
-    waker: Mutex<Option<Waker>>,
+pub(super) struct JobInbox {
+    inbox: Inbox<Job>,
     /// Jobs left and not ended.
-    pub(super) load: AtomicUsize,
-    /// Nobody takes jobs any more.
-    closed: AtomicBool,
+    load: AtomicUsize,
 }
 
-impl Post {
-    /// Leaves a job; once the worker has stopped it is dropped, and whoever asked hears of an I/O error.
+impl JobInbox {
+    /// Leaves a job; once the worker has stopped it is dropped, and its caller gets an I/O error.
     pub(super) fn leave(&self, job: Job) {
-        if self.closed.load(Ordering::Acquire) {
-            return;
-        }
         self.load.fetch_add(1, Ordering::Relaxed);
-        // A push cannot leave the list half changed.
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
-        if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
-            waker.wake();
+        if !self.inbox.send(job) {
+            self.load.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Nobody takes jobs from here on; those that are left are dropped.
-    pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        let left = std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
-        drop(left);
+    /// Jobs left and not ended.
+    pub(super) fn load(&self) -> usize {
+        self.load.load(Ordering::Acquire)
     }
 
-    /// The first job whose volumes there is room for: jobs of one that does not answer keep no other waiting.
-    fn take(&self, has_room: impl Fn(&Job) -> bool) -> Option<Job> {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = inbox.iter().position(has_room)?;
-        inbox.remove(at)
+    /// Drops the jobs that are left, and all that come later.
+    pub(super) fn close(&self) {
+        self.inbox.close();
     }
 }
 
@@ -159,42 +145,10 @@ pub(super) struct Worker {
     ended: Notify,
 }
 
-/// Starts the worker that serves `posts[index]` of the mount; returns when it can take jobs.
-pub(super) fn start(shared: &Arc<Shared>, index: usize) -> Result<JoinHandle<()>> {
-    let (shared, (begun, begins)) = (shared.clone(), mpsc::channel());
-    let name = format!("blkcopy-work-{index}");
-    let run = move || {
-        let _watch = Watch(&shared);
-        let told = begun.clone();
-        if let Err(error) = run(&shared, index, || drop(begun.send(Ok(())))) {
-            drop(told.send(Err(error)));
-        }
-    };
-    let thread = thread::Builder::new().name(name).spawn(run);
-    let thread = thread.map_err(|e| Error::os("a thread cannot be started", e))?;
-    begins.recv().map_err(|_| Error::new(Kind::Aborted, "a worker ended while it began"))??;
-    Ok(thread)
-}
-
-/// Held by a worker while it runs.
-struct Watch<'a>(&'a Shared);
-
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.fail();
-        }
-    }
-}
-
-fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
+/// Serves `jobs[index]` of the mount until the mount stops. `started` is told when it can take jobs.
+pub(super) fn run(shared: &Arc<Shared>, index: usize, started: Started) -> Result<()> {
     // It serves all volumes: no call that may wait for one of them is made here.
-    let (reactor, _) = reactor::choose(shared.options.engine, false)
-        .map_err(|e| Error::os("the I/O engine cannot be started", e))?;
-    let local = Local::new(reactor);
-    let woken = local.waker();
-    let locks = Rc::new(LockDomain::process().attach(move || woken.wake())?);
-    local.serve_locks(&locks);
+    let Workbench { local, locks, .. } = Workbench::new(shared.options.engine, false)?;
     let none = || shared.volumes.iter().map(|_| None).collect();
     let worker = Rc::new(Worker {
         shared: shared.clone(),
@@ -209,14 +163,14 @@ fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
         busy: RefCell::new(vec![0; shared.volumes.len()]),
         ended: Notify::default(),
     });
-    let post = &shared.posts[index];
-    *post.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.waker());
+    shared.jobs[index].inbox.open(local.waker());
     let (taking, from) = (worker.clone(), shared.clone());
-    let most = if index == 0 { IO_MAX } else { COPIES_MAX };
+    let most = if index == super::IO_WORKER { IO_MAX } else { COPIES_MAX };
     local.on_turn(move || {
         let mut busy = false;
+        // Jobs of a volume that does not answer keep no other waiting.
         let has_room = |job: &Job| job.volumes().all(|volume| taking.busy.borrow()[volume] < most);
-        while let Some(job) = from.posts[index].take(has_room) {
+        while let Some(job) = from.jobs[index].inbox.take(has_room) {
             busy = true;
             taking.running.set(taking.running.get() + 1);
             let volumes = job.volumes();
@@ -225,14 +179,14 @@ fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
             drop(local::spawn(async move {
                 worker.clone().serve(job).await;
                 volumes.for_each(|volume| worker.busy.borrow_mut()[volume] -= 1);
-                from.posts[index].load.fetch_sub(1, Ordering::Release);
+                from.jobs[index].load.fetch_sub(1, Ordering::Release);
                 worker.running.set(worker.running.get() - 1);
                 worker.ended.notify_one();
             }));
         }
         busy
     });
-    begun();
+    started.ready();
     let stop: Interrupt = shared.stop.clone();
     local.block_on(async {
         stop.wait().await;

@@ -1,14 +1,14 @@
 //! One thread of a server: reads sockets, feeds the machines and the core, sends what they answer.
 
 use super::link::{Buffers, Link};
-use super::{Shared, lock};
-use crate::block::lock::LockDomain;
+use super::shared::ServerShared;
 use crate::block::{Buf, BufPool, Error, Kind, Result};
 use crate::nvme::Status;
 use crate::nvme::tcp::controller::{Connection, QueueFacts};
 use crate::nvmet::{Answer, ConnectionId, Core};
-use crate::reactor::local::{Local, sleep};
-use crate::reactor::{self, IoDone, IoOp, Port, Reactor};
+use crate::reactor::local::sleep;
+use crate::reactor::{IoDone, IoOp, Port, Reactor};
+use crate::workers::{Started, Workbench};
 use rustix::net::sockopt;
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -39,7 +39,7 @@ const SILENCE_MAX_MS: u32 = 60_000;
 const CONNECTIONS_MAX: usize = 1024;
 
 struct Worker {
-    shared: Arc<Shared>,
+    shared: Arc<ServerShared>,
     index: usize,
     reactor: Rc<dyn Reactor>,
     port: Port,
@@ -52,7 +52,7 @@ struct Worker {
     places: Vec<usize>,
     live: usize,
     serial: u32,
-    next_door: usize,
+    next_inbox: usize,
     stopping: bool,
     /// When patience is looked at next.
     look: Duration,
@@ -81,20 +81,15 @@ struct Listening {
 /// Token of the readiness of listener `n`: `LISTENER + n`. Others are `serial << 32 | place << 1 | write`.
 const LISTENER: u64 = 1 << 63;
 
-/// Runs until the server stops. `begun` is called once when connections can be taken.
+/// Runs until the server stops. `started` is told when connections can be taken.
 pub(super) fn run(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerShared>,
     index: usize,
     listeners: Vec<TcpListener>,
-    begun: impl FnOnce(),
+    started: Started,
 ) -> Result<()> {
-    let (reactor, _) = reactor::choose(shared.options.engine, false)
-        .map_err(|e| Error::os("the I/O engine cannot be started", e))?;
-    let local = Local::new(reactor.clone());
+    let Workbench { local, locks, reactor, .. } = Workbench::new(shared.options.engine, false)?;
     let waker = local.waker();
-    let woken = waker.clone();
-    let locks = Rc::new(LockDomain::process().attach(move || woken.wake())?);
-    local.serve_locks(&locks);
     let chunk = shared.target.settings().transfer_bytes as usize;
     let pool =
         BufPool::new(shared.options.payload_bytes, chunk).filter(|p| p.chunk_bytes() >= chunk).ok_or_else(
@@ -127,7 +122,7 @@ pub(super) fn run(
         places: Vec::new(),
         live: 0,
         serial: 0,
-        next_door: 0,
+        next_inbox: 0,
         stopping: false,
         look: Duration::ZERO,
         deadline: None,
@@ -139,11 +134,11 @@ pub(super) fn run(
         lost: Vec::new(),
         back: Vec::new(),
     };
-    *lock(&shared.doors[index].waker) = Some(waker);
+    shared.inboxes[index].open(waker);
     let worker = Rc::new(RefCell::new(worker));
     let turning = worker.clone();
     local.on_turn(move || turning.borrow_mut().turn());
-    begun();
+    started.ready();
     let stop = shared.stop.clone();
     local.block_on(async {
         let ticking = worker.clone();
@@ -294,9 +289,9 @@ impl Worker {
         while !self.stopping {
             match listening.listener.accept() {
                 Ok((stream, peer)) => {
-                    let door = &self.shared.doors[self.next_door % self.shared.doors.len()];
-                    self.next_door += 1;
-                    door.deal(stream, peer);
+                    let inboxes = &self.shared.inboxes;
+                    inboxes[self.next_inbox % inboxes.len()].send((stream, peer));
+                    self.next_inbox += 1;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
@@ -317,9 +312,9 @@ impl Worker {
     }
 
     fn take_dealt(&mut self) -> bool {
-        let dealt = std::mem::take(&mut *lock(&self.shared.doors[self.index].dealt));
-        let busy = !dealt.is_empty();
-        for (stream, peer) in dealt {
+        let mut busy = false;
+        while let Some((stream, peer)) = self.shared.inboxes[self.index].take(|_| true) {
+            busy = true;
             if let Err(error) = self.open(stream, peer) {
                 tracing::warn!(%peer, %error, "the connection is closed again");
             }
@@ -436,7 +431,7 @@ impl Worker {
     fn begin_stop(&mut self) {
         self.stopping = true;
         self.listeners.clear();
-        lock(&self.shared.doors[self.index].dealt).clear();
+        self.shared.inboxes[self.index].close();
     }
 
     /// True when nothing is in flight and everything has been sent.
