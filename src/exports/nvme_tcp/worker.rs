@@ -5,7 +5,7 @@ use super::shared::ServerShared;
 use crate::block::{Buf, BufPool, Error, Kind, Result};
 use crate::nvme::Status;
 use crate::nvme::tcp::controller::{Connection, QueueFacts};
-use crate::nvmet::{Answer, ConnectionId, Core};
+use crate::nvmet::{Answer, ConnectionId, Worker};
 use crate::reactor::local::sleep;
 use crate::reactor::{IoDone, IoOp, Port, Reactor};
 use crate::workers::{Started, Workbench};
@@ -38,12 +38,12 @@ const SILENCE_MAX_MS: u32 = 60_000;
 /// Connections of one thread; more are closed at once.
 const CONNECTIONS_MAX: usize = 1024;
 
-struct Worker {
+struct ServerThread {
     shared: Arc<ServerShared>,
     index: usize,
     reactor: Rc<dyn Reactor>,
     port: Port,
-    core: Core,
+    worker: Worker,
     buffers: Buffers,
     listeners: Vec<Listening>,
     /// Places of their own: a link may outlive its connection of the core, whose index is then another's.
@@ -96,9 +96,9 @@ pub(super) fn run(
             || Error::new(Kind::NoMemory, format!("no memory for one transfer of {chunk} bytes on a core")),
         )?;
     let pool = Rc::new(pool);
-    let mut core = Core::new(shared.target.clone(), locks, pool.clone(), waker.clone())?;
+    let mut worker = Worker::new(shared.target.clone(), locks, waker.clone());
     if let Some(on_copy) = shared.options.on_copy.clone() {
-        core.on_copy(move |line| on_copy(line));
+        worker.on_copy(move |line| on_copy(line));
     }
     let mut listening = Vec::new();
     for listener in listeners {
@@ -110,12 +110,12 @@ pub(super) fn run(
             rests_until: Duration::ZERO,
         });
     }
-    let worker = Worker {
+    let thread = ServerThread {
         shared: shared.clone(),
         index,
         port: reactor.open_port(),
         reactor,
-        core,
+        worker,
         buffers: Buffers::new(pool),
         listeners: listening,
         links: Vec::new(),
@@ -135,13 +135,13 @@ pub(super) fn run(
         back: Vec::new(),
     };
     shared.inboxes[index].open(waker);
-    let worker = Rc::new(RefCell::new(worker));
-    let turning = worker.clone();
+    let thread = Rc::new(RefCell::new(thread));
+    let turning = thread.clone();
     local.on_turn(move || turning.borrow_mut().turn());
     started.ready();
     let stop = shared.stop.clone();
     local.block_on(async {
-        let ticking = worker.clone();
+        let ticking = thread.clone();
         let _clock = crate::reactor::local::spawn(async move {
             loop {
                 let at = poll_fn(|cx| ticking.borrow_mut().next_look(cx.waker())).await;
@@ -154,13 +154,13 @@ pub(super) fn run(
             }
         });
         stop.wait().await;
-        worker.borrow_mut().begin_stop();
+        thread.borrow_mut().begin_stop();
         let end = crate::reactor::local::now() + GRACE;
-        while crate::reactor::local::now() < end && !worker.borrow().is_drained() {
+        while crate::reactor::local::now() < end && !thread.borrow().is_drained() {
             sleep(Duration::from_millis(2)).await;
         }
-        worker.borrow_mut().close_all();
-        while crate::reactor::local::now() < end && !worker.borrow().core.is_idle() {
+        thread.borrow_mut().close_all();
+        while crate::reactor::local::now() < end && !thread.borrow().worker.is_idle() {
             sleep(Duration::from_millis(2)).await;
         }
     });
@@ -181,29 +181,29 @@ fn watch_over(stream: &TcpStream) -> rustix::io::Result<()> {
     sockopt::set_tcp_user_timeout(stream, SILENCE_MAX_MS)
 }
 
-impl Worker {
+impl ServerThread {
     /// True when it got anything done, or spins.
     fn turn(&mut self) -> bool {
         let now = self.reactor.now();
         // A gap that no sleep explains: this thread did not run. Its hosts have not been heard for so long, and are not to blame.
         let stood_still = self.live > 0 && now.saturating_sub(self.turned) > 2 * TICK;
         self.turned = now;
-        self.core.set_time(now);
+        self.worker.set_time(now);
         let mut busy = self.look_at_reactor(now);
         busy |= self.take_dealt();
         // Whoever is judged is heard first: what has come may lie unread.
         let judges = now >= self.look || self.deadline.is_some_and(|at| now >= at);
         if !self.stopping {
             for link in self.links.iter_mut().flatten() {
-                busy |= link.read(&mut self.core, &mut self.buffers, now, judges || stood_still);
+                busy |= link.read(&mut self.worker, &mut self.buffers, now, judges || stood_still);
             }
         }
         if stood_still {
-            self.core.forgive();
-            self.links.iter_mut().flatten().for_each(|link| link.forgive(now));
+            self.worker.restart_timers();
+            self.links.iter_mut().flatten().for_each(|link| link.restart_timers(now));
             busy = true;
         } else {
-            self.deadline = self.core.tick(now, &mut self.lost);
+            self.deadline = self.worker.tick(now, &mut self.lost);
             for id in self.lost.drain(..) {
                 if let Some(link) = link_of(&mut self.links, &self.places, id) {
                     link.over = true;
@@ -214,13 +214,13 @@ impl Worker {
                 self.lose_patience(now);
             }
         }
-        busy |= self.buffers.hand_out(&mut self.links, &mut self.core, now);
+        busy |= self.buffers.hand_out(&mut self.links, &mut self.worker, now);
         busy |= self.answer(now);
         for place in 0..self.links.len() {
             busy |= self.finish_turn(place, now);
         }
         // Those that came back meanwhile, of connections that are gone too.
-        busy | self.buffers.hand_out(&mut self.links, &mut self.core, now)
+        busy | self.buffers.hand_out(&mut self.links, &mut self.worker, now)
     }
 
     /// When a turn is to look at the clocks next; without a connection never, until `waker` is woken.
@@ -335,7 +335,7 @@ impl Worker {
         let machine = Connection::new(&self.shared.machine)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
         let id = self
-            .core
+            .worker
             .open(local)
             .ok_or_else(|| Error::new(Kind::InUse, "connections that were closed are not drained yet"))?;
         self.serial = self.serial.wrapping_add(1) & 0x7fff_ffff;
@@ -357,11 +357,11 @@ impl Worker {
 
     fn answer(&mut self, now: Duration) -> bool {
         let mut answers = std::mem::take(&mut self.answers);
-        let busy = self.core.poll(&mut answers) || !answers.is_empty();
-        for Answer { from, mut cqe, data } in answers.drain(..) {
-            let Some(link) = link_of(&mut self.links, &self.places, from.connection) else { continue };
+        let busy = self.worker.poll(&mut answers) || !answers.is_empty();
+        for Answer { id, mut cqe, data } in answers.drain(..) {
+            let Some(link) = link_of(&mut self.links, &self.places, id.connection) else { continue };
             if !link.announced {
-                let queue = self.core.queue(from.connection);
+                let queue = self.worker.queue(id.connection);
                 if queue.entries() > 0 {
                     link.announced = true;
                     let facts = QueueFacts {
@@ -375,7 +375,7 @@ impl Worker {
                     }
                 }
             }
-            link.complete(from.slot, cqe, data, now);
+            link.complete(id.slot, cqe, data, now);
         }
         self.answers = answers;
         busy
@@ -388,11 +388,11 @@ impl Worker {
         self.back.clear();
         link.over |= link.parting && link.machine.output().is_empty();
         // What was sent or answered may let the machine go on with what it has read.
-        link.take_events(&mut self.core, &mut self.buffers, now);
+        link.take_events(&mut self.worker, &mut self.buffers, now);
         link.machine.tick(now);
         if (link.machine.is_closing() || link.over) && !std::mem::replace(&mut link.left, true) {
             link.wants.clear();
-            self.core.disconnect(link.id);
+            self.worker.disconnect(link.id);
         }
         if link.over || link.machine.is_over() {
             self.close(place);
@@ -421,7 +421,7 @@ impl Worker {
         self.buffers.forget(place);
         self.live -= 1;
         if !link.left {
-            self.core.disconnect(link.id);
+            self.worker.disconnect(link.id);
         }
         tracing::debug!(peer = %link.peer, "disconnected");
         // Ends what the reactor still waits for on it. ENOTCONN: the host was quicker.
@@ -436,7 +436,7 @@ impl Worker {
 
     /// True when nothing is in flight and everything has been sent.
     fn is_drained(&self) -> bool {
-        self.core.is_idle()
+        self.worker.is_idle()
             && self.links.iter().flatten().all(|l| l.machine.output().is_empty() && l.wants.is_empty())
     }
 
