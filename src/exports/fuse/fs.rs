@@ -1,12 +1,13 @@
 //! The file system: requests of the kernel, checked, then served by this reader or handed over.
 
 use super::abi::{self, Asked, TOKEN};
-use super::copying::{self, Ends, IoctlJob};
+use super::copying;
 use super::errno::errno;
+use super::job::{Ends, IoctlJob, Job};
+use super::options::Serve;
 use super::reader::{self, TRANSFER_MAX, Tried};
+use super::shared::{MountShared, SERVICE, TTL, TTL_NONE, ino_of};
 use super::volume::{Vol, syncs};
-use super::worker::Job;
-use super::{SERVICE, Serve, Shared, TTL, TTL_NONE, ino_of};
 use crate::block::{Buf, ByteRange, Op, storage};
 use crate::workers::{PanicGuard, panicked};
 use fuser::{
@@ -30,12 +31,12 @@ const LIMITS: &str = "user.blkcopy.limits";
 const RECEIPT: &str = "user.blkcopy.receipt";
 
 /// The file system that the FUSE library drives.
-pub(super) struct Volumes(pub(super) Arc<Shared>);
+pub(super) struct Volumes(pub(super) Arc<MountShared>);
 
 /// A reader that serves a request which may block it. Let go before the answer: whoever gets that asks again at once, and another
 /// reader would think itself the last.
 struct Busy<'a> {
-    shared: &'a Shared,
+    shared: &'a MountShared,
     /// Another reader waits for requests meanwhile.
     is_joined: bool,
 }
@@ -84,7 +85,7 @@ impl Volumes {
 
     /// Hands the attributes of a volume to `answer`. This reader looks them up while that keeps nobody else waiting, otherwise the
     /// helpers of the device do. Of a device that does not answer they are as they were known last.
-    fn with_attr(&self, volume: usize, answer: impl FnOnce(&Shared, FileAttr) + Send + 'static) {
+    fn with_attr(&self, volume: usize, answer: impl FnOnce(&MountShared, FileAttr) + Send + 'static) {
         let vol = &self.0.volumes[volume];
         let Some(helpers) = &vol.helpers else {
             vol.look_at_allocated();

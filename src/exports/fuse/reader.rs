@@ -3,7 +3,7 @@
 //! The threads are the FUSE library's; between two requests they sleep in `read(/dev/fuse)`. So a reader is parked except while
 //! it serves a request, and it serves one at a time, to its end.
 
-use super::Shared;
+use super::shared::MountShared;
 use crate::block::lock::LockedQueue;
 use crate::block::{Buf, Completion, Error, Kind, Op, Queue, Result, Submitter};
 use crate::reactor;
@@ -42,7 +42,7 @@ pub(super) enum Tried {
 /// Runs `work` on the calling thread's reader state, which is made when it is first used.
 ///
 /// Errors: those of the engine and of the range locks when it cannot be made.
-pub(super) fn with<T>(shared: &Shared, work: impl FnOnce(&mut ReaderThread) -> T) -> Result<T> {
+pub(super) fn with<T>(shared: &MountShared, work: impl FnOnce(&mut ReaderThread) -> T) -> Result<T> {
     if !BEGUN.get() {
         // Thread-locals go in the reverse order of their first use, and a reader leaves the thread's reactor as it goes.
         let _ = reactor::current();
@@ -87,7 +87,7 @@ pub(super) fn give_back(buf: Buf) {
 }
 
 impl ReaderThread {
-    fn new(shared: &Shared) -> Result<Self> {
+    fn new(shared: &MountShared) -> Result<Self> {
         let bench = GuestBench::new()?;
         let buf = Buf::alloc(TRANSFER_MAX as usize)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for one transfer"))?;
@@ -113,7 +113,7 @@ impl ReaderThread {
     }
 
     /// Serves one operation of a volume to its end, unless a copy is in its way.
-    pub(super) fn run(&mut self, shared: &Shared, volume: usize, op: Op) -> Result<Tried> {
+    pub(super) fn run(&mut self, shared: &MountShared, volume: usize, op: Op) -> Result<Tried> {
         let queue = match &mut self.queues[volume] {
             Some(queue) => queue,
             none => none.insert(LockedQueue::open(

@@ -1,22 +1,21 @@
-//! Worker threads: what readers hand over. Each serves many jobs at once, as small tasks over its own queues.
+//! MountWorker threads: what readers hand over. Each serves many jobs at once, as small tasks over its own queues.
 
-use super::copying::{CopyJob, IoctlJob};
 use super::errno::errno;
+use super::job::Job;
 use super::reader::TRANSFER_MAX;
+use super::shared::{IO_WORKER, MountShared, TTL_NONE, ino_of};
 use super::volume::{OpenFile, Vol};
-use super::{Shared, TTL_NONE, ino_of};
 use crate::block::lock::CoreLocks;
 use crate::block::lock::{Claims, CopyTicket, LockedQueue, Mode, claims_of};
 use crate::block::{Buf, BufPool, ByteRange, Completion, Error, Kind, Op, Result};
 use crate::reactor::away::look;
 use crate::reactor::local::{self, Client, Interrupt, Notify};
-use crate::workers::{Inbox, Started, Workbench};
-use fuser::{ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite};
+use crate::workers::{Started, Workbench};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Memory for payload of a worker, in bytes: address space until it is used.
@@ -31,107 +30,9 @@ const STORE_AFTER: Duration = Duration::from_secs(5);
 /// One buffer: a transfer, and the rest of the blocks its edges lie in.
 const BUFFER: usize = TRANSFER_MAX as usize + (64 << 10);
 
-/// A request that was handed over, with the means to answer it.
-pub(super) enum Job {
-    Read {
-        volume: usize,
-        range: ByteRange,
-        reply: ReplyData,
-    },
-    /// `whole`: nobody looks at a count, so anything less is an error.
-    Write {
-        volume: usize,
-        range: ByteRange,
-        buf: Buf,
-        durable: bool,
-        whole: bool,
-        reply: ReplyWrite,
-    },
-    Flush {
-        volume: usize,
-        /// Whose bytes.
-        file: Option<Arc<OpenFile>>,
-        reply: ReplyEmpty,
-    },
-    Zero {
-        volume: usize,
-        range: ByteRange,
-        may_unmap: bool,
-        durable: bool,
-        reply: ReplyEmpty,
-    },
-    Truncate {
-        volume: usize,
-        size: u64,
-        reply: ReplyAttr,
-    },
-    Seek {
-        volume: usize,
-        from: u64,
-        data: bool,
-        reply: ReplyLseek,
-    },
-    /// Stores what a volume owes.
-    Store {
-        volume: usize,
-    },
-    Copy(CopyJob),
-    Ioctl(Box<IoctlJob>),
-    /// Flushes every volume.
-    FlushAll(mpsc::Sender<Result<()>>),
-}
-
-impl Job {
-    /// The volumes it uses.
-    fn volumes(&self) -> impl Iterator<Item = usize> + use<> {
-        let (one, other) = match self {
-            Self::Read { volume, .. }
-            | Self::Write { volume, .. }
-            | Self::Flush { volume, .. }
-            | Self::Zero { volume, .. }
-            | Self::Truncate { volume, .. }
-            | Self::Seek { volume, .. }
-            | Self::Store { volume, .. } => (Some(*volume), None),
-            Self::Copy(job) => (Some(job.ends.dest), Some(job.ends.source)),
-            Self::Ioctl(job) => (Some(job.dest), Some(job.source)),
-            Self::FlushAll(_) => (None, None),
-        };
-        let other = other.filter(|_| one != other);
-        one.into_iter().chain(other)
-    }
-}
-
-/// Jobs for one worker.
-#[derive(Default)]
-pub(super) struct JobInbox {
-    inbox: Inbox<Job>,
-    /// Jobs left and not ended.
-    load: AtomicUsize,
-}
-
-impl JobInbox {
-    /// Leaves a job; once the worker has stopped it is dropped, and its caller gets an I/O error.
-    pub(super) fn leave(&self, job: Job) {
-        self.load.fetch_add(1, Ordering::Relaxed);
-        if !self.inbox.send(job) {
-            self.load.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Jobs left and not ended.
-    pub(super) fn load(&self) -> usize {
-        self.load.load(Ordering::Acquire)
-    }
-
-    /// Drops the jobs that are left, and all that come later.
-    pub(super) fn close(&self) {
-        self.inbox.close();
-    }
-}
-
 /// A worker's own.
-pub(super) struct Worker {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct MountWorker {
+    pub(super) shared: Arc<MountShared>,
     pub(super) locks: Rc<CoreLocks>,
     clients: RefCell<Vec<Option<Client>>>,
     /// The losses of each volume's device when its client was opened, and when this worker last told of a loss.
@@ -146,11 +47,11 @@ pub(super) struct Worker {
 }
 
 /// Serves `jobs[index]` of the mount until the mount stops. `started` is told when it can take jobs.
-pub(super) fn run(shared: &Arc<Shared>, index: usize, started: Started) -> Result<()> {
+pub(super) fn run(shared: &Arc<MountShared>, index: usize, started: Started) -> Result<()> {
     // It serves all volumes: no call that may wait for one of them is made here.
     let Workbench { local, locks, .. } = Workbench::new(shared.options.engine, false)?;
     let none = || shared.volumes.iter().map(|_| None).collect();
-    let worker = Rc::new(Worker {
+    let worker = Rc::new(MountWorker {
         shared: shared.clone(),
         locks,
         clients: RefCell::new(none()),
@@ -165,7 +66,7 @@ pub(super) fn run(shared: &Arc<Shared>, index: usize, started: Started) -> Resul
     });
     shared.jobs[index].inbox.open(local.waker());
     let (taking, from) = (worker.clone(), shared.clone());
-    let most = if index == super::IO_WORKER { IO_MAX } else { COPIES_MAX };
+    let most = if index == IO_WORKER { IO_MAX } else { COPIES_MAX };
     local.on_turn(move || {
         let mut busy = false;
         // Jobs of a volume that does not answer keep no other waiting.
@@ -179,7 +80,7 @@ pub(super) fn run(shared: &Arc<Shared>, index: usize, started: Started) -> Resul
             drop(local::spawn(async move {
                 worker.clone().serve(job).await;
                 volumes.for_each(|volume| worker.busy.borrow_mut()[volume] -= 1);
-                from.jobs[index].load.fetch_sub(1, Ordering::Release);
+                from.jobs[index].ended();
                 worker.running.set(worker.running.get() - 1);
                 worker.ended.notify_one();
             }));
@@ -213,7 +114,7 @@ fn whole(done: Completion, len: u64) -> Result<()> {
     Ok(())
 }
 
-impl Worker {
+impl MountWorker {
     pub(super) fn volume(&self, volume: usize) -> &Vol {
         &self.shared.volumes[volume]
     }
