@@ -275,6 +275,8 @@ impl Shared {
     pub(super) async fn is_still_zero(&self, step: &Step) -> Result<bool> {
         let parts: SmallVec<[ByteRange; 1]> =
             step.sources.iter().map(|part| ByteRange::between(part.offset, part.offset + part.len)).collect();
+        // A source that does not answer is seen to stand still here too.
+        let _in_flight = self.options.pulse.reads();
         let looked = look(&self.source, move |source| all_zero(source, &parts));
         self.unless_stopped(looked).await.ok_or_else(|| self.stop_reason())??
     }
@@ -283,6 +285,7 @@ impl Shared {
     /// waiting. `None`: the plan is at its end, or the copy was stopped while the source did not answer, and the planner is gone.
     pub(super) async fn next_step(&self, planner: &mut Option<Planner<DeviceFacts>>) -> Option<Result<Step>> {
         let mut taken = planner.take()?;
+        let _in_flight = self.options.pulse.reads();
         let looked = look(&self.source, move |_| {
             let step = taken.next();
             (taken, step)
