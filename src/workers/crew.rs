@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How often a thread that is waited for is looked at.
+/// Time between two checks of a thread that is waited for.
 const JOIN_POLL: Duration = Duration::from_millis(8);
 
 /// Called with the reason when a thread panics, on that thread.
@@ -59,7 +59,7 @@ impl Crew {
         match starts.recv().map_err(|_| ended()).flatten() {
             Ok(()) => self.threads.push(thread),
             Err(error) => {
-                // It has nothing left to do; its panic has been told.
+                // It has nothing left to do; its panic has been reported.
                 let _ = thread.join();
                 return Err(error);
             }
@@ -77,7 +77,7 @@ impl Crew {
         !self.threads.iter().any(JoinHandle::is_finished)
     }
 
-    /// Waits for the threads, which were told to end; with `patience` no longer than that for all of them.
+    /// Waits for the threads, which were asked to end; with `patience` no longer than that for all of them.
     pub fn join(&mut self, patience: Option<Duration>) {
         let (begun, service) = (Instant::now(), self.service);
         for thread in self.threads.drain(..) {

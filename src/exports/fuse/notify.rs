@@ -1,7 +1,7 @@
 //! Notifications to the kernel, on a thread of their own.
 //!
-//! An invalidation waits until the dirty pages it finds were written, which are requests to this very server. So whoever serves
-//! requests never sends one, and nobody holds a lock while waiting for one: `docs/notes/006-mount.md`.
+//! An invalidation waits until the dirty pages it finds were written, which are requests to this very server. So a thread that serves
+//! requests never sends one, and none holds a lock while waiting for one: `docs/notes/006-mount.md`.
 
 use crate::block::ByteRange;
 use crate::reactor::local::Interrupt;
@@ -34,7 +34,7 @@ impl Notices {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the kernel write back and forget pages; made when that is done, or when nobody does it any more.
+    /// Has the kernel write back and forget pages; set when that is done, or when the mount is gone.
     pub(super) fn forget(&self, pages: Vec<(INodeNo, ByteRange)>) -> Interrupt {
         let done = Interrupt::default();
         let mut line = self.line();

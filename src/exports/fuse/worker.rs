@@ -46,7 +46,7 @@ pub(super) struct MountWorker {
     ended: Notify,
 }
 
-/// Serves `jobs[index]` of the mount until the mount stops. `started` is told when it can take jobs.
+/// Serves `jobs[index]` of the mount until the mount stops. `started` is used when it can take jobs.
 pub(super) fn run(shared: &Arc<MountShared>, index: usize, started: Started) -> Result<()> {
     // It serves all volumes: no call that may wait for one of them is made here.
     let Workbench { local, locks, .. } = Workbench::new(shared.options.engine, false)?;
