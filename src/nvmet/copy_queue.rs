@@ -397,14 +397,14 @@ impl QueuedCopy {
         device != dest && self.checked.runs.iter().any(|run| run.namespace.device().name() == device)
     }
 
-    fn task(&self, locks: Rc<CoreLocks>, time: Duration) -> Task {
+    fn task(&self, locks: Rc<CoreLocks>, time: Duration) -> CopyTask {
         let mut sources = self.checked.sources.iter().copied();
         let parts = self.checked.runs.iter().map(|run| Part {
             source: run.namespace.device().clone(),
             ranges: sources.by_ref().take(run.ranges).collect(),
         });
         let offload = if self.checked.fast_only { Offload::Require } else { Offload::Auto };
-        Task {
+        CopyTask {
             parts: parts.collect(),
             dest: self.checked.dest.device().clone(),
             at: self.checked.range.offset(),
@@ -446,7 +446,7 @@ impl QueuedCopy {
 }
 
 /// A copy that the planner has to cut.
-struct Task {
+struct CopyTask {
     parts: Vec<Part>,
     dest: Arc<dyn Device>,
     at: u64,
@@ -456,7 +456,7 @@ struct Task {
     options: Options,
 }
 
-impl Task {
+impl CopyTask {
     /// Runs it; beside the end, why it was stopped, if it was.
     async fn run(self) -> (WholeEnded, Stopped) {
         let pulse = &self.options.pulse;
