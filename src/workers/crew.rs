@@ -140,6 +140,15 @@ mod tests {
         let error = crew.start("b".into(), |_| Ok(())).unwrap_err();
         assert!(error.to_string().contains("a thread of the test ended while it started"), "{error}");
         assert!(!crew.is_running(0) && !ending.is_over());
+        let (stop, stops) = mpsc::channel::<()>();
+        let waits = move |started: Started| {
+            started.ready();
+            let _ = stops.recv();
+            Ok(())
+        };
+        crew.start("c".into(), waits).unwrap();
+        assert!(crew.is_running(0) && crew.all_run(), "the first that has started");
+        drop(stop);
         crew.join(None);
     }
 
