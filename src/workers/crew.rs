@@ -132,6 +132,15 @@ mod tests {
         (Crew::new("test", move |why| end.end(Some(why))), ending)
     }
 
+    /// Work that lasts until the other end is dropped.
+    fn waits(stops: mpsc::Receiver<()>) -> impl FnOnce(Started) -> Result<()> {
+        move |started| {
+            started.ready();
+            let _ = stops.recv();
+            Ok(())
+        }
+    }
+
     #[test]
     fn a_thread_that_cannot_start_says_why_and_is_not_of_the_crew() {
         let (mut crew, ending) = crew();
@@ -140,13 +149,8 @@ mod tests {
         let error = crew.start("b".into(), |_| Ok(())).unwrap_err();
         assert!(error.to_string().contains("a thread of the test ended while it started"), "{error}");
         assert!(!crew.is_running(0) && !ending.is_over());
-        let (stop, stops) = mpsc::channel::<()>();
-        let waits = move |started: Started| {
-            started.ready();
-            let _ = stops.recv();
-            Ok(())
-        };
-        crew.start("c".into(), waits).unwrap();
+        let (stop, stops) = mpsc::channel();
+        crew.start("c".into(), waits(stops)).unwrap();
         assert!(crew.is_running(0) && crew.all_run(), "the first that has started");
         drop(stop);
         crew.join(None);
@@ -155,13 +159,8 @@ mod tests {
     #[test]
     fn a_panic_ends_the_service_and_the_others_are_joined() {
         let (mut crew, ending) = crew();
-        let (stop, stops) = mpsc::channel::<()>();
-        let waits = move |started: Started| {
-            started.ready();
-            let _ = stops.recv();
-            Ok(())
-        };
-        crew.start("waits".into(), waits).unwrap();
+        let (stop, stops) = mpsc::channel();
+        crew.start("waits".into(), waits(stops)).unwrap();
         let panics = |started: Started| {
             started.ready();
             panic!("as the test wants")
@@ -180,13 +179,8 @@ mod tests {
     #[test]
     fn a_thread_that_does_not_end_is_waited_for_no_longer_than_patience() {
         let (mut crew, _) = crew();
-        let (stop, stops) = mpsc::channel::<()>();
-        let hangs = move |started: Started| {
-            started.ready();
-            let _ = stops.recv();
-            Ok(())
-        };
-        crew.start("hangs".into(), hangs).unwrap();
+        let (stop, stops) = mpsc::channel();
+        crew.start("hangs".into(), waits(stops)).unwrap();
         crew.join(Some(Duration::from_millis(20)));
         assert!(!crew.is_running(0));
         drop(stop);
