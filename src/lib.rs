@@ -10,12 +10,13 @@
 //! | [`block`] | the vocabulary and the `Device` trait |
 //! | [`reactor`] | completions, timers, wake-ups, and the small executor for slow paths |
 //! | [`copy`] | plan and run a copy |
+//! | [`net`] | streams under both ends of NVMe/TCP |
 //! | [`nvme`] | NVMe types and protocol machines, without I/O |
 //! | [`nvmet`] | NVMe commands to requests: subsystems, namespaces, controllers |
 //! | [`workers`] | threads that do I/O: reactor and range locks, inbox, start and end |
 //! | [`exports`] | the ways out: sockets and threads around the target |
 //! | [`drivers`] | devices: memory, null, regular file, block device, NVMe/TCP namespace |
-//! | [`map`] | one device from several: linear, mirror |
+//! | [`map`] | one device from several: linear, stripe, mirror |
 //! | [`open`] | a name or URL becomes a device |
 //! | `sim` | seeded world and test devices (feature `sim`) |
 //!
@@ -29,6 +30,7 @@ pub mod copy;
 pub mod drivers;
 pub mod exports;
 pub mod map;
+pub mod net;
 pub mod nvme;
 pub mod nvmet;
 pub mod open;

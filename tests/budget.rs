@@ -10,7 +10,7 @@ mod counting;
 use blkcopy::block::lock::{Claim, CoreLocks, LockDomain, LockedQueue};
 use blkcopy::block::{Buf, BufPool, ByteRange, Device, Identity, Op, Queue, Submitter};
 use blkcopy::drivers::null::Null;
-use blkcopy::map::Blank;
+use blkcopy::map::LazyDevice;
 use blkcopy::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsCommand, Width};
 use blkcopy::nvme::io::Extent;
 use blkcopy::nvme::property::{Cc, offset};
@@ -115,7 +115,7 @@ fn a_small_io_allocates_nothing() {
 #[test]
 fn a_small_io_allocates_nothing_where_nothing_is_owed() {
     let null = Arc::new(Null::new("null", SIZE, NonZeroU32::new(512).unwrap()).unwrap());
-    let device = Blank::new(null).unwrap();
+    let device = LazyDevice::new(null).unwrap();
     let mut front = Front::new(device.clone());
     for owed_before in [false, true] {
         if owed_before {
@@ -124,9 +124,9 @@ fn a_small_io_allocates_nothing_where_nothing_is_owed() {
             for op in [lazy, Op::Flush] {
                 front.batch.push_back(front.submitter.request(u64::MAX, op));
                 front.turn_by(0, false);
-                assert!(device.owed_bytes() == SIZE / 2 || device.owed_bytes() == 0);
+                assert!(device.lazy_bytes() == SIZE / 2 || device.lazy_bytes() == 0);
             }
-            assert_eq!(device.owed_bytes(), 0);
+            assert_eq!(device.lazy_bytes(), 0);
         }
         for (depth, tried) in [(32, false), (1, false), (7, true)] {
             (0..100).for_each(|_| front.turn_by(depth, tried));

@@ -78,6 +78,7 @@ async fn run(
     copy(source.clone(), dest.clone(), &job, options, &Rc::new(Progress::default())).await
 }
 
+//= promise 1, 10
 #[test]
 fn memory_copies_by_itself_and_emulation_moves_the_same_bytes() {
     let size = 40 << 20;
@@ -107,6 +108,7 @@ fn memory_copies_by_itself_and_emulation_moves_the_same_bytes() {
     });
 }
 
+//= promise 7
 #[test]
 fn overlap_is_as_through_a_buffer_at_every_distance() {
     local().block_on(async {
@@ -134,6 +136,7 @@ fn overlap_is_as_through_a_buffer_at_every_distance() {
     });
 }
 
+//= promise 1, 10
 #[test]
 fn odd_edges_on_devices_with_blocks_change_nothing_around_them() {
     local().block_on(async {
@@ -217,6 +220,7 @@ fn holes_stay_holes_where_the_destination_is_known_to_be_zero() {
     });
 }
 
+//= promise 2
 #[test]
 fn require_is_refused_where_bytes_would_pass_through_this_host() {
     local().block_on(async {
@@ -231,6 +235,7 @@ fn require_is_refused_where_bytes_would_pass_through_this_host() {
     });
 }
 
+//= promise 8
 #[test]
 fn a_cancelled_copy_says_what_was_done() {
     let local = local();
@@ -336,6 +341,7 @@ fn progress_is_seen_inside_a_long_step() {
 }
 
 /// The second leg of a mirror is spoiled once all has been written; reads come from the first.
+//= promise 10
 #[test]
 fn every_leg_of_a_mirror_is_verified() {
     local().block_on(async {

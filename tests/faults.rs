@@ -116,6 +116,7 @@ impl Pair {
     }
 }
 
+//= promise 5
 #[test]
 fn the_good_prefix_is_exact_at_every_fault() {
     let local = local();
@@ -160,6 +161,7 @@ fn the_good_prefix_is_exact_at_every_fault() {
     assert!(runs > 150, "only {runs} runs");
 }
 
+//= promise 2
 #[test]
 fn only_not_supported_steps_down() {
     let local = local();
@@ -181,6 +183,7 @@ fn only_not_supported_steps_down() {
     }
 }
 
+//= promise 2
 #[test]
 fn a_method_refused_midway_is_emulated_from_there_and_the_receipt_says_so() {
     let local = local();
@@ -222,6 +225,7 @@ fn a_method_refused_midway_is_emulated_from_there_and_the_receipt_says_so() {
     }
 }
 
+//= promise 2
 #[test]
 fn too_large_is_planned_again_once() {
     let local = local();
@@ -256,6 +260,7 @@ fn too_large_is_planned_again_once() {
     }
 }
 
+//= promise 1
 #[test]
 fn limits_may_change_while_a_copy_runs_and_its_plan_keeps_its_own() {
     for seed in 0..20 {
@@ -299,6 +304,7 @@ fn rng_index(turn: u64) -> usize {
     usize::from(turn.is_multiple_of(2))
 }
 
+//= promise 1
 #[test]
 fn limits_changed_by_another_thread_harm_no_copy() {
     let pair = Pair::of(64);
@@ -396,6 +402,7 @@ impl Queue for ShortQueue {
     }
 }
 
+//= promise 2
 #[test]
 fn a_short_answer_is_not_taken_for_the_whole() {
     let pair = Pair::of(16);
@@ -408,6 +415,7 @@ fn a_short_answer_is_not_taken_for_the_whole() {
 }
 
 /// Whichever leg fails from whichever operation on: the copy is done, and what the leg missed is marked.
+//= promise 5
 #[test]
 fn a_mirror_takes_a_copy_on_one_leg_and_marks_the_other() {
     let local = local();
@@ -457,6 +465,7 @@ fn stale_regions(leg: &Arc<Mem>, pair: &Pair) -> Vec<u64> {
     differ.filter(|((a, b), _)| a != b).map(|(_, region)| region).collect()
 }
 
+//= promise 5
 #[test]
 fn a_copy_across_the_border_of_a_linear_is_two_steps() {
     let local = local();
@@ -473,6 +482,7 @@ fn a_copy_across_the_border_of_a_linear_is_two_steps() {
     pieces.guard.release();
 }
 
+//= promise 6
 #[test]
 fn a_flushed_copy_survives_a_power_cut_and_an_unflushed_one_is_old_or_new() {
     let local = local();
@@ -495,6 +505,7 @@ fn a_flushed_copy_survives_a_power_cut_and_an_unflushed_one_is_old_or_new() {
 }
 
 /// The power goes in any turn of the copy, also between its last byte and the flush: a receipt that says durable is right.
+//= promise 5, 6, events
 #[test]
 fn the_power_may_go_in_the_middle_of_a_copy() {
     for (offload, seed) in [(Offload::Auto, 1), (Offload::Auto, 2), (Offload::Never, 1), (Offload::Never, 2)]
@@ -543,6 +554,7 @@ fn the_power_may_go_in_the_middle_of_a_copy() {
 }
 
 /// Offsets past 2 and 4 GiB, on both sides, by each method: nothing is cut to 32 bits.
+//= promise 1
 #[test]
 fn data_past_2_and_4_gib_goes_where_it_belongs() {
     let local = local();

@@ -113,6 +113,7 @@ fn a_value_is_used_by_one_at_a_time() {
     });
 }
 
+//= promise 4
 #[test]
 fn one_write_and_one_copy_exclude_each_other_and_both_end() {
     explore(3, || {

@@ -1,4 +1,4 @@
-//! Linear and mirror: where they cut, what they mark, and what their guards say.
+//! Linear, stripe and mirror: where they cut, what they mark, and what their guards say.
 
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
@@ -8,11 +8,12 @@ use blkcopy::block::{Access, Buf, ByteRange, Device, Kind, LegResult, Op};
 use blkcopy::copy::Job;
 use blkcopy::copy::Segment;
 use blkcopy::copy::run::{Options, Progress, copy};
-use blkcopy::map::{Linear, Mirror};
+use blkcopy::map::{Linear, Mirror, Stripe};
 use blkcopy::reactor::local::Local;
 use blkcopy::reactor::sim::Sim;
 use blkcopy::sim::{CheckWrite, ErrorDevice, Fault, FaultPlan, Ops};
 use common::*;
+use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -55,6 +56,69 @@ fn a_linear_has_one_piece_on_each_side_of_its_border() {
     assert_eq!(Linear::new("twice", [same.clone(), same]).err().unwrap().kind(), Kind::Overlap);
 }
 
+#[test]
+fn a_stripe_goes_from_leg_to_leg_and_a_copy_ends_at_its_first_bad_chunk() {
+    let chunk = NonZeroU64::new(2 * BLOCK).unwrap();
+    let legs: [Dev; 3] = [mem(5), mem(4), mem(6)];
+    let device: Dev = Arc::new(Stripe::new("stripe", legs.clone(), chunk).unwrap());
+    assert_eq!(device.size(), 12 * BLOCK, "two chunks of each leg");
+    let r = device.clone().resolve(blocks(1, 8), Access::Write).unwrap();
+    let places: Vec<_> = r
+        .pieces
+        .iter()
+        .map(|p| (p.len / BLOCK, p.legs[0].offset / BLOCK, p.legs[0].device.size() / BLOCK))
+        .collect();
+    assert_eq!(places, [(1, 1, 5), (2, 0, 4), (2, 0, 6), (2, 2, 5), (1, 2, 4)]);
+    let whole = [1, 2, 1, 2, 1];
+    let results = (0..5).map(|piece| LegResult { piece, leg: 0, good_bytes: whole[piece] * BLOCK });
+    let (good, result) = r.guard.commit(&results.collect::<Vec<_>>()).unwrap();
+    assert!(good == 4 * BLOCK && result.is_err());
+    for (byte, at) in (1..).zip(0..12) {
+        write(&device, blocks(at, 1), byte);
+    }
+    let leg: Vec<u8> = (0..4).map(|at| read(&legs[1], blocks(at, 1))[0]).collect();
+    assert_eq!(leg, [3, 4, 9, 10]);
+    let refused = |legs: Vec<Dev>, chunk: u64| {
+        Stripe::new("s", legs, NonZeroU64::new(chunk).unwrap()).err().unwrap().to_string()
+    };
+    assert!(refused(legs.to_vec(), 100).contains("not a multiple of the map's block size"));
+    assert!(refused(legs.to_vec(), 8 * BLOCK).contains("longer than a leg"));
+    assert!(refused(vec![], BLOCK).contains("needs a device"));
+    assert!(refused(vec![legs[0].clone(), legs[1].clone(), legs[0].clone()], BLOCK).contains("share blocks"));
+}
+
+#[test]
+fn of_three_legs_those_that_have_all_of_a_write_go_on() {
+    let plans = [FaultPlan::none(), FaultPlan::none(), FaultPlan::none()];
+    let legs: Vec<Dev> = plans.iter().map(|p| faulty(mem(8), p)).collect();
+    let mirror = Arc::new(Mirror::new("mirror", legs, REGION).unwrap());
+    let device = mirror.clone() as Dev;
+    let fail = |leg: usize, ops| plans[leg].arm(Fault { ops, ..Fault::nth(1) });
+    let dirty = || [0, 1, 2].map(|leg| mirror.dirty_regions(leg));
+    fail(0, Ops::WRITE);
+    write(&device, blocks(0, 2), 1);
+    assert_eq!(dirty(), [vec![0], vec![], vec![]]);
+    // The second leg cannot be read, and the first is stale there: the third answers.
+    fail(1, Ops::READ);
+    assert_eq!(read(&device, blocks(0, 1)), [1; 512]);
+    fail(1, Ops::WRITE);
+    write(&device, blocks(0, 4), 2);
+    assert_eq!(dirty(), [vec![0], vec![0, 1], vec![]]);
+    // The last one that is current decides: its failure is the mirror's.
+    fail(2, Ops::WRITE);
+    let buf = Buf::copy_of(&[3; 512]).unwrap();
+    let done = run_op(&device, Op::Write { range: blocks(0, 1), buf, fua: false });
+    assert!(done.result.is_err() && done.good_bytes == 0);
+    assert_eq!(read(&device, blocks(0, 1)), [2; 512]);
+    // Region 1 is current on the first and the third; a flush that fails on the third leaves the first there.
+    fail(2, Ops::FLUSH);
+    assert!(run_op(&device, Op::Flush).result.is_err(), "region 0 is current on the third only");
+    assert_eq!(dirty(), [vec![0], vec![0, 1], vec![1, 2, 3]]);
+    let places = mirror.copies(blocks(0, 4)).unwrap();
+    assert_eq!(places.len(), 2, "one leg each");
+}
+
+//= promise 5
 #[test]
 fn a_leg_that_fails_mid_copy_is_marked_and_not_read() {
     let (device, plan) = mirror();

@@ -73,6 +73,7 @@ fn work(device: Arc<dyn Device>, seed: u64, stop: &AtomicBool, rounds: &AtomicU6
     });
 }
 
+//= promise 1
 #[test]
 fn hosts_on_several_cores_read_what_they_wrote() {
     for engine in [EngineChoice::Auto, EngineChoice::Pool] {

@@ -122,6 +122,7 @@ fn every_operation_does_at_our_target_what_it_says() {
     });
 }
 
+//= promise 2, 10
 #[test]
 fn copies_between_namespaces_move_nothing_over_the_wire() {
     let dir = tempfile::tempdir().unwrap();
@@ -160,6 +161,7 @@ fn discovery_finds_what_is_served() {
     assert!(found[0].error.is_none() && found[0].copies_across);
 }
 
+//= promise 1
 #[test]
 fn a_target_that_comes_back_finds_its_hosts_and_no_write_is_lost_or_undone() {
     const BLOCKS: u64 = 64;

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
+    //= promise 1
     #[test]
     fn any_mix_on_any_stack_equals_a_flat_array(
         shapes in [shape(), shape()],
@@ -28,6 +29,7 @@ proptest! {
         rig.all_legs_equal();
     }
 
+    //= promise 5, 6
     #[test]
     fn the_power_may_be_cut_after_any_operation(
         shapes in [shape(), shape()],
@@ -59,12 +61,23 @@ proptest! {
 }
 
 /// Every I/O of a script fails in turn, once and then for ever, with nothing done or one block done before.
+//= promise 5
 #[test]
 fn every_nth_fault_is_reported_truthfully() {
     let mut runs = 0;
-    for (number, text) in
-        ["m", "L(m,m)", "M(m,m)", "L(M(m,m),m)", "M(L(m,m),L(m,m))", "M(d(m),m)"].iter().enumerate()
-    {
+    let shapes = [
+        "m",
+        "L(m,m)",
+        "M(m,m)",
+        "L(M(m,m),m)",
+        "M(L(m,m),L(m,m))",
+        "M(d(m),m)",
+        "S(m,m)",
+        "L(m,m,m)",
+        "M(m,m,m)",
+        "S(M(m,m),m,L(m,m),m)",
+    ];
+    for (number, text) in shapes.iter().enumerate() {
         let shapes = [Shape::parse(text), Shape::parse("L(m,m)")];
         let steps = script(number as u64, 24);
         for (forever, good_bytes) in [(false, 0), (false, BLOCK), (true, 0), (true, BLOCK)] {
@@ -92,7 +105,7 @@ fn every_nth_fault_is_reported_truthfully() {
 /// A mirror is there so that one failure of one leg is nobody's business.
 #[test]
 fn a_mirror_survives_any_single_fault() {
-    for text in ["M(m,m)", "M(L(m,m),L(m,m))", "M(d(m),d(m))"] {
+    for text in ["M(m,m)", "M(L(m,m),L(m,m))", "M(d(m),d(m))", "M(m,d(m),m)", "M(S(m,m),m)"] {
         let shape = Shape::parse(text);
         // No copies: one reads from one leg, and reports when that fails.
         let steps: Vec<Step> = script(77, 40).into_iter().filter(|s| s.kind != What::Copy).collect();

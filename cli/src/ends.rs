@@ -9,7 +9,7 @@ use crate::file_dest::{Begun, FileDest, Made, hold_dest};
 use crate::output::{Finding, Level, size_exact};
 use crate::spool::{self, Spooled};
 
-use blkcopy::block::device::{is_one_device, storage_of};
+use blkcopy::block::places::{is_one_device, storage_of};
 use blkcopy::block::{ByteRange, Device, Error, Identity, Kind, LEN_MAX, Overlap};
 use blkcopy::copy::{Job, Policy, Segment};
 use blkcopy::drivers::{Hold, backing_shortage, hold, in_use};

@@ -317,6 +317,7 @@ mod tests {
         text.lines().filter(|l| l.contains("lines left out")).filter_map(number).sum()
     }
 
+    //= promise printed
     #[test]
     fn a_reader_that_is_stuck_holds_nobody_up_and_hears_what_it_missed() {
         let (lines, gate, written) = gated();
@@ -344,6 +345,7 @@ mod tests {
         assert!(text.len() <= BYTES_MAX + 2 * TEXT_BYTES_MAX && left_out(&text) > 0);
     }
 
+    //= promise printed
     #[test]
     fn of_one_kind_only_so_many_are_said_and_the_rest_is_counted() {
         let (lines, _gate, written) = gated();

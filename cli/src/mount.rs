@@ -42,7 +42,7 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
     let thread = std::thread::current();
     mount.watch(Waker::new(move || thread.unpark()));
     interrupts.wait_unless(|| mount.is_over());
-    interrupts.doing("unmounting: stores what is owed and flushes the volumes");
+    interrupts.doing("unmounting: stores lazy zeroes and flushes the volumes");
     finish(mount)
 }
 

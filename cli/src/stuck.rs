@@ -281,6 +281,7 @@ mod tests {
     use super::*;
     use rustix::fs::{Mode, OFlags};
 
+    //= promise signals
     #[test]
     fn a_thread_that_waits_for_a_file_is_named_with_it() {
         let dir = tempfile::tempdir().unwrap();

@@ -41,6 +41,7 @@ fn copied(dir: &Path, args: &[&str]) {
 const SAME: &str = "hold the same bytes";
 const MAY: &str = "may hold the same bytes";
 
+//= promise 7
 #[test]
 fn loop_devices_over_a_file_whose_name_is_gone_are_one_storage() {
     let test = "loop_devices_over_a_file_whose_name_is_gone_are_one_storage";
@@ -75,6 +76,7 @@ fn loop_devices_over_a_file_whose_name_is_gone_are_one_storage() {
     refused(base.path(), &format!("{a}@{}+1MiB", 4 * MIB), &last, SAME, &link);
 }
 
+//= promise 7
 #[test]
 fn partitions_files_and_loops_on_loops_are_followed_down() {
     let test = "partitions_files_and_loops_on_loops_are_followed_down";
@@ -139,6 +141,7 @@ fn partitions_files_and_loops_on_loops_are_followed_down() {
     assert!(ran.code == Some(2) && ran.err.contains(SAME), "{ran:?}");
 }
 
+//= promise 3
 #[test]
 fn a_device_whose_twin_is_used_is_in_use() {
     let test = "a_device_whose_twin_is_used_is_in_use";
@@ -206,6 +209,7 @@ fn a_device_whose_twin_is_used_is_in_use() {
     }
 }
 
+//= promise 7
 #[test]
 fn a_file_of_our_mount_and_its_image_are_one_storage() {
     let test = "a_file_of_our_mount_and_its_image_are_one_storage";
@@ -266,6 +270,7 @@ fn a_file_of_our_mount_and_its_image_are_one_storage() {
     mount.stop();
 }
 
+//= promise 7
 #[test]
 fn mounts_over_mounts_are_looked_through_and_what_is_behind_them_is_in_use() {
     let test = "mounts_over_mounts_are_looked_through_and_what_is_behind_them_is_in_use";
@@ -344,6 +349,7 @@ fn a_file_handle_of_an_earlier_mount_leads_to_no_volume_of_a_later_one() {
     second.stop();
 }
 
+//= promise 7
 #[test]
 fn what_a_target_of_this_machine_serves_is_known_by_its_generation() {
     let (base, _undo) = (folder(), Undo::default());
@@ -376,6 +382,7 @@ fn what_a_target_of_this_machine_serves_is_known_by_its_generation() {
     must(&format!("cmp {} {}", shown(&at("disk.img")), shown(&at("new.img"))));
 }
 
+//= promise 7
 #[test]
 fn two_names_of_one_storage_are_not_served_side_by_side() {
     let test = "two_names_of_one_storage_are_not_served_side_by_side";
@@ -395,6 +402,7 @@ fn two_names_of_one_storage_are_not_served_side_by_side() {
     }
 }
 
+//= promise 7
 #[test]
 fn a_merged_file_of_an_overlay_is_the_one_below() {
     let test = "a_merged_file_of_an_overlay_is_the_one_below";
@@ -426,6 +434,7 @@ fn a_merged_file_of_an_overlay_is_the_one_below() {
     copied(base.path(), &[&m, &shown(&base.path().join("elsewhere"))]);
 }
 
+//= promise 7
 #[test]
 fn mapped_devices_are_looked_through() {
     let test = "mapped_devices_are_looked_through";

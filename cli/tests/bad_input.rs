@@ -31,6 +31,7 @@ fn setup() -> tempfile::TempDir {
     dir
 }
 
+//= promise 5
 #[test]
 fn bad_input_is_one_clear_error_and_changes_nothing() {
     let dir = setup();
@@ -168,6 +169,7 @@ fn bad_flags_are_usage_errors() {
     }
 }
 
+//= promise 2
 #[test]
 fn an_unmet_require_leaves_the_old_destination_alone() {
     let dir = setup();
@@ -200,6 +202,7 @@ fn as_nobody(dir: &Path, args: &[&str]) -> common::Ran {
     common::Ran::of(setpriv.current_dir(dir).output().unwrap())
 }
 
+//= promise 3
 #[test]
 fn without_the_right_to_it_is_refused() {
     let test = "without_the_right_to_it_is_refused";
@@ -247,6 +250,7 @@ fn without_the_right_to_it_is_refused() {
     assert_eq!(as_nobody(base, &["cp", "-q", "a", "open/x"]).code, Some(0));
 }
 
+//= promise 3
 #[test]
 fn a_read_only_destination_is_refused() {
     let test = "a_read_only_destination_is_refused";

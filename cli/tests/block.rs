@@ -25,6 +25,7 @@ impl Drop for Loop {
     }
 }
 
+//= promise 3
 #[test]
 fn a_block_device_is_overwritten_only_when_it_is_said_so() {
     let dir = tempfile::tempdir().unwrap();

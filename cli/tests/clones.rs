@@ -39,6 +39,7 @@ impl Drop for Served {
     }
 }
 
+//= promise 5
 #[test]
 fn a_clone_is_not_copied_onto_itself_and_called_equal() {
     if let Err(why) = loops_or_why() {

@@ -12,6 +12,7 @@ fn read(dir: &Path, name: &str) -> Vec<u8> {
     std::fs::read(dir.join(name)).unwrap()
 }
 
+//= promise 1
 #[test]
 fn odd_sizes_arrive_and_the_last_line_says_how() {
     let dir = tempfile::tempdir().unwrap();
@@ -41,6 +42,7 @@ fn odd_sizes_arrive_and_the_last_line_says_how() {
     );
 }
 
+//= promise 5
 #[test]
 fn a_range_is_written_in_place_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
@@ -64,6 +66,7 @@ fn a_range_is_written_in_place_and_nothing_else() {
     assert!(read(dir.path(), "b") == want);
 }
 
+//= promise 7
 #[test]
 fn an_overlap_inside_one_file_is_as_through_a_buffer() {
     let dir = tempfile::tempdir().unwrap();
@@ -91,6 +94,7 @@ fn a_folder_takes_the_sources_name_and_holes_stay_holes() {
     assert!(copy.metadata().unwrap().blocks() * 512 < 1 << 20, "holes were filled");
 }
 
+//= promise 2
 #[test]
 fn json_and_receipt_hold_the_same_and_plan_has_its_digest() {
     let dir = tempfile::tempdir().unwrap();
@@ -124,6 +128,7 @@ fn the_demo_runs_and_cleans_up() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the demo cleans up");
 }
 
+//= promise 5
 #[test]
 fn a_dated_name_is_a_new_file_and_an_offset_into_a_file_wants_in_place() {
     let dir = tempfile::tempdir().unwrap();

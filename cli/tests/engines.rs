@@ -39,6 +39,7 @@ fn source(dir: &Path) -> Vec<u8> {
     data
 }
 
+//= promise 1
 #[test]
 fn without_io_uring_the_same_bytes_and_one_line_why() {
     let dir = common::folder();

@@ -168,6 +168,7 @@ fn a_crowd_on_mounts_sees_whole_copies_and_no_old_bytes() {
 
 /// The kernel finds out with the first copy which opcode the server knows, and two first copies at once confused it: from then
 /// on it copied by itself, and nothing failed.
+//= promise 1
 #[test]
 fn first_copies_that_meet_all_reach_the_server() {
     const COPIERS: usize = 6;

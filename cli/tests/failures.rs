@@ -31,6 +31,7 @@ fn good_prefix(receipt: &serde_json::Value) -> u64 {
     receipt["good_prefix_bytes"].as_u64().unwrap()
 }
 
+//= promise 5
 #[test]
 fn a_full_file_system_keeps_what_is_good_and_says_how_much() {
     let test = "a_full_file_system_keeps_what_is_good_and_says_how_much";
@@ -122,6 +123,7 @@ fn loop_calls_short_writes_whole(base: &Path) -> bool {
     write(7, 1).is_ok() && small.join("back").metadata().unwrap().blocks() * 512 < 8 << 20
 }
 
+//= promise 5, events
 #[test]
 fn a_loop_device_that_runs_full_or_dry() {
     let test = "a_loop_device_that_runs_full_or_dry";
@@ -177,6 +179,7 @@ fn a_loop_device_that_runs_full_or_dry() {
     }
 }
 
+//= promise 6, events
 #[test]
 fn a_flush_that_fails_leaves_nothing_that_is_called_good() {
     let test = "a_flush_that_fails_leaves_nothing_that_is_called_good";
@@ -258,6 +261,7 @@ fn the_old_receipt_stays_until_there_is_a_new_one() {
     assert!(!Path::new(&dir.path().join("c")).exists());
 }
 
+//= promise printed
 #[test]
 fn a_result_that_cannot_be_written_is_an_error() {
     let dir = folder();
@@ -290,6 +294,7 @@ fn a_result_that_cannot_be_written_is_an_error() {
     assert_eq!(ran.status.code(), Some(0));
 }
 
+//= promise printed
 #[test]
 fn what_is_printed_never_lands_in_an_end() {
     let dir = folder();
@@ -316,6 +321,7 @@ fn what_is_printed_never_lands_in_an_end() {
     }
 }
 
+//= promise printed
 #[test]
 fn a_receipt_takes_the_old_ones_place_or_the_old_one_stays() {
     let test = "a_receipt_takes_the_old_ones_place_or_the_old_one_stays";

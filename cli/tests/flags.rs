@@ -201,6 +201,7 @@ fn poke(file: &Path, at: u64) {
     file.write_all_at(&[!byte[0]], at).unwrap();
 }
 
+//= promise 10
 #[test]
 fn a_spoiled_destination_is_found_with_the_first_bad_range() {
     let dir = folder();
@@ -225,6 +226,7 @@ fn a_spoiled_destination_is_found_with_the_first_bad_range() {
     }
 }
 
+//= promise 4, events
 #[test]
 fn a_source_that_changes_is_told() {
     let dir = folder();
@@ -257,6 +259,7 @@ fn a_source_that_changes_is_told() {
     assert_eq!(ran.err.matches("changed").count(), 0, "said once, as the error: {}", ran.err);
 }
 
+//= promise 4
 #[test]
 fn a_source_that_grows_is_copied_to_the_size_it_had() {
     let dir = folder();
@@ -277,6 +280,7 @@ fn a_source_that_grows_is_copied_to_the_size_it_had() {
     }
 }
 
+//= promise 4
 #[test]
 fn source_states_are_told_truly() {
     let dir = folder();
@@ -322,6 +326,7 @@ fn words(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
+//= promise 2
 #[test]
 fn every_key_is_documented_and_every_documented_key_is_there() {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/receipt.md")).unwrap();

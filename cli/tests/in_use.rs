@@ -67,6 +67,7 @@ fn refused_then_forced(dir: &Path, dest: &str, who: &str, old: &[u8]) {
     must(&format!("cmp -n {} {} {dest}", new.len(), dir.join("a").display()));
 }
 
+//= promise 3
 #[test]
 fn each_use_is_named_and_refused_unless_forced() {
     let test = "each_use_is_named_and_refused_unless_forced";
@@ -119,6 +120,7 @@ fn each_use_is_named_and_refused_unless_forced() {
     assert!(ran.err.contains("Text file busy"), "{}", ran.err);
 }
 
+//= promise 3
 #[test]
 fn a_swap_file_is_refused() {
     let test = "a_swap_file_is_refused";
@@ -167,6 +169,7 @@ fn partitioned(undo: &mut Undo, base: &Path) -> Result<String, String> {
     Ok(disk)
 }
 
+//= promise 7
 #[test]
 fn partitions_and_their_disk() {
     let test = "partitions_and_their_disk";

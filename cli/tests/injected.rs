@@ -95,6 +95,7 @@ fn run(dir: &Path, args: &[&str], kind: &str, error: &str, nth: u32) -> (Option<
     (status.code(), std::fs::read_to_string(dir.join("err")).unwrap(), failed)
 }
 
+//= promise printed
 #[test]
 fn no_failed_call_is_passed_over_in_silence() {
     let test = "no_failed_call_is_passed_over_in_silence";

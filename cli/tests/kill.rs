@@ -160,6 +160,7 @@ fn check(image: &Path, model: &Shared) {
     }
 }
 
+//= promise 5, 6, events
 #[test]
 fn a_killed_target_leaves_every_block_old_or_new() {
     let kills = if std::env::var_os("BLKCOPY_SOAK").is_some() { 50 } else { 8 };

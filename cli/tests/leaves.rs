@@ -59,6 +59,7 @@ fn run_in(dir: &Path, arguments: &str) -> Ran {
     Ran::of(std::process::Command::new("bash").args(["-c", &script]).current_dir(dir).output().unwrap())
 }
 
+//= promise 5, events
 #[test]
 fn a_killed_copy_to_a_new_file_leaves_nothing_that_looks_complete() {
     let dir = folder();
@@ -73,6 +74,7 @@ fn a_killed_copy_to_a_new_file_leaves_nothing_that_looks_complete() {
     assert_eq!(dir.path().join("old").metadata().unwrap().ino(), inode);
 }
 
+//= promise 5, events
 #[test]
 fn a_killed_copy_where_files_need_a_name_leaves_a_hidden_one() {
     let test = "a_killed_copy_where_files_need_a_name_leaves_a_hidden_one";
@@ -101,6 +103,7 @@ fn a_killed_copy_where_files_need_a_name_leaves_a_hidden_one() {
     assert!(at.join("b").metadata().unwrap().len() < 24 * MIB);
 }
 
+//= promise 5, events
 #[test]
 fn an_interrupted_copy_says_how_to_go_on_and_that_ends_it() {
     let dir = folder();
@@ -139,6 +142,7 @@ fn an_interrupted_copy_says_how_to_go_on_and_that_ends_it() {
     assert_eq!(names(dir.path()), ["cut", "it's odd", "new $x", "old", "seg"]);
 }
 
+//= promise 5, events
 #[test]
 fn a_full_file_system_keeps_the_good_part_and_says_how_to_go_on() {
     let test = "a_full_file_system_keeps_the_good_part_and_says_how_to_go_on";
@@ -181,6 +185,7 @@ fn a_name_that_is_taken_or_a_folder_that_goes_meanwhile_is_an_error() {
     assert_eq!(names(dir.path()), ["a", "b"]);
 }
 
+//= promise 5, events
 #[test]
 fn a_destination_that_is_cut_meanwhile_is_an_error() {
     let dir = folder();
@@ -281,6 +286,7 @@ fn a_folder_that_may_not_be_written_keeps_its_files_writable() {
     assert!(ran.err.contains("d/new: cannot be created\n  cause: Permission denied"), "{}", ran.err);
 }
 
+//= promise 3
 #[test]
 fn a_new_file_has_the_sources_rights_less_the_umask() {
     let dir = folder();
@@ -303,6 +309,7 @@ fn kept(path: &Path) -> String {
     ))
 }
 
+//= promise 3
 #[test]
 fn preserve_keeps_owner_rights_and_attributes() {
     let test = "preserve_keeps_owner_rights_and_attributes";
@@ -351,6 +358,7 @@ fn preserve_keeps_owner_rights_and_attributes() {
     assert_eq!((meta.uid(), meta.mode() & 0o6000), (65534, 0));
 }
 
+//= promise 1
 #[test]
 fn files_that_say_less_or_more_than_they_have() {
     let dir = folder();

@@ -40,6 +40,7 @@ fn number(name: &str, none: u64) -> u64 {
     std::env::var(name).map_or(none, |text| text.parse().unwrap())
 }
 
+//= promise 1
 #[test]
 fn every_kind_of_storage_keeps_what_was_written_whoever_writes_beside_it() {
     if let Err(why) = child::mounts_or_why().and_then(|()| common::loops_or_why()) {

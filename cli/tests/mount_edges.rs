@@ -28,6 +28,7 @@ fn shown(image: &Path, cache: bool) -> Mounted {
     Mounted::start(&args)
 }
 
+//= promise 6
 #[test]
 fn a_page_that_cannot_be_written_back_is_an_error_of_msync() {
     let test = "a_page_that_cannot_be_written_back_is_an_error_of_msync";
@@ -55,6 +56,7 @@ fn a_page_that_cannot_be_written_back_is_an_error_of_msync() {
     }
 }
 
+//= promise 1
 #[test]
 fn a_search_for_holes_sees_what_was_stored_through_a_mapping() {
     let test = "a_search_for_holes_sees_what_was_stored_through_a_mapping";
@@ -78,6 +80,7 @@ fn a_search_for_holes_sees_what_was_stored_through_a_mapping() {
     }
 }
 
+//= promise 8
 #[test]
 fn a_mount_that_is_aborted_beside_an_ioctl_ends() {
     let test = "a_mount_that_is_aborted_beside_an_ioctl_ends";
@@ -116,6 +119,7 @@ fn a_mount_that_is_aborted_beside_an_ioctl_ends() {
     }
 }
 
+//= promise 1
 #[test]
 fn one_byte_is_shown_by_one_volume_only() {
     let test = "one_byte_is_shown_by_one_volume_only";
@@ -151,6 +155,7 @@ fn one_byte_is_shown_by_one_volume_only() {
     assert!(ran.err.contains("hold the same bytes"), "{ran:?}");
 }
 
+//= promise 3
 #[test]
 fn files_belong_to_their_owner_and_to_nobody_else() {
     let test = "files_belong_to_their_owner_and_to_nobody_else";

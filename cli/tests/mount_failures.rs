@@ -136,6 +136,7 @@ impl Pair {
     }
 }
 
+//= promise events
 #[test]
 fn a_killed_server_fails_the_copy_and_can_be_mounted_again() {
     let test = "a_killed_server_fails_the_copy_and_can_be_mounted_again";
@@ -165,6 +166,7 @@ fn a_killed_server_fails_the_copy_and_can_be_mounted_again() {
     }
 }
 
+//= promise events
 #[test]
 fn a_full_destination_is_told_after_what_fits() {
     let test = "a_full_destination_is_told_after_what_fits";
@@ -411,6 +413,7 @@ fn many_write_while_copies_run() {
     }
 }
 
+//= promise mount
 #[test]
 fn ends_and_overlaps_of_copy_file_range() {
     let test = "ends_and_overlaps_of_copy_file_range";

@@ -338,31 +338,37 @@ fn every_nth(op: &str) {
     assert_eq!(set.mounted.ask(&format!("stop {}", file.display())), "Ok(())", "it ends well after all that");
 }
 
+//= promise 5, mount
 #[test]
 fn every_failing_read_is_told_truthfully() {
     every_nth("READ");
 }
 
+//= promise 5, mount
 #[test]
 fn every_failing_write_is_told_truthfully() {
     every_nth("WRITE");
 }
 
+//= promise 5, mount
 #[test]
 fn every_failing_write_zeroes_is_told_truthfully() {
     every_nth("WRITE_ZEROES");
 }
 
+//= promise 6, mount, events
 #[test]
 fn every_failing_flush_is_told_truthfully() {
     every_nth("FLUSH");
 }
 
+//= promise 5, mount
 #[test]
 fn every_failing_copy_is_told_truthfully() {
     every_nth("COPY");
 }
 
+//= promise 5, mount
 #[test]
 fn the_good_prefix_of_a_copy_is_to_the_byte() {
     if cannot("the_good_prefix_of_a_copy_is_to_the_byte") {
@@ -397,6 +403,7 @@ fn the_good_prefix_of_a_copy_is_to_the_byte() {
     }
 }
 
+//= promise 5, mount
 #[test]
 fn a_copy_ends_where_the_second_leg_fails() {
     if cannot("a_copy_ends_where_the_second_leg_fails") {
@@ -493,6 +500,7 @@ fn ioctl(durable: bool) -> Call {
     Call::Ioctl { from: 2, to: 1, entries: RANGES, durable }
 }
 
+//= promise 6, mount, events
 #[test]
 fn copies_that_were_synced_survive_a_power_cut() {
     if cannot("copies_that_were_synced_survive_a_power_cut") {
@@ -503,6 +511,7 @@ fn copies_that_were_synced_survive_a_power_cut() {
     cut_after(&[ioctl(false), FSYNC], true);
 }
 
+//= promise 5, events
 #[test]
 fn each_block_of_an_unsynced_copy_is_old_or_new_after_a_power_cut() {
     if cannot("each_block_of_an_unsynced_copy_is_old_or_new_after_a_power_cut") {
@@ -513,6 +522,7 @@ fn each_block_of_an_unsynced_copy_is_old_or_new_after_a_power_cut() {
     cut_after(&[ioctl(false)], false);
 }
 
+//= promise mount
 #[test]
 fn copies_onto_a_synchronous_descriptor_survive_a_power_cut() {
     if cannot("copies_onto_a_synchronous_descriptor_survive_a_power_cut") {
@@ -521,6 +531,7 @@ fn copies_onto_a_synchronous_descriptor_survive_a_power_cut() {
     copies(true).iter().for_each(|&copy| cut_after(&[copy], true));
 }
 
+//= promise mount
 #[test]
 fn a_durable_ioctl_survives_a_power_cut() {
     if cannot("a_durable_ioctl_survives_a_power_cut") {
@@ -529,6 +540,7 @@ fn a_durable_ioctl_survives_a_power_cut() {
     cut_after(&[ioctl(true)], true);
 }
 
+//= promise mount
 #[test]
 fn synchronous_writes_survive_a_power_cut() {
     if cannot("synchronous_writes_survive_a_power_cut") {
@@ -538,6 +550,7 @@ fn synchronous_writes_survive_a_power_cut() {
     cut_after(&[Call::Write { to: 1, at: 10_001, len: 70_007, sync: true }], true);
 }
 
+//= promise mount
 #[test]
 fn zeroes_survive_a_power_cut_once_synced() {
     if cannot("zeroes_survive_a_power_cut_once_synced") {
@@ -552,6 +565,7 @@ fn zeroes_survive_a_power_cut_once_synced() {
     cut_after(&[punch(true)], true);
 }
 
+//= promise mount
 #[test]
 fn a_mount_that_ends_has_flushed_its_volumes() {
     if cannot("a_mount_that_ends_has_flushed_its_volumes") {
@@ -572,6 +586,7 @@ fn a_mount_that_ends_has_flushed_its_volumes() {
 /// A call on the volume that never answers and on one that does.
 type Work<'a> = Box<dyn Fn(&File, &File) -> io::Result<u64> + Send + Sync + 'a>;
 
+//= promise 8, mount
 #[test]
 fn copies_and_io_that_never_end_keep_nobody_else_waiting() {
     if cannot("copies_and_io_that_never_end_keep_nobody_else_waiting") {
@@ -657,6 +672,7 @@ fn copies_and_io_that_never_end_keep_nobody_else_waiting() {
     });
 }
 
+//= promise mount
 #[test]
 fn many_ioctls_at_once_over_dirty_pages_end() {
     if cannot("many_ioctls_at_once_over_dirty_pages_end") {
@@ -700,6 +716,7 @@ fn many_ioctls_at_once_over_dirty_pages_end() {
     });
 }
 
+//= promise mount
 #[test]
 fn a_page_that_is_looked_at_all_the_time_is_new_once_an_ioctl_has_returned() {
     if cannot("a_page_that_is_looked_at_all_the_time_is_new_once_an_ioctl_has_returned") {

@@ -83,6 +83,7 @@ impl Relay {
     }
 }
 
+//= promise 6, events
 #[test]
 fn each_open_file_is_told_once_of_a_loss_and_the_volume_goes_on() {
     if let Err(why) = mounts_or_why() {

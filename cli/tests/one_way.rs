@@ -291,6 +291,7 @@ fn run(name: &str, path: &Path, size: u64, engine: &str, time: Duration) {
     );
 }
 
+//= promise files
 #[test]
 fn neighbours_of_every_size_keep_their_bytes_on_the_mount_and_the_target() {
     let test = "neighbours_of_every_size_keep_their_bytes_on_the_mount_and_the_target";

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 /// Address space of a server, in bytes: what it needs for an ordinary volume, with room.
 const MEMORY: &str = "8000000000";
 
+//= promise mount
 #[test]
 fn a_truncation_of_a_huge_volume_ends_in_bounded_time_and_memory() {
     if let Err(why) = mounts_or_why().and_then(|()| common::loops_or_why()) {
@@ -54,6 +55,7 @@ fn a_truncation_of_a_huge_volume_ends_in_bounded_time_and_memory() {
     }
 }
 
+//= promise mount, events
 #[test]
 fn soon_after_a_truncation_a_killed_mount_takes_no_zeroes_with_it() {
     if let Err(why) = mounts_or_why() {
@@ -82,6 +84,7 @@ fn soon_after_a_truncation_a_killed_mount_takes_no_zeroes_with_it() {
 }
 
 /// What a kill within the window leaves: each block old or new, never anything else, and what was synced is there.
+//= promise mount, events
 #[test]
 fn a_mount_that_is_killed_right_after_a_truncation_leaves_old_or_new_blocks() {
     if let Err(why) = mounts_or_why() {

@@ -122,6 +122,7 @@ fn check_file_system(name: &str, dir: &Path, image: Option<&Path>) {
     fresh();
 }
 
+//= promise 1
 #[test]
 fn real_files_on_every_file_system() {
     let base = folder();
@@ -145,6 +146,7 @@ fn real_files_on_every_file_system() {
     }
 }
 
+//= promise 1
 #[test]
 fn files_and_loop_devices_in_every_direction() {
     if let Err(why) = loops_or_why() {
@@ -204,6 +206,7 @@ fn check_places(dir: &Path, offsets: &[u64], overlaps: &[(u64, u64)]) {
     must(&format!("rm -f {source} {dest} {want} {}", at("before")));
 }
 
+//= promise 5, 7
 #[test]
 fn into_the_middle_and_onto_itself() {
     let base = folder();
@@ -271,6 +274,7 @@ fn counted(dir: &Path, offload: &str) -> serde_json::Value {
     receipt
 }
 
+//= promise 2
 #[test]
 fn the_receipt_counts_what_strace_counts() {
     let test = "the_receipt_counts_what_strace_counts";

@@ -71,6 +71,7 @@ fn across_a_restart(dir: &Path, device: &str, meanwhile: impl FnOnce()) -> Ran {
     Ran::of(copy.wait_with_output().unwrap())
 }
 
+//= promise 1, events
 #[test]
 fn a_target_that_comes_back_with_other_bytes_ends_the_copy() {
     let base = folder();
@@ -94,6 +95,7 @@ fn a_target_that_comes_back_with_other_bytes_ends_the_copy() {
     assert_eq!(ran.code, Some(2), "{ran:?}");
 }
 
+//= promise 1, events
 #[test]
 fn a_target_that_comes_back_with_the_same_bytes_is_gone_on_with() {
     let base = folder();

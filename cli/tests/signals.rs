@@ -27,6 +27,7 @@ fn interrupt(child: Child, name: &str) -> (Ran, Duration) {
     (ran, asked.elapsed())
 }
 
+//= promise 8, events
 #[test]
 fn an_interrupt_ends_a_limited_copy_at_once_with_a_true_receipt() {
     let dir = common::folder();
@@ -60,6 +61,7 @@ fn an_interrupt_ends_a_limited_copy_at_once_with_a_true_receipt() {
     }
 }
 
+//= promise events
 #[test]
 fn what_is_cut_off_is_not_called_good() {
     let dir = common::folder();
@@ -80,6 +82,7 @@ fn what_is_cut_off_is_not_called_good() {
     assert!(number("cut_off_bytes") >= 84 * MIB, "{receipt:#}");
 }
 
+//= promise 8
 #[test]
 fn an_interrupt_ends_a_big_copy_at_once_with_a_true_receipt() {
     let dir = common::folder();
@@ -107,6 +110,7 @@ fn an_interrupt_ends_a_big_copy_at_once_with_a_true_receipt() {
     }
 }
 
+//= promise 8, signals, events
 #[test]
 fn a_second_signal_says_what_is_waited_for_and_loses_nothing() {
     let dir = common::folder();
@@ -121,6 +125,7 @@ fn a_second_signal_says_what_is_waited_for_and_loses_nothing() {
     assert_eq!(ran.json()["outcome"], "cancelled");
 }
 
+//= promise signals, events
 #[test]
 fn a_signal_that_asks_for_progress_ends_nothing() {
     let dir = common::folder();
@@ -133,6 +138,7 @@ fn a_signal_that_asks_for_progress_ends_nothing() {
     assert!(ran.err.starts_with("blkcopy: copying: ") && ran.err.contains(" of 6.0 MiB ("), "{ran:?}");
 }
 
+//= promise signals
 #[test]
 fn a_closed_terminal_ends_a_copy_well_unless_it_was_started_with_nohup() {
     let dir = common::folder();
@@ -170,6 +176,7 @@ fn without_a_terminal_a_plain_line_every_few_seconds() {
     }
 }
 
+//= promise printed
 #[test]
 fn a_closed_pipe_is_no_error() {
     let dir = common::folder();

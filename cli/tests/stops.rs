@@ -100,6 +100,7 @@ fn garbage(address: SocketAddr) {
     assert!(!read.is_err_and(alone), "nobody listens any more");
 }
 
+//= promise signals, events
 #[test]
 fn every_signal_that_ends_a_mount_stores_what_it_owes() {
     let test = "every_signal_that_ends_a_mount_stores_what_it_owes";
@@ -126,6 +127,7 @@ fn every_signal_that_ends_a_mount_stores_what_it_owes() {
     }
 }
 
+//= promise printed
 #[test]
 fn streams_that_nobody_reads_stop_no_target() {
     for stuck in ["stdout", "stderr"] {
@@ -145,6 +147,7 @@ fn streams_that_nobody_reads_stop_no_target() {
     }
 }
 
+//= promise printed
 #[test]
 fn a_peer_cannot_fill_the_log() {
     let (mut child, address, _) = serve("mem:1MiB", Stdio::null(), Stdio::piped());
@@ -164,6 +167,7 @@ fn a_peer_cannot_fill_the_log() {
     assert!(left_out > 0, "{lines:?}");
 }
 
+//= promise 8
 #[test]
 fn a_copy_from_a_peer_that_says_nothing_is_stopped_within_a_second() {
     let dir = folder();
@@ -184,6 +188,7 @@ fn a_copy_from_a_peer_that_says_nothing_is_stopped_within_a_second() {
     drop(listener);
 }
 
+//= promise 8
 #[test]
 fn a_copy_from_a_target_that_fell_silent_says_what_was_done() {
     let dir = folder();
@@ -210,6 +215,7 @@ fn a_copy_from_a_target_that_fell_silent_says_what_was_done() {
     }
 }
 
+//= promise 8
 #[test]
 fn a_copy_of_a_file_whose_file_system_hangs_names_the_call() {
     let test = "a_copy_of_a_file_whose_file_system_hangs_names_the_call";
@@ -246,6 +252,7 @@ fn mounted(dir: &Path) {
     std::thread::sleep(Duration::from_millis(300));
 }
 
+//= promise signals
 #[test]
 fn a_mount_whose_disk_hangs_says_so_and_leaves_in_the_end() {
     let test = "a_mount_whose_disk_hangs_says_so_and_leaves_in_the_end";
@@ -275,6 +282,7 @@ fn a_mount_whose_disk_hangs_says_so_and_leaves_in_the_end() {
     disk.stop();
 }
 
+//= promise signals
 #[test]
 fn a_mount_in_the_background_is_not_stopped_by_its_terminal() {
     let test = "a_mount_in_the_background_is_not_stopped_by_its_terminal";

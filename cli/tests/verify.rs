@@ -68,6 +68,7 @@ impl Spoiled {
     }
 }
 
+//= promise 10
 #[test]
 fn a_wrong_medium_is_found_below_pages_that_another_program_has_mapped() {
     let folder = folder();
@@ -112,6 +113,7 @@ fn a_wrong_medium_is_found_below_pages_that_another_program_has_mapped() {
     drop(spoiled.undo);
 }
 
+//= promise 10
 #[test]
 fn what_was_read_through_the_cache_only_is_said() {
     let folder = folder();
@@ -163,6 +165,7 @@ fn what_was_read_through_the_cache_only_is_said() {
 }
 
 /// Its server may have cached what it answers, and so may the kernel for it.
+//= promise 10
 #[test]
 fn a_file_of_a_mount_is_verified_through_the_cache() {
     if let Err(why) = mounts_or_why() {

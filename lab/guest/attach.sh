@@ -1,4 +1,5 @@
 # Attaching: discovery, connect, and what nvme-cli asks of a controller and its namespaces.
+#= promise 3
 . ./lib.sh
 modprobe nvme-tcp
 serve disk:disk1:64 mem:32MiB

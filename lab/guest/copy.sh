@@ -1,4 +1,5 @@
 # Copy: formats 0 to 3, two namespaces, each limit met and passed, each status that a host can provoke.
+#= promise 1, 7
 . ./lib.sh
 serve --log copies disk:one:64 disk:two:64 mem:32MiB
 must_attach -i 2

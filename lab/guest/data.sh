@@ -1,4 +1,5 @@
 # Data: every size of read and write, digests, several queues, and the commands beside them.
+#= promise 1
 . ./lib.sh
 serve --cores 2 disk:disk1:64 mem:32MiB
 random $T.r 4096

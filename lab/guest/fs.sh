@@ -1,4 +1,5 @@
 # File systems: made, mounted, filled with real files, checked, and compared after the host attached anew.
+#= promise 1
 . ./lib.sh
 serve --cores 2 disk:disk1:256 disk:disk2:400
 tree() { (cd "$1" && find . -type f -exec md5sum {} + | sort | md5sum | cut -d' ' -f1); }

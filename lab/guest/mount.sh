@@ -1,4 +1,5 @@
 # The mount on this kernel, over files of an XFS that shares extents: what was copied and flushed, and cut and flushed, outlives a reset.
+#= promise 5, 6
 . ./lib.sh
 MIB=4
 volumes() { for f in golden flushed cut unflushed; do echo /mnt/$f; done; }

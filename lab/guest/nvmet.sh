@@ -1,4 +1,5 @@
 # The other direction: our host driver, on the host, against this kernel's target (nvmet), through a forwarded port.
+#= promise 1, 2, 10
 . ./lib.sh
 modprobe -a nvmet nvmet-tcp
 modprobe null_blk nr_devices=1 gb=1 memory_backed=1

@@ -1,4 +1,5 @@
 # The guest is reset under load, then its plug is pulled: each block is old or new, and what it flushed is there.
+#= promise 5, 6
 . ./lib.sh
 load() { # NSID SEED: in the background, for a while
   need_ns D "$1"

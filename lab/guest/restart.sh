@@ -1,4 +1,5 @@
 # The target is killed (kill -9) and started again under I/O: the host reconnects, nothing is lost, nothing is torn.
+#= promise 5, 6
 . ./lib.sh
 serve --cores 2 disk:disk1:64
 must_attach -i 2 --reconnect-delay=1 --ctrl-loss-tmo=600 --keep-alive-tmo=5

@@ -1,4 +1,5 @@
 # Keep-alive: a target that stops (SIGSTOP) for a moment, and for too long; and a host that falls silent.
+#= promise 8
 . ./lib.sh
 serve --cores 2 disk:disk1:64
 must_attach -i 2 --reconnect-delay=1 --ctrl-loss-tmo=600 --keep-alive-tmo=10

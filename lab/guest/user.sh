@@ -1,4 +1,5 @@
 # An ordinary user sends Copy (opcode 19h) through the kernel: the effects log says that it is harmless.
+#= promise 3
 . ./lib.sh
 serve disk:disk1:64 mem:32MiB
 must_attach -i 2

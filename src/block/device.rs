@@ -1,6 +1,7 @@
 //! The `Device` and `Queue` traits: what every driver, map, fault injector and tracer is.
 
-use super::storage::{Overlap, Storage, Stored};
+use super::lazy::LazyZeroes;
+use super::storage::{Storage, Stored};
 use super::{
     Access, ByteRange, Completion, Container, Counters, Error, Guard, Kind, Leg, Limits, LimitsChange, Piece,
     Request, Resolution, Result,
@@ -60,31 +61,14 @@ pub trait Device: Send + Sync + 'static {
     /// A queue for the calling thread, served by that thread's reactor.
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>>;
 
-    /// True while a range reads as zero without the zeroes being stored: a flush of it settles first ([`super::lock::LockedQueue`]).
-    /// Costs one atomic load on a leaf.
-    fn owes_zeroes(&self) -> bool {
-        false
+    /// The devices it is made of; none for a leaf.
+    fn legs(&self) -> &[Arc<dyn Device>] {
+        &[]
     }
 
-    /// True when what it owes has become so many ranges that a write stores some before it adds to them. Costs one atomic load on
-    /// a leaf.
-    fn owes_too_much(&self) -> bool {
-        false
-    }
-
-    /// The parts of `within` that a leaf owes zeroes for, in order, apart from each other; whole blocks. Nothing on a map: ask its
-    /// leaves ([`Device::owing`]), for a leg of a mirror may owe what the other holds.
-    fn owed_zeroes(&self, _within: ByteRange) -> Vec<ByteRange> {
-        Vec::new()
-    }
-
-    /// Appends the leaves below it, or itself, that owe zeroes now.
-    fn owing(self: Arc<Self>, _leaves: &mut Vec<Arc<dyn Device>>) {}
-
-    /// True when what is stored in `range` is what it reads as. Asked with the range's locks held, before a native copy takes
-    /// the range as its source.
-    fn reads_as_stored(&self, _range: ByteRange) -> bool {
-        true
+    /// A leaf's zeroes that are not stored yet. `None`: it stores each at once. Of a map, ask [`super::lazy`].
+    fn lazy_zeroes(&self) -> Option<&dyn LazyZeroes> {
+        None
     }
 
     /// What its bytes are stored in, down to the disks as far as the system tells: for comparing devices whose leaves differ.
@@ -241,7 +225,7 @@ pub enum LeafSpace {
     /// (process-wide serial, 0): memory and test devices.
     Memory,
     /// NVMe namespaces: a digest of what the namespace calls itself, the same through every address and controller. Equal
-    /// numbers prove nothing by themselves: a cloned box says what the first one does. See [`is_one_device`].
+    /// numbers prove nothing by themselves: a cloned box says what the first one does. see [`super::places::is_one_device`].
     Namespace,
     /// What is behind disks that say so: the unit with a name (WWID), a volume of a thin pool. No device is such a leaf itself.
     Unit,
@@ -259,60 +243,6 @@ pub enum Identity {
     },
     /// A map over others: resolve it to find the leaves.
     Map(u64),
-}
-
-/// Whether both ends of a copy are one device, so that one handle stands for both.
-///
-/// Errors: `Overlap` for two namespaces of equal names behind different controllers. They may be one namespace by two ways or
-/// two clones, and nobody here can tell: taken for one, a clone would be copied onto itself; for two, a range onto its source.
-pub fn is_one_device(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<bool> {
-    let identity = a.identity();
-    if identity != b.identity() {
-        return Ok(false);
-    }
-    // The same controller's is one object in this process, maybe seen through two views of it.
-    let by_name = matches!(identity, Identity::Leaf { leaf, .. } if leaf.space == LeafSpace::Namespace);
-    if by_name && !std::ptr::addr_eq(a.as_any(), b.as_any()) {
-        let text = format!(
-            "{} and {} call themselves the same namespace, and two targets that are clones of each other do so too; give one \
-             URL on both sides if they are one, else give one of the targets names of its own (NQN, serial number, UUID)",
-            a.name(),
-            b.name()
-        );
-        return Err(Error::new(Kind::Overlap, text));
-    }
-    Ok(true)
-}
-
-/// Whether two devices hold some of the same bytes: one device, a disk and its partition, a loop device and its file.
-///
-/// Errors: as of [`is_one_device`]; those of the devices.
-pub fn share_bytes(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<Overlap> {
-    if is_one_device(a, b)? {
-        return Ok(Overlap::Yes("they are one device".to_owned()));
-    }
-    Ok(storage_of(a)?.overlap(&storage_of(b)?))
-}
-
-/// What a device is stored in; a map in what its legs are.
-///
-/// Errors: those of resolving a map.
-pub fn storage_of(device: &Arc<dyn Device>) -> Result<Storage> {
-    if !matches!(device.identity(), Identity::Map(_)) {
-        return Ok(device.storage());
-    }
-    let resolution = device.clone().resolve(ByteRange::to(device.size()), Access::Write)?;
-    let mut storage = Storage::default();
-    let mut at = 0;
-    for piece in &resolution.pieces {
-        for leg in &piece.legs {
-            let there = ByteRange::between(leg.offset, leg.offset.saturating_add(piece.len));
-            storage.add(at, there, &leg.device.storage());
-        }
-        at += piece.len;
-    }
-    resolution.guard.release();
-    Ok(storage)
 }
 
 impl LeafId {

@@ -490,6 +490,7 @@ mod tests {
         assert!(above.overlap_in(&[range(0, 1)], &image, &[range(0, 2 * MIB)]).is_no());
     }
 
+    //= promise 7
     #[test]
     fn files_of_one_file_system_are_apart_and_not_from_their_disk() {
         let sda = disk(8, Storage::default());
@@ -537,6 +538,7 @@ mod tests {
         both_ways(&part(0, MIB + 1), &part(MIB, 2 * MIB), 'y');
     }
 
+    //= promise 7
     #[test]
     fn stripes_lie_where_they_are_dealt() {
         let (a, b) = (disk(1, Storage::default()), disk(2, Storage::default()));
@@ -584,6 +586,7 @@ mod tests {
         assert!(map.overlap_in(&[range(0, MIB)], &whole(b), &[range(0, MIB)]).is_no());
     }
 
+    //= promise 7
     #[test]
     fn what_a_target_serves_may_be_what_is_here() {
         let far = |n| LeafId { space: LeafSpace::Namespace, id: (n, n) };

@@ -2,7 +2,7 @@
 
 use super::Job;
 use super::plan::{Facts, LeafFacts, LeafNo, Place, Run};
-use crate::block::device::is_one_device;
+use crate::block::places::{LeafRun, is_one_device, places};
 use crate::block::{Access, ByteRange, Device, Error, Extent, Identity, Kind, LeafId, Result};
 use std::sync::Arc;
 
@@ -181,19 +181,6 @@ pub(super) fn leaf_ranges(
     if covered.is_empty() {
         return Ok(());
     }
-    let mut add = |device: &Arc<dyn Device>, offset: u64, len: u64| {
-        if let Identity::Leaf { leaf, base } = device.identity() {
-            out.push((leaf, ByteRange::between(base + offset, base + offset + len)));
-        }
-    };
-    if is_leaf(device) {
-        add(device, covered.offset(), covered.len());
-        return Ok(());
-    }
-    let resolution = device.clone().resolve(covered, access)?;
-    for piece in &resolution.pieces {
-        piece.legs.iter().for_each(|leg| add(&leg.device, leg.offset, piece.len));
-    }
-    resolution.guard.release();
+    out.extend(places(device, covered, access)?.iter().filter_map(LeafRun::on_leaf));
     Ok(())
 }

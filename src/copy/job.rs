@@ -178,6 +178,7 @@ mod tests {
         assert!(Job::new(&[all], LEN_MAX, LEN_MAX, false).is_ok());
     }
 
+    //= promise 7
     #[test]
     fn what_is_refused() {
         let kind = |s: &[Segment], same| Job::new(s, 100, 100, same).unwrap_err().kind();

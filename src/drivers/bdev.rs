@@ -288,6 +288,7 @@ mod tests {
         assert_eq!(done.result.unwrap_err().kind(), Kind::Unsupported);
     }
 
+    //= promise 1
     #[test]
     fn other_programs_cached_writes_and_reads_are_coherent() {
         let Some((on, _)) = fresh("other_programs_cached_writes_and_reads_are_coherent", 1 << 20) else {
@@ -305,6 +306,7 @@ mod tests {
         assert!(seen == pattern(2, 4096));
     }
 
+    //= promise 3
     #[test]
     fn a_device_in_use_is_refused_for_writing_unless_forced() {
         let Some(fs) = Mounted::new("a_device_in_use...", &["mkfs.ext4", "-q"], 16 << 20) else { return };
@@ -347,6 +349,7 @@ mod tests {
         assert!(rustix::fs::open(&on.device, flags, Mode::empty()).is_ok());
     }
 
+    //= promise 3
     #[test]
     fn a_read_only_device_is_refused_for_writing() {
         let test = "a_read_only_device_is_refused_for_writing";
@@ -356,6 +359,7 @@ mod tests {
         assert_eq!(Bdev::open(&on.file, WRITE).err().unwrap().kind(), Kind::InvalidInput);
     }
 
+    //= promise 5
     #[test]
     fn failures_of_the_device_are_told_with_the_good_prefix() {
         let Some((on, bdev)) = fresh("failures_of_the_device_are_told_with_the_good_prefix", 4 << 20) else {

@@ -97,6 +97,7 @@ mod tests {
     use crate::drivers::testing::{Loop, Mounted};
     use std::fs::File;
 
+    //= promise 1
     #[test]
     fn a_file_is_itself_under_every_name_and_its_successor_is_not() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target").unwrap();
@@ -118,6 +119,7 @@ mod tests {
         }
     }
 
+    //= promise 1
     #[test]
     fn inodes_without_a_birth_time_have_a_generation() {
         // Inodes of 128 bytes have no room for the time of birth.
@@ -138,6 +140,7 @@ mod tests {
         }
     }
 
+    //= promise 1
     #[test]
     fn a_loop_device_is_what_it_shows_now() {
         let test = "a_loop_device_is_what_it_shows_now";

@@ -2,6 +2,7 @@
 
 use super::{Bdev, File};
 use crate::block::device::LeafSpace;
+use crate::block::places::places;
 use crate::block::receipt::SourceState;
 use crate::block::{Access, ByteRange, Device, Error, Identity, Kind, Result};
 use crate::sys::ioctl;
@@ -52,21 +53,15 @@ pub(super) fn flock_soon(fd: &OwnedFd) -> rustix::io::Result<()> {
 /// Errors: `InUse` for a destination that another program has locked.
 pub fn hold(device: &Arc<dyn Device>, write: bool) -> Result<Hold> {
     let mut held = Vec::new();
-    if let Identity::Map(_) = device.identity() {
-        let access = if write { Access::Write } else { Access::Read };
-        let resolution = device.clone().resolve(ByteRange::to(device.size()), access)?;
-        let mut leaves: Vec<Arc<dyn Device>> = Vec::new();
-        for leg in resolution.pieces.iter().flat_map(|p| &p.legs) {
-            if !leaves.iter().any(|d| d.identity() == leg.device.identity()) {
-                leaves.push(leg.device.clone());
-            }
+    let access = if write { Access::Write } else { Access::Read };
+    let mut leaves: Vec<Arc<dyn Device>> = Vec::new();
+    for run in places(device, ByteRange::to(device.size()), access)? {
+        if !leaves.iter().any(|d| d.identity() == run.device.identity()) {
+            leaves.push(run.device);
         }
-        resolution.guard.release();
-        for leaf in leaves {
-            held.push(One::hold(leaf, write)?);
-        }
-    } else {
-        held.push(One::hold(device.clone(), write)?);
+    }
+    for leaf in leaves {
+        held.push(One::hold(leaf, write)?);
     }
     Ok(Hold(held))
 }
@@ -207,6 +202,7 @@ mod tests {
         (file, device)
     }
 
+    //= promise 4
     #[test]
     fn a_lease_ends_when_another_program_opens_for_writing_and_the_process_lives() {
         let (file, device) = source(b"abc");
@@ -268,6 +264,7 @@ mod tests {
         assert!(rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok());
     }
 
+    //= promise 4
     #[test]
     fn memory_and_claimed_devices_are_locked() {
         let mem: Arc<dyn Device> = Arc::new(Mem::new("mem", 4096, NonZeroU32::new(512).unwrap()).unwrap());

@@ -490,6 +490,7 @@ mod tests {
         assert_eq!(found, [false; 4]);
     }
 
+    //= promise 3
     #[test]
     fn a_mounted_loop_device_and_its_backing_file_are_in_use() {
         let Some(fs) = Mounted::new("a_mounted_loop_device...", &["mkfs.ext4", "-q"], 16 << 20) else {
@@ -544,6 +545,7 @@ mod tests {
         assert_eq!(seen, ["used as swap"]);
     }
 
+    //= promise 3
     #[test]
     fn byte_locks_in_qemus_places_are_in_use() {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -23,20 +23,21 @@ pub(super) struct Child {
     pub(super) len: u64,
 }
 
-/// The queues of the two legs.
+/// The queues of the legs.
 pub(super) struct Fan {
-    queues: [Box<dyn Queue>; 2],
-    waiting: [VecDeque<Request>; 2],
+    queues: Vec<Box<dyn Queue>>,
+    waiting: Vec<VecDeque<Request>>,
     children: Slab<Child>,
     submitter: Submitter,
     done: Vec<Completion>,
 }
 
 impl Fan {
-    pub(super) fn open(legs: &[Arc<dyn Device>; 2]) -> Result<Self> {
+    pub(super) fn open(legs: &[Arc<dyn Device>]) -> Result<Self> {
+        let queues = legs.iter().map(|leg| leg.clone().open_queue()).collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            queues: [legs[0].clone().open_queue()?, legs[1].clone().open_queue()?],
-            waiting: Default::default(),
+            waiting: queues.iter().map(|_| VecDeque::new()).collect(),
+            queues,
             children: Slab::new(),
             submitter: Submitter::default(),
             done: Vec::new(),
@@ -79,9 +80,10 @@ impl Fan {
     }
 
     pub(super) fn counters(&self) -> Counters {
-        let mut sum = self.queues[0].counters();
-        sum += self.queues[1].counters();
-        sum
+        self.queues.iter().fold(Counters::default(), |mut sum, queue| {
+            sum += queue.counters();
+            sum
+        })
     }
 }
 

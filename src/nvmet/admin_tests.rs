@@ -67,6 +67,7 @@ fn identify_controller_says_what_there_is() {
     assert_eq!((id.cmic, id.ctratt), (3, 1), "several ports and controllers, host identifiers of 128 bits");
 }
 
+//= promise 3
 #[test]
 fn identify_namespace_says_what_it_is_and_hides_what_the_host_may_not_see() {
     let world = make().world();

@@ -32,6 +32,7 @@ fn in_data(offset: u64) -> (Status, u64) {
     (Status::CONNECT_INVALID_PARAMETERS, offset | 1 << 16)
 }
 
+//= promise 3
 #[test]
 fn connects_that_are_refused_name_what_is_wrong() {
     // 46
@@ -163,6 +164,7 @@ fn a_host_without_a_name_is_let_in_where_any_host_is() {
     }
 }
 
+//= promise 3
 #[test]
 fn another_hosts_association_cannot_be_joined() {
     // 46
@@ -327,6 +329,7 @@ fn a_queue_of_before_a_reset_stays_dead_when_the_controller_is_enabled_again() {
     assert_eq!(io.read(1, 0, 1).status, Status::COMMAND_SEQUENCE_ERROR);
 }
 
+//= promise 6
 #[test]
 fn a_normal_shutdown_is_complete_when_everything_is_durable() {
     let gate = Gate::new(mem(64), |op| matches!(op, Op::Flush));

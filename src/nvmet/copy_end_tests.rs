@@ -34,6 +34,7 @@ fn copier<'w>(host: &Host<'w>, seed: u64, blocks: u64) -> (Queue<'w>, Queue<'w>)
     (admin, io)
 }
 
+//= promise 5
 #[test]
 fn dword_0_is_the_lowest_range_that_failed() {
     // 20, 21, 22: (devices, kind of the error, which operations fail, status)
@@ -91,6 +92,7 @@ fn dword_0_is_the_lowest_range_that_failed() {
     }
 }
 
+//= promise 5
 #[test]
 fn the_lowest_counts_when_later_ranges_are_done_first() {
     // 21: range 3 fails, those behind it are written
@@ -105,6 +107,7 @@ fn the_lowest_counts_when_later_ranges_are_done_first() {
     assert_eq!(end(io.wait(copy)), (Status::UNRECOVERED_READ_ERROR, 3));
 }
 
+//= promise 2
 #[test]
 fn a_method_the_device_refuses_is_replaced_and_the_log_says_so() {
     // 27: "not supported" from the device is no error of the command
@@ -126,6 +129,7 @@ fn a_method_the_device_refuses_is_replaced_and_the_log_says_so() {
     assert_eq!((line.host_bytes.read, line.host_bytes.written), (12 * BLOCK, 12 * BLOCK));
 }
 
+//= promise 6, events
 #[test]
 fn durable_when_asked_and_after_a_flush() {
     // 23, 24: natively on one disk, read and written between two
@@ -156,6 +160,7 @@ fn durable_when_asked_and_after_a_flush() {
     assert!(world.lines.borrow().iter().map(|l| l.flushed).eq([false, true, false, true]));
 }
 
+//= promise 6, events
 #[test]
 fn a_flush_that_fails_leaves_nothing_called_good() {
     let plan = FaultPlan::none();
@@ -191,6 +196,7 @@ fn holes_are_copied_as_what_they_read_as() {
     assert!(io.read(2, 2048, 2048).data == expected);
 }
 
+//= promise events
 #[test]
 fn a_file_that_shrinks_under_the_target_is_an_error_and_no_zeroes() {
     // 27
@@ -209,6 +215,7 @@ fn a_file_that_shrinks_under_the_target_is_an_error_and_no_zeroes() {
     assert_eq!(io.copy(&Copy::from_namespaces(1, 0, &[(2, 0, 50)])).status, OK);
 }
 
+//= promise 4
 #[test]
 fn nobody_sees_half_a_copy() {
     // 25: one whole across its ranges, natively and in pieces, for readers on another thread
@@ -252,6 +259,7 @@ fn nobody_sees_half_a_copy() {
     }
 }
 
+//= promise 4
 #[test]
 fn other_commands_on_the_same_blocks_come_before_or_after() {
     // 50
@@ -301,6 +309,7 @@ fn other_commands_on_the_same_blocks_come_before_or_after() {
     }
 }
 
+//= promise 8
 #[test]
 fn a_copy_holds_up_no_other_command() {
     // 36
@@ -353,6 +362,7 @@ fn copies_in_memory_take_turns_with_other_commands() {
     assert!(more || world.is_idle());
 }
 
+//= promise 8
 #[test]
 fn an_aborted_copy_ends_once_and_the_abort_says_truly_what_became_of_it() {
     // 33, 34
@@ -398,6 +408,7 @@ fn an_abort_that_comes_too_late_says_so() {
     }
 }
 
+//= promise 8
 #[test]
 fn a_copy_that_waits_for_its_turn_is_aborted_at_once_and_one_that_is_over_is_not() {
     // 33, 34
@@ -444,6 +455,7 @@ fn aborts_are_limited() {
     assert_eq!(end(admin.go(abort(CommandId { slot: 3, connection: io.id }))), (OK, 1));
 }
 
+//= promise 5, events
 #[test]
 fn a_closed_connections_copy_is_drained_before_its_host_connects_again() {
     // 35
@@ -547,6 +559,7 @@ fn a_copy_of_a_namespace_that_is_removed_ends_cleanly() {
     assert!(world.is_idle());
 }
 
+//= promise 8
 #[test]
 fn a_copy_that_takes_too_long_says_how_far_it_got() {
     // 49: well before a host's 30 seconds
@@ -700,6 +713,7 @@ fn a_host_whose_old_reads_hang_connects_again_at_once() {
     assert_eq!(world.free_buffers(), world.pool.count());
 }
 
+//= promise 2
 #[test]
 fn the_log_has_a_line_for_each_copy() {
     let world = World::new([mem(64) as Dev, disk(64)]);

@@ -87,6 +87,7 @@ fn the_smaller_limit_of_both_ends_binds_a_range() {
     }
 }
 
+//= promise 5
 #[test]
 fn both_ends_are_checked_before_anything_is_written() {
     // 6, 7
@@ -133,6 +134,7 @@ fn one_by_one(bytes: &mut [u8], sdlba: u64, ranges: &[(u64, u32)]) {
     }
 }
 
+//= promise 7
 #[test]
 fn formats_0_and_1_may_overlap_and_no_block_is_lost() {
     // 8, 29
@@ -168,6 +170,7 @@ fn formats_0_and_1_may_overlap_and_no_block_is_lost() {
     }
 }
 
+//= promise 7
 #[test]
 fn formats_2_and_3_may_not_overlap() {
     // 9, 10
@@ -241,6 +244,7 @@ fn formats_are_refused_until_they_are_enabled_and_by_each_controller_apart() {
     }
 }
 
+//= promise 3
 #[test]
 fn every_source_namespace_is_one_the_host_may_read() {
     // 14: rights are those of the host, not of the subsystem
@@ -315,6 +319,7 @@ fn namespaces_with_other_blocks_are_incompatible() {
     assert_eq!((line.bytes, line.good_bytes), (8 * 4096, 8 * 4096));
 }
 
+//= promise 2
 #[test]
 fn fast_only_is_refused_where_the_target_would_read_and_write() {
     // 17

@@ -99,6 +99,7 @@ fn blocks_of_4096_bytes_are_where_they_belong() {
     assert_eq!(io.ask(read_sqe(1, 0, 2), 1024).status, Status::SGL_LENGTH_INVALID, "counted in these blocks");
 }
 
+//= promise 3
 #[test]
 fn what_is_refused_changes_nothing() {
     let (device, locked, hidden) = (mem(64), mem(64), mem(64));
@@ -232,6 +233,7 @@ fn errors_of_the_device_have_the_status_of_what_was_done() {
     assert_eq!((last.count > 10, last.sqid, last.nsid), (true, 1, 1), "the newest comes first");
 }
 
+//= promise 6
 #[test]
 fn a_flush_of_all_fails_when_one_does() {
     let plan = FaultPlan::none();
@@ -247,6 +249,7 @@ fn volatile() -> Arc<VolatileDisk> {
     Arc::new(VolatileDisk::new("disk", 64 * BLOCK, NonZeroU32::new(512).unwrap()).unwrap())
 }
 
+//= promise 6
 #[test]
 fn what_is_to_be_durable_is_when_its_answer_comes() {
     let disk = volatile();

@@ -239,6 +239,7 @@ fn queues(world: &World) -> ([Queue<'_>; 3], [Eyes; 3], [Queue<'_>; 2]) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
+    //= promise 1, 3
     #[test]
     fn any_mix_of_commands_equals_flat_arrays(
         seed in any::<u64>(),
@@ -290,6 +291,7 @@ fn writer_of(block: &[u8]) -> Option<u64> {
     (marked(id, 1) == block).then_some(id)
 }
 
+//= promise 4
 #[test]
 fn commands_at_once_leave_whole_blocks_and_each_is_answered() {
     for seed in 0..12 {

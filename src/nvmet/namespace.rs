@@ -374,6 +374,7 @@ mod tests {
         }
     }
 
+    //= promise 1
     #[test]
     fn names_end_with_the_bytes_they_name() {
         let place = || NamespacePlace { nsid: 1, subsystem_nqn: "nqn.x", namesakes: 0 };

@@ -1,7 +1,7 @@
 //! The namespaces under one name, and what was done with them: all that a controller needs to know of its subsystem.
 
 use super::namespace::{Namespace, NamespaceOptions, NamespacePlace, bound_to};
-use crate::block::device::share_bytes;
+use crate::block::places::share_bytes;
 use crate::block::{Device, Error, Kind, Result};
 use crate::nvme::{Ascii, Nqn};
 use std::sync::atomic::{AtomicU64, Ordering};

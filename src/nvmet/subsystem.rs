@@ -186,6 +186,7 @@ mod tests {
     use super::*;
     use crate::block::Kind;
     use crate::drivers::{mem::Mem, null::Null};
+    use crate::map::Linear;
     use crate::nvmet::namespace::Hosts;
     use crate::nvmet::namespace_set::NSID_MAX;
     use std::num::NonZeroU32;
@@ -227,6 +228,20 @@ mod tests {
         s.add(device, NamespaceOptions::default()).unwrap();
     }
 
+    //= promise 1
+    #[test]
+    fn a_map_and_its_leg_are_not_two_namespaces() {
+        let legs = [mem("a"), mem("b")];
+        let map: Arc<dyn Device> = Arc::new(Linear::new("m", legs.clone()).unwrap());
+        for (first, second) in [(map.clone(), legs[1].clone()), (legs[1].clone(), map)] {
+            let s = subsystem();
+            s.add(first, NamespaceOptions::default()).unwrap();
+            let error = s.add(second, NamespaceOptions::default()).unwrap_err();
+            assert_eq!(error.kind(), Kind::InUse, "{error}");
+            s.add(mem("c"), NamespaceOptions::default()).unwrap();
+        }
+    }
+
     #[test]
     fn the_generation_tells_every_change_of_the_set() {
         let s = subsystem();
@@ -237,6 +252,7 @@ mod tests {
         assert!(before < added && added < s.generation());
     }
 
+    //= promise 3
     #[test]
     fn a_host_is_admitted_where_it_sees_something_or_nothing_is_hidden_from_it() {
         let s = subsystem();

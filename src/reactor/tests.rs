@@ -138,6 +138,7 @@ fn a_socket_is_waited_for_until_it_is_ready() {
     }
 }
 
+//= promise 1
 #[test]
 fn what_is_written_is_read_back_cached_or_not() {
     let bytes = pattern(300_000, 1);
@@ -202,6 +203,7 @@ fn errors_come_raw_and_bring_the_buffer() {
     }
 }
 
+//= promise 6
 #[test]
 fn sync_call_and_the_empty_buffer_complete() {
     for (name, reactor) in engines() {

@@ -10,7 +10,7 @@ use blkcopy::block::{
 use blkcopy::copy::run::{Options, Progress, copy};
 use blkcopy::copy::{Job, Offload, Policy, Segment};
 use blkcopy::drivers::mem::Mem;
-use blkcopy::map::{Linear, Mirror};
+use blkcopy::map::{Linear, Mirror, Stripe};
 use blkcopy::reactor::local::Local;
 use blkcopy::reactor::sim::Sim;
 use blkcopy::sim::{DelayDevice, ErrorDevice, Fault, FaultPlan, Ops, Rng, VolatileDisk};
@@ -49,13 +49,21 @@ pub(crate) fn faulty(inner: Dev, plan: &Arc<FaultPlan>) -> Dev {
 #[derive(Clone, Debug)]
 pub(crate) enum Shape {
     Leaf,
-    Linear(u64, Box<Shape>, Box<Shape>),
-    Mirror(Box<Shape>, Box<Shape>),
+    /// The number says where the borders are.
+    Linear(u64, Vec<Shape>),
+    Mirror(Vec<Shape>),
+    /// The number says how long a chunk is.
+    Stripe(u64, Vec<Shape>),
     Delay(u64, Box<Shape>),
 }
 
+/// The largest number up to `most` that divides `n`.
+fn divisor(n: u64, most: u64) -> u64 {
+    (1..=most.min(n)).rev().find(|d| n.is_multiple_of(*d)).unwrap_or(1)
+}
+
 impl Shape {
-    /// `m`: a leaf, `L(a,b)`: linear, `M(a,b)`: mirror, `d(a)`: delayed.
+    /// `m`: a leaf, `L(a,b,..)`: linear, `M(a,..)`: mirror, `S(a,..)`: stripe, `d(a)`: delayed.
     pub(crate) fn parse(text: &str) -> Self {
         fn one(text: &mut &[u8]) -> Shape {
             let kind = text[0];
@@ -63,17 +71,18 @@ impl Shape {
             if kind == b'm' {
                 return Shape::Leaf;
             }
-            *text = &text[1..];
-            let first = Box::new(one(text));
-            let shape = if kind == b'd' {
-                Shape::Delay(7, first)
-            } else {
+            let mut legs = Vec::new();
+            while text[0] != b')' {
                 *text = &text[1..];
-                let second = Box::new(one(text));
-                if kind == b'L' { Shape::Linear(4, first, second) } else { Shape::Mirror(first, second) }
-            };
+                legs.push(one(text));
+            }
             *text = &text[1..];
-            shape
+            match kind {
+                b'd' => Shape::Delay(7, legs.remove(0).into()),
+                b'L' => Shape::Linear(4, legs),
+                b'S' => Shape::Stripe(3, legs),
+                _ => Shape::Mirror(legs),
+            }
         }
         one(&mut text.as_bytes())
     }
@@ -81,15 +90,29 @@ impl Shape {
     pub(crate) fn build(&self, blocks: u64, leaf: &mut dyn FnMut(u64) -> Dev) -> Dev {
         match self {
             Self::Leaf => leaf(blocks),
-            Self::Linear(_, a, _) if blocks == 1 => a.build(1, leaf),
-            Self::Linear(cut, a, b) => {
-                let first = 1 + cut % (blocks - 1);
-                let legs = [a.build(first, leaf), b.build(blocks - first, leaf)];
-                Arc::new(Linear::new("linear", legs).unwrap())
+            Self::Linear(cut, legs) => {
+                // Each leg has a block at least.
+                let count = blocks.min(legs.len() as u64);
+                let mut left = blocks;
+                let mut built = Vec::new();
+                for (leg, after) in legs.iter().zip((0..count).rev()) {
+                    let here = if after == 0 { left } else { 1 + cut % (left - after) };
+                    built.push(leg.build(here, leaf));
+                    left -= here;
+                }
+                Arc::new(Linear::new("linear", built).unwrap())
             }
-            Self::Mirror(a, b) => {
-                let legs = [a.build(blocks, leaf), b.build(blocks, leaf)];
+            Self::Mirror(legs) => {
+                let legs: Vec<Dev> = legs.iter().map(|leg| leg.build(blocks, leaf)).collect();
                 Arc::new(Mirror::new("mirror", legs, REGION).unwrap())
+            }
+            Self::Stripe(chunk, legs) => {
+                // As many legs and as long chunks as fill the device.
+                let count = divisor(blocks, legs.len() as u64);
+                let chunk = divisor(blocks / count, 1 + chunk % 5);
+                let used = legs.iter().take(usize::try_from(count).unwrap());
+                let legs: Vec<Dev> = used.map(|leg| leg.build(blocks / count, leaf)).collect();
+                Arc::new(Stripe::new("stripe", legs, NonZeroU64::new(chunk * BLOCK).unwrap()).unwrap())
             }
             Self::Delay(seed, a) => Arc::new(DelayDevice::new(a.build(blocks, leaf), *seed, 5)),
         }
@@ -97,14 +120,12 @@ impl Shape {
 }
 
 pub(crate) fn shape() -> impl Strategy<Value = Shape> {
-    Just(Shape::Leaf).prop_recursive(3, 8, 2, |inner| {
+    Just(Shape::Leaf).prop_recursive(3, 12, 4, |inner| {
+        let legs = |most: usize| proptest::collection::vec(inner.clone(), 1..=most);
         prop_oneof![
-            (any::<u16>(), inner.clone(), inner.clone()).prop_map(|(cut, a, b)| Shape::Linear(
-                cut.into(),
-                a.into(),
-                b.into()
-            )),
-            (inner.clone(), inner.clone()).prop_map(|(a, b)| Shape::Mirror(a.into(), b.into())),
+            (any::<u16>(), legs(4)).prop_map(|(cut, legs)| Shape::Linear(cut.into(), legs)),
+            legs(3).prop_map(Shape::Mirror),
+            (any::<u16>(), legs(4)).prop_map(|(chunk, legs)| Shape::Stripe(chunk.into(), legs)),
             (any::<u64>(), inner).prop_map(|(seed, a)| Shape::Delay(seed, a.into())),
         ]
     })

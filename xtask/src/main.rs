@@ -1,10 +1,12 @@
-//! Development tasks: `cargo xtask test | planted | soak | lab | spdk | bench copy | bench target |
+//! Development tasks: `cargo xtask test | planted | soak | lab | spdk | messages | evidence | bench copy | bench target |
 //! bench mount`.
 
 mod bench;
 mod bench_mount;
 mod bench_target;
+mod evidence;
 mod lab;
+mod messages;
 mod mounted;
 mod planted;
 mod spdk;
@@ -19,6 +21,8 @@ cargo xtask planted [NAME..]  applies each bug in tests/planted and checks that 
 cargo xtask soak              the long set: many more property-test cases, stress tests again and again
 cargo xtask lab [NAME..]      a stock Linux under QEMU against the target, and our host driver against its target: lab/README.md
 cargo xtask spdk              SPDK's hosts against our target, our host driver against SPDK's target, and both in a row
+cargo xtask messages          checks that docs/messages.txt lists every sentence users can see [--write]
+cargo xtask evidence          checks that docs/evidence.md lists the tests of each promise [--write]
 cargo xtask bench copy        against cp, dd, qemu-img and nbdcopy [--size 2GiB] [--runs 5] [--rows PART,PART] [--out FILE]
 cargo xtask bench target      NVMe/TCP over loopback, one core each side [--seconds 2] [--runs 5] [--rows PART,PART] [--out FILE]
 cargo xtask bench mount       the mount beside an empty and a minimal FUSE server, and nbdfuse [--seconds 1] [--runs 5] [--rows PART,PART] [--out FILE]";
@@ -32,6 +36,10 @@ fn main() -> ExitCode {
         ["soak"] => suite::soak(),
         ["lab", names @ ..] => lab::lab(names),
         ["spdk"] => spdk::spdk(),
+        ["messages"] => messages::messages(false),
+        ["messages", "--write"] => messages::messages(true),
+        ["evidence"] => evidence::evidence(false),
+        ["evidence", "--write"] => evidence::evidence(true),
         ["bench", "copy", flags @ ..] => bench::copy(flags),
         ["bench", "mount", flags @ ..] => bench_mount::mount(flags),
         ["bench", "target", flags @ ..] => bench_target::target(flags),

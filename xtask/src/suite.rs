@@ -1,7 +1,7 @@
 //! `cargo xtask test` and `cargo xtask soak`.
 
-use crate::lab;
 use crate::tool::{Done, cannot, cargo, have, is_root, root, run, watch, words};
+use crate::{evidence, lab, messages};
 use std::process::Command;
 
 /// Programs the tests use as independent judges, and the Debian packages they come in.
@@ -51,6 +51,15 @@ impl Tally {
         Ok(())
     }
 
+    /// A check of this program itself.
+    fn check(&mut self, name: &str, done: Done) {
+        println!("==> {name}");
+        if let Err(why) = done {
+            println!("{why}");
+            self.steps_failed.push(name.to_owned());
+        }
+    }
+
     /// The lab's short pass: its checks count as tests.
     fn lab(&mut self) {
         println!("==> lab, short pass");
@@ -92,9 +101,14 @@ pub(crate) fn test() -> Done {
     tally.step("format", cargo(&["fmt", "--all", "--check"]))?;
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     tally.step("clippy", cargo(&clippy))?;
-    let mut doc = cargo(&["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
-    doc.env("RUSTDOCFLAGS", "--deny warnings");
-    tally.step("documentation", doc)?;
+    // One after the other: both are called blkcopy, and write to one folder.
+    for what in [["--workspace", "--exclude=blkcopy-cli"], ["--package", "blkcopy-cli"]] {
+        let mut doc = cargo(&["doc", "--quiet", "--no-deps", "--document-private-items"]);
+        doc.args(what).env("RUSTDOCFLAGS", "--deny warnings");
+        tally.step("documentation", doc)?;
+    }
+    tally.check("messages", messages::messages(false));
+    tally.check("evidence", evidence::evidence(false));
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
     tests.env("BLKCOPY_SKIP_LOG", log.path());
     tally.step("tests", tests)?;

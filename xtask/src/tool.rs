@@ -13,6 +13,30 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
 }
 
+/// The Rust files in these folders of the repository, by their paths from its root, in order.
+pub(crate) fn rust_files(folders: &[&str]) -> Result<Vec<String>, String> {
+    let mut list = Vec::new();
+    for folder in folders {
+        add_rust_files(&root().join(folder), &mut list)?;
+    }
+    let short = |path: &PathBuf| path.strip_prefix(root()).unwrap_or(path).to_string_lossy().into_owned();
+    let mut list: Vec<String> = list.iter().map(short).collect();
+    list.sort_unstable();
+    Ok(list)
+}
+
+fn add_rust_files(folder: &Path, list: &mut Vec<PathBuf>) -> Result<(), String> {
+    for entry in std::fs::read_dir(folder).map_err(|e| cannot(folder, &e))? {
+        let path = entry.map_err(|e| cannot(folder, &e))?.path();
+        if path.is_dir() {
+            add_rust_files(&path, list)?;
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            list.push(path);
+        }
+    }
+    Ok(())
+}
+
 /// cargo, the one that runs this.
 pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -9,7 +9,7 @@ use crate::common::{BIN, sh};
 use blkcopy::block::{Device, Kind as ErrorKind};
 use blkcopy::drivers::mem::Mem;
 use blkcopy::exports::fuse::{Mount, MountOptions, Serve, Volume};
-use blkcopy::map::{Blank, Linear};
+use blkcopy::map::{LazyDevice, Linear};
 use blkcopy::sim::{CopyBug, DelayDevice, ErrorDevice, Fault, FaultPlan, MiscopyDevice, Ops, VolatileDisk};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write as _};
@@ -150,7 +150,7 @@ impl Kind {
             Arc::new(Mem::new(name, size, NonZeroU32::MIN).expect("a size of a test"))
         };
         // As the command has it: every leaf may owe zeroes.
-        let blank = |leaf| -> Arc<dyn Device> { Blank::with_lazy_min(leaf, LAZY_MIN).expect("a leaf") };
+        let blank = |leaf| -> Arc<dyn Device> { LazyDevice::with_lazy_min(leaf, LAZY_MIN).expect("a leaf") };
         let halves = |second| -> Arc<dyn Device> {
             let legs = [blank(mem("first", size / 2)), blank(second)];
             Arc::new(Linear::new(name, legs).expect("two legs of memory"))

@@ -261,6 +261,7 @@ impl World {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    //= promise 4
     #[test]
     fn any_script_keeps_the_rules_and_ends(steps in prop::collection::vec(step(), 0..80)) {
         let mut world = World::new();

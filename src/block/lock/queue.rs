@@ -2,6 +2,8 @@
 
 use super::settle::Settler;
 use super::{Begun, Claim, Claims, CopyTicket, CoreLocks, IoTicket, Mode, WaitId};
+use crate::block::lazy;
+use crate::block::places::{LeafRun, on_leaf, places};
 use crate::block::{
     Access, ByteRange, Completion, Counters, Device, Identity, LeafId, Op, Queue, Request, Result,
 };
@@ -73,9 +75,9 @@ impl LockedQueue {
     pub fn try_submit(&mut self, request: Request) -> std::result::Result<(), Request> {
         let copies = matches!(request.op(), Op::Copy(_));
         match request.op().range() {
-            None if self.device.owes_zeroes() => return Err(request),
+            None if lazy::any(&*self.device) => return Err(request),
             None => {}
-            Some(_) if request.op().is_write() && self.device.owes_too_much() => return Err(request),
+            Some(_) if request.op().is_write() && lazy::too_many(&*self.device) => return Err(request),
             Some(range) if !copies && let Some((leaf, base)) = self.leaf => {
                 let claim = Claim { leaf, range: shifted(range, base), mode: mode_of(request.op()) };
                 if !self.try_io(request.tag(), &[claim]) {
@@ -171,7 +173,7 @@ impl LockedQueue {
         for at in 0..batch.len() {
             let op = batch[at].op();
             let Some(range) = op.range() else {
-                if self.device.owes_zeroes() {
+                if lazy::any(&*self.device) {
                     self.ready.extend(batch.drain(..at));
                     return false;
                 }
@@ -179,7 +181,7 @@ impl LockedQueue {
             };
             let mode = mode_of(op);
             let claim = Claim { leaf, range: shifted(range, base), mode };
-            let settles = mode == Mode::Exclusive && self.device.owes_too_much();
+            let settles = mode == Mode::Exclusive && lazy::too_many(&*self.device);
             if !matches!(op, Op::Copy(_)) && !settles {
                 match self.locks.begin_io(&[claim]) {
                     Begun::Held(ticket) => {
@@ -197,7 +199,8 @@ impl LockedQueue {
 
     fn begin(&mut self, request: Request) {
         let is_flush = request.op().range().is_none();
-        if (is_flush && self.device.owes_zeroes()) || (request.op().is_write() && self.device.owes_too_much())
+        if (is_flush && lazy::any(&*self.device))
+            || (request.op().is_write() && lazy::too_many(&*self.device))
         {
             return self.settler.add(&self.device, request);
         }
@@ -347,20 +350,12 @@ pub(super) fn shifted(range: ByteRange, base: u64) -> ByteRange {
 ///
 /// Errors: those of [`Device::resolve`].
 pub fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims: &mut Claims) -> Result<()> {
-    if let Identity::Leaf { leaf, base } = device.identity() {
-        claims.push(Claim { leaf, range: shifted(range, base), mode });
+    if let Some((leaf, range)) = on_leaf(device, range) {
+        claims.push(Claim { leaf, range, mode });
         return Ok(());
     }
-    let resolution = device.clone().resolve(range, Access::Write)?;
-    for piece in &resolution.pieces {
-        for leg in &piece.legs {
-            if let Identity::Leaf { leaf, base } = leg.device.identity() {
-                let here = ByteRange::between(leg.offset, leg.offset + piece.len);
-                claims.push(Claim { leaf, range: shifted(here, base), mode });
-            }
-        }
-    }
-    resolution.guard.release();
+    let runs = places(device, range, Access::Write)?;
+    claims.extend(runs.iter().filter_map(LeafRun::on_leaf).map(|(leaf, range)| Claim { leaf, range, mode }));
     Ok(())
 }
 

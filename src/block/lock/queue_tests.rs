@@ -177,6 +177,7 @@ fn leaf_of(device: &dyn Device) -> LeafId {
     leaf
 }
 
+//= promise 4
 #[test]
 fn a_read_waits_for_the_copy_before_it_and_sees_all_of_it() {
     let (_, locks) = core();
@@ -200,6 +201,7 @@ fn a_read_waits_for_the_copy_before_it_and_sees_all_of_it() {
     assert_free(&locks, leaf_of(&*gate));
 }
 
+//= promise 4
 #[test]
 fn a_copy_waits_for_the_io_before_it_and_goes_before_the_io_after_it() {
     let (_, locks) = core();
@@ -325,6 +327,7 @@ fn a_device_without_room_gets_the_rest_when_it_has() {
     assert_free(&locks, leaf_of(&*gate));
 }
 
+//= promise 4
 #[test]
 fn a_map_is_locked_on_all_its_leaves() {
     let (_, locks) = core();
@@ -419,6 +422,7 @@ fn places_are_found_in_any_order_and_not_kept() {
 }
 
 /// Any mix through two queues, slow and failing: everything completes once, and at the end nothing is held.
+//= promise 8
 #[test]
 fn any_mix_completes_and_leaves_nothing_behind() {
     for seed in 0..200 {

@@ -60,6 +60,7 @@ fn plain_io_never_waits_for_plain_io() {
     assert_eq!(locks.counters().io_waits, 0);
 }
 
+//= promise 4
 #[test]
 fn reads_wait_for_destinations_and_writes_for_both_ends() {
     let (locks, leaf) = (core(&LockDomain::new()), LeafId::fresh());
@@ -191,6 +192,7 @@ fn waiting_io_is_released_in_order_and_before_later_copies() {
     assert!(second.is_granted());
 }
 
+//= promise 8
 #[test]
 fn a_wait_ends_once_by_release_or_by_cancelling() {
     let (locks, leaf) = (core(&LockDomain::new()), LeafId::fresh());
@@ -398,6 +400,7 @@ fn a_task_is_woken_when_its_copy_is_granted() {
 }
 
 /// At any moment one write is in flight; a copy still gets through, after no more than those that were there.
+//= promise 8
 #[test]
 fn a_stream_of_writes_does_not_starve_a_copy() {
     let (domain, leaf) = (LockDomain::new(), LeafId::fresh());
@@ -418,6 +421,7 @@ fn a_stream_of_writes_does_not_starve_a_copy() {
 }
 
 /// At any moment a copy is running and the next one waits; a write still gets through, after the one it found.
+//= promise 8
 #[test]
 fn a_stream_of_copies_does_not_starve_a_write() {
     let (domain, leaf) = (LockDomain::new(), LeafId::fresh());
@@ -486,6 +490,7 @@ impl Shadow {
 
 /// Threads hammer few blocks, each sleeping now and then; the shadow panics on any forbidden overlap, and a lost
 /// wake-up shows as a hang.
+//= promise 4
 #[test]
 fn threads_never_overlap_where_they_must_not_and_all_get_through() {
     const BLOCKS: u64 = 12;

@@ -195,6 +195,7 @@ enum Place {
 }
 
 proptest! {
+    //= promise files
     #[test]
     fn any_script_goes_one_way_at_a_time_and_all_get_through(
         script in prop::collection::vec((0u8..40, 0u64..40, 1u64..12, 0u8..8), 1..300),

@@ -1,5 +1,6 @@
 //! What file and block-device queues share: the descriptors, the size, and what is known to work on them.
 
+use super::closes::{Closes, Closing};
 use super::policy::{self, After, Ask, Choice, Residency};
 use super::way::{self, Direct};
 use crate::block::device::{LeafSpace, check_range};
@@ -31,7 +32,9 @@ pub(crate) struct Core {
     pub(crate) name: String,
     pub(crate) identity: Identity,
     /// The descriptor through the page cache; the only one ever used for copies, allocation and unaligned requests.
-    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) fd: Closing,
+    /// What their closes answered.
+    pub(super) closes: Arc<Closes>,
     pub(crate) backing: Backing,
     pub(crate) writable: bool,
     pub(crate) limits: LimitsCell,
@@ -50,7 +53,7 @@ pub(crate) struct Core {
     /// Copies by the kernel take what is stored.
     pub(super) copies_what_is_stored: bool,
     size: AtomicU64,
-    direct: OnceLock<Option<Arc<OwnedFd>>>,
+    direct: OnceLock<Option<Closing>>,
     cachestat_off: AtomicBool,
     poisoned: AtomicBool,
 }
@@ -116,6 +119,7 @@ impl Core {
             }
         }
         let align = opened.limits.direct_io_align.map_or(1, |a| u64::from(a.get()));
+        let closes = Arc::default();
         let core = Self {
             helpers,
             gate,
@@ -127,7 +131,8 @@ impl Core {
             copies_what_is_stored: opened.copies_what_is_stored,
             name: opened.name,
             identity: opened.identity,
-            fd: Arc::new(opened.fd),
+            fd: Closing::new(opened.fd, &closes),
+            closes,
             backing: opened.backing,
             writable: opened.writable,
             block_size: opened.limits.block_size.get(),
@@ -189,7 +194,7 @@ impl Core {
     }
 
     /// The O_DIRECT descriptor, opened at first use. `None`: there is no direct I/O here.
-    fn direct_fd(&self) -> Option<&Arc<OwnedFd>> {
+    fn direct_fd(&self) -> Option<&Closing> {
         self.direct_align?;
         if !self.gate.may_go_direct() {
             return None;
@@ -199,18 +204,18 @@ impl Core {
 
     /// Direct I/O here. `None`: there is none.
     pub(super) fn direct(&self) -> Option<Direct> {
-        let fd = self.direct_fd()?.clone();
+        let fd = Arc::clone(self.direct_fd()?);
         Some(Direct { fd, align: self.direct_align?.into() })
     }
 
     /// The O_DIRECT descriptor, if anything was done through it.
-    pub(crate) fn direct_if_open(&self) -> Option<&Arc<OwnedFd>> {
+    pub(crate) fn direct_if_open(&self) -> Option<&Closing> {
         self.direct.get().and_then(Option::as_ref)
     }
 
-    fn open_direct(&self) -> Option<Arc<OwnedFd>> {
+    fn open_direct(&self) -> Option<Closing> {
         match self.open_again(OFlags::DIRECT) {
-            Ok(fd) => Some(Arc::new(fd)),
+            Ok(fd) => Some(Closing::new(fd, &self.closes)),
             Err(error) => {
                 tracing::info!(device = %self.name, %error, "no direct I/O: through the page cache instead");
                 None
@@ -227,14 +232,15 @@ impl Core {
 
     /// A descriptor for one queue's flushes. The kernel tells of a lost write once through each open of a file, so of two flushes
     /// through one the second may be told that all is well.
-    pub(super) fn open_for_flushes(&self) -> Arc<OwnedFd> {
-        if self.writable && self.is_local {
-            match self.open_again(OFlags::empty()) {
-                Ok(fd) => return Arc::new(fd),
-                Err(error) => tracing::debug!(device = %self.name, %error, "cannot be opened once more"),
-            }
+    ///
+    /// `None`: the shared descriptor has to do.
+    pub(super) fn open_for_flushes(&self) -> Option<Closing> {
+        if !(self.writable && self.is_local) {
+            return None;
         }
-        self.fd.clone()
+        let fd = self.open_again(OFlags::empty());
+        let told = |error| tracing::debug!(device = %self.name, %error, "cannot be opened once more");
+        fd.map_err(told).ok().map(|fd| Closing::new(fd, &self.closes))
     }
 
     /// What a request asks of the gate, and what is left to do with the cache if it goes through that.

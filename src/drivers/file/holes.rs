@@ -288,6 +288,7 @@ mod tests {
         out
     }
 
+    //= promise files
     #[test]
     fn a_hole_is_believed_only_when_nothing_cached_may_be_missing() {
         use Content::{Data, Hole};
@@ -328,6 +329,7 @@ mod tests {
         assert_eq!(error.kind(), crate::block::Kind::SourceChanged);
     }
 
+    //= promise files
     #[test]
     fn what_was_written_just_now_is_no_hole_on_a_file_system_in_ext3_format() {
         use crate::block::{CopyRequest, Device, Method, Op};

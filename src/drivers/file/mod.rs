@@ -4,6 +4,7 @@
 //! `docs/notes/003-file-and-block-drivers.md`.
 
 mod blocking;
+mod closes;
 pub(crate) mod core;
 mod fresh;
 mod fs;
@@ -14,6 +15,7 @@ pub(crate) mod queue;
 mod transfer;
 mod way;
 
+pub use self::closes::Closes;
 pub use self::fresh::Fresh;
 
 use self::core::{Backing, Core, Opened};
@@ -205,12 +207,15 @@ impl File {
     /// Errors: those of `close`; nothing written through this handle is known to be good then.
     pub fn close_checked(&self) -> Result<()> {
         let direct = self.core.direct_if_open();
-        [Some(&self.core.fd), direct].into_iter().flatten().try_for_each(|fd| {
-            crate::sys::close::close_a_copy(&**fd).map_err(|e| {
-                self.core.poison();
-                Error::os("what was written may be lost: closing the file failed", e).on(&self.core.name)
-            })
-        })
+        for fd in [Some(&self.core.fd), direct].into_iter().flatten() {
+            self.core.closes.note(crate::sys::close::close_a_copy(&***fd));
+        }
+        self.core.closes.check(&self.core.name).inspect_err(|_| self.core.poison())
+    }
+
+    /// What the closes of this opening answer, to be asked when the last user of it is gone.
+    pub fn closes(&self) -> Arc<Closes> {
+        self.core.closes.clone()
     }
 
     /// Its length now, which another program may have changed since it was opened.

@@ -1,6 +1,7 @@
 //! The queue of files and block devices: requests in, reactor operations, completions out.
 
 use super::blocking;
+use super::closes::Closing;
 use super::core::{Backing, Core};
 use super::policy::After;
 use super::transfer::{Files, Transfer, ended_early};
@@ -43,7 +44,7 @@ pub(crate) struct FdQueue {
     rung: Arc<AtomicBool>,
     wake: Wake,
     /// For flushes: this queue's own open, so that the kernel tells it of each lost write.
-    sync: Arc<OwnedFd>,
+    sync: Option<Closing>,
     done: Vec<Completion>,
     finished: Vec<IoDone>,
     counters: Counters,
@@ -168,6 +169,11 @@ impl FdQueue {
         })));
     }
 
+    /// The descriptor of this queue's flushes.
+    fn sync_fd(&self) -> Arc<OwnedFd> {
+        self.sync.as_deref().unwrap_or(&self.core.fd).clone()
+    }
+
     /// Has a call made that no request waits for. Its completion is nobody's: left with this queue's, which may not be polled
     /// again for long, it would keep the thread from sleeping.
     fn aside(&self, op: IoOp) {
@@ -200,7 +206,7 @@ impl FdQueue {
             return self.end(request.complete_ok());
         }
         if matches!(request.op(), Op::Flush) {
-            let op = IoOp::Sync { file: self.sync.clone(), data_only: true };
+            let op = IoOp::Sync { file: self.sync_fd(), data_only: true };
             return self.start(request, range, Step::Flush, passes, op);
         }
         let (entry, after) = self.core.entry(request.op());
@@ -229,7 +235,7 @@ impl FdQueue {
             Op::WriteZeroes { may_unmap, .. } => {
                 let may_unmap = *may_unmap;
                 self.call(request, range, passes, move |core, counters| {
-                    let writes = route.direct.as_ref().map_or(&core.fd, |direct| &direct.fd);
+                    let writes = route.direct.as_ref().map_or(&*core.fd, |direct| &direct.fd);
                     blocking::write_zeroes(&core.fd, writes, range, may_unmap, counters)
                 });
             }
@@ -363,7 +369,7 @@ impl FdQueue {
             }
         };
         let carried = Arc::new(Mutex::new(Carried::default()));
-        let (fd, shared) = (self.sync.clone(), carried.clone());
+        let (fd, shared) = (self.sync_fd(), carried.clone());
         let brief = transfer.method == Method::Reflink && !fua;
         let stores = self.core.copies_what_is_stored;
         let work = Box::new(move || {
@@ -534,7 +540,7 @@ impl FdQueue {
         }
         if write {
             if is_fua(&request) && !direct {
-                let op = IoOp::Sync { file: self.sync.clone(), data_only: true };
+                let op = IoOp::Sync { file: self.sync_fd(), data_only: true };
                 let step = Step::Durable { after: route.after, buf: io.buf };
                 return self.start(request, range, step, passes, op);
             }
@@ -565,7 +571,7 @@ impl FdQueue {
         // A block begun is done again as a whole.
         let front = route.direct.as_ref().map_or(front, |direct| front / direct.align * direct.align);
         let carried = Arc::new(Mutex::new(Carried { buf, ..Carried::default() }));
-        let (fd, sync, shared) = (self.core.fd.clone(), self.sync.clone(), carried.clone());
+        let (fd, sync, shared) = (self.core.fd.clone(), self.sync_fd(), carried.clone());
         let after = if route.direct.is_some() { After::Nothing } else { route.after };
         let op = IoOp::Call(Box::new(move || {
             let mut counters = Counters::default();
@@ -674,8 +680,8 @@ impl Queue for FdQueue {
 impl Drop for FdQueue {
     fn drop(&mut self) {
         // The last close of an open file may wait for its file system.
-        let sync = std::mem::replace(&mut self.sync, self.core.fd.clone());
-        if !Arc::ptr_eq(&sync, &self.core.fd) {
+        if let Some(sync) = self.sync.take() {
+            let sync = sync.part();
             let close = move || {
                 drop(sync);
                 CallDone::default()

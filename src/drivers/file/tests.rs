@@ -35,6 +35,7 @@ fn open_err(path: impl AsRef<Path>) -> (Kind, String) {
     (error.kind(), error.to_string())
 }
 
+//= promise 3
 #[test]
 fn only_regular_files_are_opened_and_a_fifo_is_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
@@ -75,6 +76,7 @@ fn identity_is_the_inode_and_generation_sees_every_change() {
     assert_eq!(file.set_len(u64::MAX).unwrap_err().kind(), Kind::InvalidInput);
 }
 
+//= promise 3
 #[test]
 fn a_path_that_is_replaced_keeps_meaning_the_file_that_was_opened() {
     let (_dir, file) = fresh(MIB as u64);
@@ -156,6 +158,7 @@ fn oracle(dir: &Path, seed: u64) {
     }
 }
 
+//= promise 1
 #[test]
 fn any_mix_of_operations_equals_a_flat_array() {
     oracle(&std::env::temp_dir(), 1);
@@ -166,6 +169,7 @@ fn any_mix_of_operations_equals_a_flat_array() {
     }
 }
 
+//= promise 1
 #[test]
 fn any_mix_of_operations_on_xfs_and_btrfs() {
     for mkfs in [XFS, BTRFS] {
@@ -299,6 +303,7 @@ fn a_source_that_shrank_is_told_from_zeroes() {
     assert_eq!((done.good_bytes, done.result.unwrap_err().kind()), (100_000, Kind::SourceChanged));
 }
 
+//= promise 6
 #[test]
 fn a_failed_flush_poisons_every_handle_until_it_is_reopened() {
     let (_dir, file) = fresh(8192);
@@ -318,6 +323,7 @@ fn a_failed_flush_poisons_every_handle_until_it_is_reopened() {
     assert!(Driven::new(again).run(Op::Flush).result.is_ok());
 }
 
+//= promise files
 #[test]
 fn each_queue_flushes_through_an_open_of_its_own() {
     let (_dir, file) = fresh(8192);
@@ -445,6 +451,7 @@ fn holes_are_found_with_one_pair_of_seeks_an_extent() {
     assert!(seeks <= 20 + 2 * 3, "{seeks} seeks");
 }
 
+//= promise 1
 #[test]
 fn data_written_into_a_known_hole_is_never_taken_for_a_hole() {
     let (_dir, file) = fresh(4 * MIB as u64);
@@ -480,6 +487,7 @@ fn a_full_file_system_is_never_silent() {
     assert_eq!(failed, Some(Kind::NoSpace));
 }
 
+//= promise 3
 #[test]
 fn a_read_only_mount_refuses_writers_in_words() {
     let Some(fs) = Mounted::new("a_read_only_mount...", &["mkfs.ext4", "-q"], 16 << 20) else { return };
@@ -564,6 +572,7 @@ fn subvolumes_of_one_file_system_share_a_scope() {
     assert!(std::fs::read(b.path()).unwrap() == pattern(1, MIB));
 }
 
+//= promise 6
 #[test]
 fn a_cancelled_copy_says_what_was_done_and_force_unit_access_syncs() {
     let (_dir, source) = fresh(MIB as u64);

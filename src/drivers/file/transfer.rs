@@ -260,6 +260,7 @@ mod tests {
         assert_eq!(t.kernel.asked.borrow().len(), 2, "the bytes behind the first call were asked for");
     }
 
+    //= promise 2
     #[test]
     fn a_zero_return_before_the_end_steps_down_on_the_first_and_on_a_later_call() {
         for (answers, good) in [(&[Ok(0)][..], 0), (&[Ok(40), Ok(0)][..], 40)] {
@@ -281,6 +282,7 @@ mod tests {
         assert_eq!(run(&t), (0, Some(Kind::Io)));
     }
 
+    //= promise 2
     #[test]
     fn only_answers_on_the_list_step_down() {
         for method in [Method::Reflink, Method::CopyFileRange] {
@@ -314,6 +316,7 @@ mod tests {
         assert_eq!(run(&t), (2 * CLONE_CALL_MAX, Some(Kind::NoSpace)));
     }
 
+    //= promise 8
     #[test]
     fn cancelled_between_two_calls() {
         let mut t = transfer(Method::CopyFileRange, 3 * RANGE_CALL_MAX, &[]);

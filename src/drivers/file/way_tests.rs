@@ -8,6 +8,7 @@ use crate::block::{Buf, Op};
 use crate::drivers::testing::{Driven, Mounted, pattern};
 use crate::reactor::IoOp;
 
+//= promise files
 #[test]
 fn a_file_that_may_be_written_goes_direct_at_every_offset_by_every_handle() {
     let len = 4 * MIB + 100;
@@ -51,6 +52,7 @@ fn a_file_that_may_be_written_goes_direct_at_every_offset_by_every_handle() {
     assert!(std::fs::read(file.path()).unwrap() == model);
 }
 
+//= promise files
 #[test]
 fn both_ways_are_never_in_flight_together_whatever_handle_they_come_by() {
     let (_dir, file) = fresh(8 * MIB as u64 + 1);
@@ -83,6 +85,7 @@ fn both_ways_are_never_in_flight_together_whatever_handle_they_come_by() {
     assert_eq!(tags, [2, 3, 4]);
 }
 
+//= promise files
 #[test]
 fn two_writes_that_share_a_block_wait_for_each_other_and_both_are_there() {
     let (_dir, file) = fresh(MIB as u64);
@@ -110,6 +113,7 @@ fn two_writes_that_share_a_block_wait_for_each_other_and_both_are_there() {
     assert!(a.read(1100, 5000).buf[..] == pattern(1100, 5000));
 }
 
+//= promise files
 #[test]
 fn a_queue_that_goes_with_requests_in_flight_keeps_the_other_way_out() {
     use crate::reactor::{Reactor as _, pool::Pool};
@@ -151,6 +155,7 @@ fn a_queue_that_goes_with_requests_in_flight_keeps_the_other_way_out() {
     }
 }
 
+//= promise files
 #[test]
 fn a_file_that_shares_extents_is_written_by_whole_blocks_and_caches_nothing() {
     let test = "a_file_that_shares_extents_is_written_by_whole_blocks_and_caches_nothing";

@@ -3,7 +3,7 @@
 use super::testing::{Fake, NQN, Setup, disk, log_of};
 use super::tests::*;
 use super::{Namespace, Options, Url, discover};
-use crate::block::device::is_one_device;
+use crate::block::places::is_one_device;
 use crate::block::{Device, Kind};
 use crate::copy::run::{Options as CopyOptions, copy};
 use crate::copy::{Job, Segment};
@@ -170,6 +170,7 @@ fn discovery_lists_subsystems_and_their_namespaces() {
     assert!(words(&error).contains("no discovery service there; name a subsystem"), "{error}");
 }
 
+//= promise 5
 #[test]
 fn two_controllers_that_show_one_namespace_are_not_taken_for_one_device() {
     let filled = |byte: u8| Fake::new(move |s| s.disks.get_mut(&1).unwrap().bytes.fill(byte));

@@ -449,6 +449,7 @@ impl Device for Namespace {
 mod tests {
     use super::*;
 
+    //= promise 6
     #[test]
     fn a_write_whose_answer_is_read_after_its_association_was_lost_is_lost_with_it() {
         let why = Why::new("cut".to_owned());

@@ -56,6 +56,7 @@ fn check_script(done: &[Completion], fake: &Fake, flush_may_fail: bool, what: &s
     assert!(two[8192..12288] == pattern(3, 4096) && two[16384..32768] == pattern(4, 16384), "{what}");
 }
 
+//= promise 5, events
 #[test]
 fn a_connection_cut_at_any_command_loses_and_doubles_nothing() {
     for (served, all) in [(false, false), (true, false), (true, true)] {
@@ -100,6 +101,7 @@ fn identity_of(seen: &Seen) -> [u8; 62] {
     out
 }
 
+//= promise 5
 #[test]
 fn a_write_that_may_still_happen_is_not_sent_again() {
     // The target notices late that we are gone: the first write would land after what we write later.
@@ -118,6 +120,7 @@ fn a_write_that_may_still_happen_is_not_sent_again() {
     });
 }
 
+//= promise 5
 #[test]
 fn a_reset_controller_may_still_write_what_it_had_begun() {
     let fake = Fake::new(|_| {});
@@ -166,6 +169,7 @@ fn reads_go_on_while_a_write_is_in_doubt() {
     assert_eq!(order, [0, 16, 32, 0], "the doubtful one went again last");
 }
 
+//= promise 6
 #[test]
 fn a_flush_after_a_lost_association_does_not_call_durable_what_may_be_gone() {
     let fake = Fake::new(|_| {});
@@ -211,6 +215,7 @@ fn a_missed_keep_alive_ends_the_association_and_another_takes_its_place() {
     assert_eq!(fake.bytes(1)[..512], [7; 512]);
 }
 
+//= promise 8
 #[test]
 fn a_command_without_an_answer_fails_and_the_rest_goes_on() {
     let options = Options { command_timeout: Duration::from_secs(1), ..keen() };
@@ -235,6 +240,7 @@ fn a_command_without_an_answer_fails_and_the_rest_goes_on() {
     }
 }
 
+//= promise 8, events
 #[test]
 fn a_target_that_stays_away_fails_requests_in_the_end() {
     let options = Options { reconnect_timeout: Duration::from_secs(1), ..quick() };

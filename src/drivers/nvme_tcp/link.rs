@@ -1,16 +1,14 @@
 //! One connection: a socket that never blocks, and the machine that speaks NVMe/TCP over it.
 
 use super::url::Address;
-use crate::block::counters::Call;
 use crate::block::{Buf, Counters, Error, Kind, Result};
+use crate::net::Stream;
 use crate::nvme::status::Doing;
 use crate::nvme::tcp::host::{Config, Connection, Data, Event};
 use crate::nvme::tcp::{Broken, Digests};
 use crate::nvme::{Cqe, Sqe, Status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
-use rustix::net::{recv, recvmsg, send, sendmsg, shutdown};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
@@ -23,11 +21,9 @@ const ADMIN_IN_CAPSULE: u32 = 8192;
 
 /// A connection to a controller.
 pub(super) struct Link {
-    socket: Arc<OwnedFd>,
+    stream: Stream,
     at: SocketAddr,
     machine: Connection,
-    /// Bytes and calls on the socket since the connection was opened.
-    counters: Counters,
     start: Instant,
     /// A command got no answer here: its slot stays taken, and nothing more is asked.
     failed: bool,
@@ -109,8 +105,7 @@ impl Link {
         deadline: Instant,
     ) -> Result<Self> {
         let os = |e: io::Error| Error::new(Kind::Io, "the connection cannot be set up").because(e);
-        stream.set_nodelay(true).map_err(os)?;
-        stream.set_nonblocking(true).map_err(os)?;
+        let stream = Stream::new(stream).map_err(os)?;
         let config = Config {
             slots,
             digests,
@@ -122,9 +117,7 @@ impl Link {
         };
         let machine = Connection::new(&config)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
-        let socket = Arc::new(OwnedFd::from(stream));
-        let (counters, start) = (Counters::default(), Instant::now());
-        let mut link = Self { socket, at, machine, counters, start, failed: false };
+        let mut link = Self { stream, at, machine, start: Instant::now(), failed: false };
         loop {
             match link.machine.next() {
                 Some(Event::Ready { digests: agreed, .. }) => {
@@ -153,7 +146,7 @@ impl Link {
 
     /// The socket, to wait for with [`crate::reactor::IoOp::Ready`].
     pub(super) fn socket(&self) -> &Arc<OwnedFd> {
-        &self.socket
+        self.stream.socket()
     }
 
     /// Where it leads.
@@ -168,12 +161,12 @@ impl Link {
 
     /// What went over the socket since the connection was opened, or the counters were taken.
     pub(super) fn counters(&self) -> Counters {
-        self.counters
+        self.stream.counters()
     }
 
     /// Takes the counters of what went over the socket since the last call.
     pub(super) fn take_counters(&mut self) -> Counters {
-        std::mem::take(&mut self.counters)
+        self.stream.take_counters()
     }
 
     /// Sends what the machine has, as much as the socket takes. True: all of it.
@@ -185,22 +178,9 @@ impl Link {
             if output.is_empty() {
                 return Ok(true);
             }
-            // One piece, as the capsules of reads are, goes cheaper.
-            let sent = if let [only] = &output[..] {
-                self.counters.count(Call::Sendto);
-                send(&self.socket, only, SendFlags::NOSIGNAL)
-            } else {
-                self.counters.count(Call::Sendmsg);
-                sendmsg(&self.socket, &output, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
-            };
-            match sent {
-                Ok(n) => {
-                    self.counters.wire_sent_bytes += n as u64;
-                    self.machine.sent(n);
-                }
-                Err(Errno::AGAIN) => return Ok(false),
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(gone(e)),
+            match self.stream.send(&output).map_err(gone)? {
+                Some(n) => self.machine.sent(n),
+                None => return Ok(false),
             }
         }
     }
@@ -209,45 +189,28 @@ impl Link {
     ///
     /// Errors: the connection is gone.
     pub(super) fn receive(&mut self) -> Result<Received> {
-        loop {
-            let mut space = self.machine.space();
-            let room = space[0].len() + space[1].len();
-            if room == 0 {
-                return Ok(Received::Nothing);
+        let mut space = self.machine.space();
+        let room = space[0].len() + space[1].len();
+        if room == 0 {
+            return Ok(Received::Nothing);
+        }
+        match self.stream.receive(&mut space).map_err(gone)? {
+            Some(0) => Err(Error::new(Kind::Io, "the target closed the connection")),
+            Some(n) => {
+                self.machine.filled(n);
+                Ok(if n < room { Received::Last } else { Received::More })
             }
-            let got = match &mut space {
-                [first, second] if first.is_empty() || second.is_empty() => {
-                    self.counters.count(Call::Recvfrom);
-                    let only = if first.is_empty() { second } else { first };
-                    recv(&self.socket, &mut **only, RecvFlags::empty()).map(|(n, _)| n)
-                }
-                both => {
-                    self.counters.count(Call::Recvmsg);
-                    let mut none = RecvAncillaryBuffer::default();
-                    recvmsg(&self.socket, both, &mut none, RecvFlags::empty()).map(|got| got.bytes)
-                }
-            };
-            match got {
-                Ok(0) => return Err(Error::new(Kind::Io, "the target closed the connection")),
-                Ok(n) => {
-                    self.counters.wire_received_bytes += n as u64;
-                    self.machine.filled(n);
-                    return Ok(if n < room { Received::Last } else { Received::More });
-                }
-                Err(Errno::AGAIN) => return Ok(Received::Nothing),
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(gone(e)),
-            }
+            None => Ok(Received::Nothing),
         }
     }
 
     /// Waits until the socket is ready for what the machine wants next, or the deadline has come.
     fn wait(&mut self, deadline: Instant) -> Result<()> {
-        let mut fds = [PollFd::new(&*self.socket, self.interest())];
+        let mut fds = [PollFd::new(&**self.stream.socket(), self.interest())];
         let timeout = timespec(left(deadline));
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(gone(e)),
+            Err(e) => return Err(gone(e.into())),
         }
         self.machine.tick(self.start.elapsed());
         Ok(())
@@ -308,10 +271,8 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // What the machine still has to say (why it ended the connection), as far as the socket takes it now. Others may hold
-        // the descriptor: the connection ends all the same.
+        // What the machine still has to say (why it ended the connection), as far as the socket takes it now.
         let _ = self.send();
-        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }
 
@@ -336,8 +297,8 @@ pub(super) fn timespec(time: Duration) -> Timespec {
 
 /// The socket failed.
 #[cold]
-fn gone(cause: Errno) -> Error {
-    Error::new(Kind::Io, "the connection is lost").because(io::Error::from(cause))
+fn gone(cause: io::Error) -> Error {
+    Error::new(Kind::Io, "the connection is lost").because(cause)
 }
 
 /// The machine ended the connection.

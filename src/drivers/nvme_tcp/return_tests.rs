@@ -26,6 +26,7 @@ fn keep_alives(fake: &Fake) -> usize {
     fake.seen().iter().filter(|s| matches!(s.admin(), Some(AdminCommand::KeepAlive))).count()
 }
 
+//= promise 6
 #[test]
 fn a_write_cache_that_appears_is_flushed() {
     let fake = Fake::new(|s| s.controller.write_cache = false);
@@ -48,6 +49,7 @@ fn a_write_cache_that_appears_is_flushed() {
     });
 }
 
+//= promise 6
 #[test]
 fn what_a_failed_command_did_may_be_lost_too() {
     for copies in [false, true] {
@@ -82,6 +84,7 @@ fn a_namespace_without_identifiers_is_known_by_its_subsystem() {
     });
 }
 
+//= promise 1
 #[test]
 fn bytes_that_may_be_others_end_everything_whatever_they_are_called() {
     // From one generation to another, and to none: other software, which knows nothing of it.
@@ -371,6 +374,7 @@ fn receipt(status: Status, dword0: u32) -> Receipt {
     local.block_on(async { copy(from, to, &job, &CopyOptions::default(), &Rc::default()).await }).receipt
 }
 
+//= promise 5
 #[test]
 fn only_what_stays_undefined_is_called_so() {
     let spans = |receipt: &Receipt| receipt.undefined.iter().map(|s| (s.offset, s.len)).collect::<Vec<_>>();
@@ -413,6 +417,7 @@ fn forgetful(
     (fake, ended, bytes)
 }
 
+//= promise 6
 #[test]
 fn what_a_target_forgets_with_a_connection_is_copied_again() {
     for offload in [false, true] {
@@ -434,6 +439,7 @@ fn what_a_target_forgets_with_a_connection_is_copied_again() {
     }
 }
 
+//= promise 6
 #[test]
 fn a_copy_onto_itself_whose_bytes_are_forgotten_stops_at_once_with_what_lasts() {
     // The source may be gone: nothing is copied again.

@@ -172,6 +172,7 @@ async fn mix(fake: &Fake, devices: &[Arc<Namespace>; 2], seed: u64) {
     assert!(fake.bytes(1) == model[0] && fake.bytes(2) == model[1], "seed {seed}: wrong bytes at the target");
 }
 
+//= promise 1
 #[test]
 fn any_mix_of_operations_equals_two_arrays_whatever_the_connection_is_like() {
     let plain = |_: &mut Setup| {};
@@ -338,6 +339,7 @@ fn differing_bytes_are_a_mismatch() {
     });
 }
 
+//= promise 2
 #[test]
 fn bytes_on_the_wire_are_counted() {
     let fake = Fake::new(|_| {});
@@ -479,6 +481,7 @@ fn jobs_become_copies_of_many_ranges_within_the_limits() {
     assert!(fake.bytes(1)[2000 * 512..2010 * 512] == bytes[..10 * 512]);
 }
 
+//= promise 2
 #[test]
 fn where_copies_across_cannot_be_enabled_the_bytes_pass_this_host() {
     let fake = Fake::new(|s| {
@@ -494,6 +497,7 @@ fn where_copies_across_cannot_be_enabled_the_bytes_pass_this_host() {
     assert_eq!(run_job(&two, &two, &job).methods.get(&Method::NvmeCopy), Some(&4096));
 }
 
+//= promise 5
 #[test]
 fn a_failed_copy_is_good_up_to_the_lowest_range_that_failed() {
     let fake = Fake::new(|_| {});

@@ -1,6 +1,6 @@
 //! How a mount runs, and what it shows.
 
-use crate::block::device::share_bytes;
+use crate::block::places::share_bytes;
 use crate::block::{Device, Error, Kind, Result};
 use crate::reactor::EngineChoice;
 use std::sync::Arc;

@@ -5,6 +5,7 @@ use super::job::Job;
 use super::reader::TRANSFER_MAX;
 use super::shared::{IO_WORKER, MountShared, TTL_NONE, ino_of};
 use super::volume::{OpenFile, Vol};
+use crate::block::lazy;
 use crate::block::lock::CoreLocks;
 use crate::block::lock::{Claims, CopyTicket, LockedQueue, Mode, claims_of};
 use crate::block::{Buf, BufPool, ByteRange, Completion, Error, Kind, Op, Result};
@@ -196,7 +197,7 @@ impl MountWorker {
             },
             Job::Store { volume } => {
                 // Whoever asked for the zeroes has gone; a flush that fails tells the next who asks for one.
-                if self.volume(volume).device.owes_zeroes()
+                if lazy::any(&*self.volume(volume).device)
                     && let Err(error) = self.flush(volume).await
                 {
                     self.told("store the zeroes of", volume, &error);
@@ -294,7 +295,7 @@ impl MountWorker {
     /// Writes a range whose edges lie inside blocks: the blocks are read, changed and written under locks that keep all others
     /// off them.
     async fn write_ragged(&self, volume: usize, range: ByteRange, bytes: &[u8], durable: bool) -> Result<()> {
-        if self.volume(volume).device.owes_too_much() {
+        if lazy::too_many(&*self.volume(volume).device) {
             self.flush(volume).await?;
         }
         let held = self.hold(volume, self.volume(volume).cover(range)).await?;
@@ -427,7 +428,7 @@ impl MountWorker {
     /// Has what the volume owes stored after a while: until then it is lost when this process is killed.
     fn store_soon(&self, volume: usize) {
         let vol = self.volume(volume);
-        if !vol.device.owes_zeroes() || vol.is_storing.swap(true, Ordering::Relaxed) {
+        if !lazy::any(&*vol.device) || vol.is_storing.swap(true, Ordering::Relaxed) {
             return;
         }
         // It ends with this thread's executor, and a mount that ends stores all.

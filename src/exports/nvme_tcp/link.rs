@@ -1,16 +1,14 @@
 //! One connection of a thread: its socket and its machine, and its share of the thread's buffers.
 
 use crate::block::{Buf, BufPool};
+use crate::net::Stream;
 use crate::nvme::command::Transfer;
 use crate::nvme::tcp::controller::{Connection, Event};
 use crate::nvme::{Cqe, Sgl, Sqe};
 use crate::nvmet::{CommandId, ConnectionId, Worker};
-use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Reads of one socket in one turn, so that a busy one does not hold up the others.
@@ -110,7 +108,7 @@ pub(super) struct Link {
     pub(super) serial: u32,
     place: usize,
     pub(super) peer: SocketAddr,
-    pub(super) socket: Arc<OwnedFd>,
+    pub(super) stream: Stream,
     pub(super) machine: Connection,
     /// Try to read: it may have something.
     pub(super) readable: bool,
@@ -151,7 +149,7 @@ impl Link {
         serial: u32,
         place: usize,
         peer: SocketAddr,
-        socket: OwnedFd,
+        stream: Stream,
         machine: Connection,
         now: Duration,
     ) -> Self {
@@ -160,7 +158,7 @@ impl Link {
             serial,
             place,
             peer,
-            socket: Arc::new(socket),
+            stream,
             machine,
             readable: true,
             watched: [false; 2],
@@ -220,12 +218,12 @@ impl Link {
                 break;
             }
             let payload = if space[1].is_empty() { 0 } else { space[0].len() };
-            match rustix::io::readv(&*self.socket, &mut space) {
-                Ok(0) => {
+            match self.stream.receive(&mut space) {
+                Ok(Some(0)) => {
                     self.over = true;
                     return true;
                 }
-                Ok(n) => {
+                Ok(Some(n)) => {
                     busy = true;
                     self.last = now;
                     self.moved(n.min(payload), now);
@@ -235,10 +233,9 @@ impl Link {
                         break; // most likely all there was
                     }
                 }
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
+                Ok(None) => break,
                 Err(error) => {
-                    tracing::debug!(peer = %self.peer, error = %std::io::Error::from(error), "read failed");
+                    tracing::debug!(peer = %self.peer, %error, "read failed");
                     self.over = true;
                     return true;
                 }
@@ -335,8 +332,8 @@ impl Link {
             if output.is_empty() {
                 break;
             }
-            match rustix::io::writev(&*self.socket, &output) {
-                Ok(n) => {
+            match self.stream.send(&output) {
+                Ok(Some(n)) => {
                     let before = back.len();
                     self.machine.sent(n, back);
                     if back.len() > before {
@@ -347,10 +344,9 @@ impl Link {
                     self.last = now;
                     busy = true;
                 }
-                Err(Errno::AGAIN) => self.full = true,
-                Err(Errno::INTR) => {}
+                Ok(None) => self.full = true,
                 Err(error) => {
-                    tracing::debug!(peer = %self.peer, error = %std::io::Error::from(error), "write failed");
+                    tracing::debug!(peer = %self.peer, %error, "write failed");
                     self.over = true;
                 }
             }

@@ -3,6 +3,7 @@
 use super::link::{Buffers, Link};
 use super::shared::ServerShared;
 use crate::block::{Buf, BufPool, Error, Kind, Result};
+use crate::net::Stream;
 use crate::nvme::Status;
 use crate::nvme::tcp::controller::{Connection, QueueFacts};
 use crate::nvmet::{Answer, ConnectionId, Worker};
@@ -328,10 +329,9 @@ impl ServerThread {
             return Err(Error::new(Kind::InUse, text));
         }
         let cannot = |e| Error::os("the socket cannot be set up", e);
-        stream.set_nonblocking(true).map_err(cannot)?;
-        stream.set_nodelay(true).map_err(cannot)?;
         watch_over(&stream).map_err(|e| cannot(e.into()))?;
         let local = stream.local_addr().map_err(cannot)?;
+        let stream = Stream::new(stream).map_err(cannot)?;
         let machine = Connection::new(&self.shared.machine)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
         let id = self
@@ -343,7 +343,7 @@ impl ServerThread {
         if place == self.links.len() {
             self.links.push(None);
         }
-        let link = Link::new(id, self.serial, place, peer, stream.into(), machine, self.reactor.now());
+        let link = Link::new(id, self.serial, place, peer, stream, machine, self.reactor.now());
         self.links[place] = Some(link);
         self.places.resize(self.places.len().max(id.index() + 1), usize::MAX);
         self.places[id.index()] = place;
@@ -409,7 +409,7 @@ impl ServerThread {
                     link.readable = false;
                 }
                 let token = u64::from(link.serial) << 32 | (place as u64) << 1 | u64::from(write);
-                let op = IoOp::Ready { file: link.socket.clone(), write };
+                let op = IoOp::Ready { file: link.stream.socket().clone(), write };
                 self.reactor.submit(self.port, token, op);
             }
         }
@@ -424,8 +424,7 @@ impl ServerThread {
             self.worker.disconnect(link.id);
         }
         tracing::debug!(peer = %link.peer, "disconnected");
-        // Ends what the reactor still waits for on it. ENOTCONN: the host was quicker.
-        let _ = rustix::net::shutdown(&*link.socket, rustix::net::Shutdown::Both);
+        // Its stream is ended with it, and thereby what the reactor still waits for on that.
     }
 
     fn begin_stop(&mut self) {

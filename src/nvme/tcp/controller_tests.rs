@@ -389,6 +389,7 @@ fn wrong_sgls_and_lengths_fail_their_command_and_nothing_else() {
     }
 }
 
+//= promise 1
 #[test]
 fn damaged_data_fails_its_command_which_never_runs() {
     let config = Config { r2t_bytes_max: 12 << 10, h2c_data_bytes_max: 4096, ..controller_config() };

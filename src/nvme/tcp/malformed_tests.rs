@@ -440,6 +440,7 @@ fn a_pdu_cut_short_anywhere_is_waited_for() {
 }
 
 /// With both digests on, no bit of a command can change on the way and the command still run.
+//= promise 1
 #[test]
 fn a_flipped_bit_is_always_seen() {
     let good = capsule(BOTH, 1, 200);

@@ -347,6 +347,7 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
+    //= promise 1
     #[test]
     fn every_command_ends_once_with_its_data(
         options in options(),

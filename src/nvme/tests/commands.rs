@@ -164,6 +164,7 @@ fn reserved_copy_formats_are_refused() {
     assert_eq!(CopyCommand::parse(&Sqe::new(nvm::WRITE, 1)), Err(Status::INVALID_OPCODE));
 }
 
+//= promise 5
 #[test]
 fn what_a_failed_copy_promises() {
     let end = |status, result| Cqe { status, result, ..Cqe::default() };

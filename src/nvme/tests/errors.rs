@@ -80,6 +80,7 @@ fn the_answers_of_a_target() {
     }
 }
 
+//= promise 2
 #[test]
 fn only_what_says_not_supported_lets_a_copy_step_down() {
     for (status, doing) in every_status().flat_map(|s| ALL.map(|d| (s, d))) {

@@ -1,6 +1,8 @@
 //! Random worlds: leaves with odd alignments and limits, scattered mappings, holes, and jobs of many segments. Every
 //! plan is checked step by step against the rules, then carried out on byte arrays and compared with `memmove`.
 
+mod leaves;
+
 use super::*;
 use crate::block::limits::Pair;
 use crate::block::{LEN_MAX, LeafId, Scope};
@@ -529,12 +531,14 @@ fn check_case(Case { world, job, policy, piece }: &Case) {
 proptest! {
     #![proptest_config(ProptestConfig { max_shrink_iters: 2000, ..ProptestConfig::with_cases(400) })]
 
+    //= promise 1, 5
     #[test]
     fn any_plan_equals_memmove_within_the_limits(case in case()) {
         check_case(&case);
     }
 
     /// One segment overlapping itself in either direction, near and far, over borders, holes and mirrors.
+    //= promise 7
     #[test]
     fn an_overlapping_copy_equals_memmove(mut case in case(), pick in any::<(u64, u64, u64)>(), back in any::<bool>()) {
         let dest: Vec<Mapped> = case.world.dest.clone();
@@ -598,6 +602,7 @@ proptest! {
 
 // ---- worked examples, as in docs/notes/004-plan.md ----
 
+//= promise 2
 #[test]
 fn heads_and_tails_go_to_the_next_method() {
     let mut world = pair(100_000, limits(u64::MAX, u64::MAX, 1), &[path(Method::Reflink, 4096)]);
@@ -636,6 +641,7 @@ fn a_ragged_tail_is_allowed_at_the_end_of_both_files_only() {
     assert_eq!(world.plan(&job, Policy::default()).0.len(), 2, "the destination goes on behind the tail");
 }
 
+//= promise 5
 #[test]
 fn limits_are_kept_at_the_limit_and_one_beyond() {
     // 8 blocks a range, 16 a request, 2 ranges.
@@ -668,6 +674,7 @@ fn a_step_holds_a_bounded_number_of_parts() {
     assert_eq!(steps.iter().map(|s| s.sources.len()).collect::<Vec<_>>(), [256, 256, 256, 232]);
 }
 
+//= promise 7
 #[test]
 fn an_overlap_is_cut_so_that_no_step_overlaps_itself() {
     const K: u64 = 1 << 10;
@@ -690,6 +697,7 @@ fn an_overlap_is_cut_so_that_no_step_overlaps_itself() {
 }
 
 /// Holes cut an overlapping copy into several steps: they too come in the safe order, with barriers.
+//= promise 7
 #[test]
 fn holes_in_a_near_overlap_keep_the_order() {
     let mut world = pair(1000, limits(u64::MAX, u64::MAX, 1), &[]);
@@ -749,6 +757,7 @@ fn an_emulated_leg_does_not_lift_the_limits_of_its_neighbour() {
     steps.iter().for_each(|s| check_step(&world, Policy::default(), s));
 }
 
+//= promise 2
 #[test]
 fn an_excluded_method_is_not_planned() {
     let both = [path(Method::Reflink, 4096), path(Method::CopyFileRange, 1)];
@@ -758,43 +767,4 @@ fn an_excluded_method_is_not_planned() {
     let steps = world.plan(&job, policy).0;
     assert_eq!(shape(&steps), [(0, 8192, Method::CopyFileRange)]);
     assert_eq!(steps[0].legs[0].reason, Reason::Refused);
-}
-
-#[test]
-fn the_digest_tells_leaves_apart() {
-    let mut world = pair(1000, limits(u64::MAX, u64::MAX, 1), &[path(Method::Memory, 1)]);
-    world.leaves.push(world.leaves[1].clone());
-    let job = Job::new(&[seg(0, 0, 1000)], 1000, 1000, false).unwrap();
-    let first = world.plan(&job, Policy::default()).2.digest;
-    world.dest[0].legs[0] = place(2, 0);
-    let second = world.plan(&job, Policy::default()).2.digest;
-    assert_ne!(first, second);
-    let never = Policy { offload: Offload::Never, ..Policy::default() };
-    assert_ne!(second, world.plan(&job, never).2.digest);
-    let shorter = Job::new(&[seg(0, 0, 999)], 1000, 1000, false).unwrap();
-    assert_ne!(second, world.plan(&shorter, Policy::default()).2.digest);
-}
-
-#[test]
-fn a_device_that_names_an_empty_run_is_an_error_not_a_loop() {
-    let world = pair(1000, limits(u64::MAX, u64::MAX, 1), &[path(Method::Memory, 1)]);
-    struct Empty(World);
-    impl Facts for Empty {
-        fn source_run(&mut self, _: ByteRange) -> Result<Run> {
-            Ok(Run { len: 0, legs: smallvec![place(0, 0)] })
-        }
-        fn dest_run(&mut self, range: ByteRange) -> Result<Run> {
-            Ok(Run { len: range.len(), legs: smallvec![place(1, 0)] })
-        }
-        fn source_content(&mut self, range: ByteRange) -> Result<Extent> {
-            Ok(Extent { len: range.len(), content: Content::Data })
-        }
-        fn leaf(&self, leaf: LeafNo) -> &LeafFacts {
-            &self.0.leaves[leaf.index()]
-        }
-    }
-    let job = Job::new(&[seg(0, 0, 1000)], 1000, 1000, false).unwrap();
-    let mut planner = Planner::new(&job, Empty(world), Policy::default());
-    assert!(planner.next().unwrap().is_err());
-    assert!(planner.next().is_none());
 }

@@ -9,7 +9,7 @@ use blkcopy::block::lock::{Claim, CoreLocks, LockDomain, LockedQueue};
 use blkcopy::block::{Buf, ByteRange, Identity, Kind, Method, Op, Queue as _, Submitter};
 use blkcopy::copy::run::{Options, Progress, copy};
 use blkcopy::copy::{Job, Segment};
-use blkcopy::map::Blank;
+use blkcopy::map::LazyDevice;
 use blkcopy::reactor::local::{Client, Local, spawn, yield_now};
 use blkcopy::reactor::sim::Sim;
 use blkcopy::reactor::{EngineChoice, choose};
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 fn blank(inner: Dev) -> Dev {
-    Blank::with_lazy_min(inner, 1).unwrap()
+    LazyDevice::with_lazy_min(inner, 1).unwrap()
 }
 
 /// Half of the zeroes are lazy. Discards make blocks undefined, and so prove nothing here.
@@ -42,6 +42,7 @@ fn stack(n: usize) -> Shape {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
+    //= promise 1
     #[test]
     fn any_mix_on_stacks_of_blanks_equals_a_flat_array(
         stacks in [0usize..4, 0usize..4],
@@ -65,6 +66,7 @@ proptest! {
     }
 
     /// What was zeroed and flushed is zero afterwards, on the disk itself; not flushed, old or zero.
+    //= promise 6
     #[test]
     fn what_is_owed_is_durable_once_flushed(
         stacks in [0usize..3, 0usize..3],
@@ -100,6 +102,7 @@ proptest! {
 }
 
 /// Every I/O fails in turn below the lists: flushes that cannot settle say so, and reads stay right.
+//= promise 5
 #[test]
 fn every_nth_fault_below_a_list_is_reported_truthfully() {
     let mut runs = 0;
@@ -154,6 +157,7 @@ fn attached(domain: &LockDomain, local: &Local) -> Rc<CoreLocks> {
     locks
 }
 
+//= promise 1, 2
 #[test]
 fn a_copy_from_what_is_owed_gives_zeroes_whenever_it_was_zeroed() {
     for (zeroed_first, part) in
@@ -208,6 +212,7 @@ fn a_copy_from_what_is_owed_gives_zeroes_whenever_it_was_zeroed() {
 
 /// A flush is cut off anywhere: what was zeroed is old or zero, what was written over it since is old or new, and is never undone
 /// by zeroes that were owed before it.
+//= promise mount, events
 #[test]
 fn the_power_may_go_while_zeroes_are_being_stored() {
     let (mut lost, mut kept, mut flushed) = (0, 0, 0);
@@ -347,6 +352,7 @@ impl World {
 }
 
 /// Threads that write, zero lazily, copy and flush beside each other: each finds what it did, all of it, and nothing else.
+//= promise 1
 #[test]
 fn no_thread_loses_what_it_was_told_is_done() {
     for seed in 0..4 {
@@ -356,7 +362,7 @@ fn no_thread_loses_what_it_was_told_is_done() {
         let devices = ["m", "L(m,m)", "M(m,m)"].map(|text| {
             // The border of the linear lies between two rows.
             match Shape::parse(text) {
-                Shape::Linear(_, a, b) => Shape::Linear(2 * ROW - 1, a, b),
+                Shape::Linear(_, legs) => Shape::Linear(2 * ROW - 1, legs),
                 other => other,
             }
             .build(size, &mut leaf)
@@ -407,7 +413,7 @@ fn no_thread_loses_what_it_was_told_is_done() {
 #[test]
 fn a_map_has_no_list_of_its_own() {
     let linear = stack(1).build(8, &mut |blocks| mem(blocks) as Dev);
-    assert_eq!(Blank::new(linear).err().unwrap().kind(), Kind::InvalidInput);
+    assert_eq!(LazyDevice::new(linear).err().unwrap().kind(), Kind::InvalidInput);
 }
 
 #[test]
