@@ -219,6 +219,33 @@ fn hosts_that_stand_still_leave_some_buffers_to_others_and_may_go_on_later() {
 }
 
 #[test]
+fn commands_wait_for_the_only_buffer_until_its_connection_is_gone_and_none_fails() {
+    let server = start_with(ServerOptions { payload_bytes: 1 << 20, ..ServerOptions::default() });
+    let address = server.addresses()[0];
+    let (admin, cntlid) = controller(address);
+    let devices = [open(address, 1), open(address, 2)];
+    let (stop, rounds) = (AtomicBool::new(false), [AtomicU64::new(0), AtomicU64::new(0)]);
+    // A hundred reads: the first takes the buffer, the others wait for it and are forgotten with their connection.
+    let leaves = hoard(address, 1, cntlid, true);
+    std::thread::scope(|scope| {
+        let start = |(device, rounds)| {
+            let stop = &stop;
+            scope.spawn(move || work(device, 0, stop, rounds))
+        };
+        let hosts: Vec<_> = devices.into_iter().zip(&rounds).map(start).collect();
+        std::thread::sleep(Duration::from_millis(100));
+        drop(leaves);
+        while rounds.iter().any(|count| count.load(Ordering::Relaxed) < 10) {
+            assert!(!hosts.iter().any(std::thread::ScopedJoinHandle::is_finished), "a host failed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop(admin);
+    server.stop();
+}
+
+#[test]
 fn a_peer_that_misbehaves_harms_nobody_else() {
     let server = start(1, EngineChoice::Auto);
     let (address, stop, rounds) = (server.addresses()[0], AtomicBool::new(false), AtomicU64::new(0));
