@@ -16,7 +16,7 @@
 //! | [`exports`] | the ways out: sockets and threads around the target |
 //! | [`drivers`] | devices: memory, null, regular file, block device, NVMe/TCP namespace |
 //! | [`map`] | one device from several: linear, mirror |
-//! | [`open`] | a name or URL becomes a device |
+//! | [`volume`] | names to devices, opened safely; the one call that copies |
 //! | `sim` | seeded world and test devices (feature `sim`) |
 //!
 //! The picture and the rules are in `docs/design.md`; what is promised, in `docs/semantics.md`.
@@ -32,9 +32,11 @@ pub mod map;
 pub mod net;
 pub mod nvme;
 pub mod nvmet;
-pub mod open;
 pub mod reactor;
 #[cfg(feature = "sim")]
 pub mod sim;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod volume;
+
+pub use volume::copying::copy;

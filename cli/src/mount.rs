@@ -2,12 +2,13 @@
 
 use crate::args::MountArgs;
 use crate::fail::{Code, Fail};
-use crate::output::{self, note, size};
-use crate::run::Interrupts;
+use crate::output::{self, note};
 use crate::served::{self, How, Served};
+use crate::signals::Interrupts;
 use blkcopy::block::{Device as _, Error, Kind};
 use blkcopy::exports::fuse::{Mount, Options, Volume};
 use blkcopy::reactor::Waker;
+use blkcopy::volume::size;
 use std::path::Path;
 
 /// Runs the command: until a signal or somebody's `umount` ends it.

@@ -3,15 +3,16 @@
 use crate::args::{LogArg, ServeArgs};
 use crate::fail::{Code, Fail};
 use crate::mount;
-use crate::output::{self, note, size};
-use crate::run::Interrupts;
+use crate::output::{self, note};
 use crate::served::{self, How, Served};
+use crate::signals::Interrupts;
 use blkcopy::block::{Device, Error, Kind};
 use blkcopy::exports::fuse::{self, Mount};
 use blkcopy::exports::nvme_tcp::{OnCopy, Options, Server};
 use blkcopy::nvme::Nqn;
 use blkcopy::nvmet::{Hosts, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use blkcopy::reactor::Waker;
+use blkcopy::volume::size;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;

@@ -1,14 +1,13 @@
 //! Devices that a daemon serves: opened, held, and named.
 
 use crate::fail::Fail;
-use crate::file_dest::hold_dest;
 use crate::streams;
 use blkcopy::block::places::share_bytes;
 use blkcopy::block::{Error, Kind};
 use blkcopy::drivers::{Hold, hold, in_use};
 use blkcopy::exports::fuse::Serve;
 use blkcopy::map::Blank;
-use blkcopy::open::{self, Found, Name, Place};
+use blkcopy::volume::{self, Found, Name, Place, hold_dest};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -49,8 +48,11 @@ pub(crate) fn open(text: &OsStr, before: &[Served], how: How) -> Result<Served, 
         streams::check_apart(path)?;
         look(path, how)?;
     }
-    let device =
-        if how.read_only { open::open_source(&place)? } else { open::open_dest(&place, how.force_in_use)? };
+    let device = if how.read_only {
+        volume::open_source(&place)?
+    } else {
+        volume::open_dest(&place, how.force_in_use)?
+    };
     if device.read_only() && !how.read_only {
         let error = Error::new(Kind::ReadOnly, "the device is read-only").on(&place.device_text());
         return Err(Fail::from(error).hint("serve it read-only"));
@@ -76,7 +78,7 @@ pub(crate) fn open(text: &OsStr, before: &[Served], how: How) -> Result<Served, 
 
 fn look(path: &Path, how: How) -> Result<(), Fail> {
     let shown = path.display().to_string();
-    if open::find(path)? == Found::Nothing {
+    if volume::find(path)? == Found::Nothing {
         let error = Error::new(Kind::NotFound, "is not there").on(&shown);
         return Err(Fail::from(error).hint("make it first: truncate -s 10G disk.img"));
     }
