@@ -2,7 +2,7 @@
 
 use crate::fail::Fail;
 use crate::output::Shown;
-use blkcopy::volume::{CopyError, Finding, Obstacle, SameBytes};
+use blkcopy::volume::{CopyError, Finding, Obstacle, SharedStorage};
 use std::borrow::Cow;
 
 /// The next step after a finding; `None` where there is none to name.
@@ -24,9 +24,13 @@ pub(crate) fn fix(finding: &Finding) -> Option<Cow<'static, str>> {
         Finding::WritesInto { .. } => "give --in-place if that is meant, or name another destination",
         Finding::TwoWays { .. } => "one URL on both sides, or another destination",
         Finding::SameFile { .. } => "name another destination, or give a range @offset+length on both sides",
-        Finding::SameBytes { how: SameBytes::OneDisk, .. } => "name the whole disk with ranges on both sides",
-        Finding::SameBytes { how: SameBytes::Known(_), .. } => "name the same one on both sides, with ranges",
-        Finding::SameBytes { how: SameBytes::Maybe(_), .. } => {
+        Finding::SameBytes { how: SharedStorage::OneDisk, .. } => {
+            "name the whole disk with ranges on both sides"
+        }
+        Finding::SameBytes { how: SharedStorage::Known(_), .. } => {
+            "name the same one on both sides, with ranges"
+        }
+        Finding::SameBytes { how: SharedStorage::Maybe(_), .. } => {
             "name another destination, or give --assume-distinct if they certainly do not"
         }
         Finding::MadeInSource { .. } => {

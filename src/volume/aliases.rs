@@ -1,6 +1,6 @@
 //! Two names for the same bytes: found before one is written over the other.
 
-use super::findings::{Finding, SameBytes};
+use super::findings::{Finding, SharedStorage};
 use super::name::Name;
 use super::open::storage_of_folder;
 use crate::block::places::storage_of;
@@ -49,10 +49,10 @@ pub(super) fn check_aliases(sides: &Sides<'_>, dest: &Arc<dyn Device>, cut: bool
     };
     let overlap = storage_of(source)?.overlap_in(&reads, &storage_of(dest)?, &writes);
     let how = match overlap {
-        Overlap::Yes(_) if one_leaf => SameBytes::OneDisk,
-        Overlap::Yes(how) => SameBytes::Known(how),
+        Overlap::Yes(_) if one_leaf => SharedStorage::OneDisk,
+        Overlap::Yes(how) => SharedStorage::Known(how),
         Overlap::Maybe(_) if sides.distinct => return Ok(None),
-        Overlap::Maybe(why) => SameBytes::Maybe(why),
+        Overlap::Maybe(why) => SharedStorage::Maybe(why),
         Overlap::No => return Ok(None),
     };
     let (source, dest) = (sides.source_name.text().into_owned(), sides.dest_name.text().into_owned());

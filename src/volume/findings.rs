@@ -24,7 +24,7 @@ pub enum Level {
 
 /// Why two names may stand for the same bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum SameBytes {
+pub enum SharedStorage {
     /// Ranges of one disk.
     OneDisk,
     /// Known from what lies below the devices.
@@ -92,7 +92,7 @@ pub enum Finding {
     /// Both names are one file.
     SameFile { source: String, dest: String },
     /// The two ends hold the same bytes, or may.
-    SameBytes { source: String, dest: String, how: SameBytes },
+    SameBytes { source: String, dest: String, how: SharedStorage },
     /// A new file would be made inside what is copied.
     MadeInSource { source: String, dest: PathBuf, why: String },
     /// A segment ends past the end of the device or range `name`.
@@ -184,7 +184,7 @@ impl Finding {
             Self::WritesInto { .. } => "writes-into",
             Self::TwoWays { .. } => "two-ways",
             Self::SameFile { .. } => "same-file",
-            Self::SameBytes { how: SameBytes::Maybe(_), .. } => "maybe-same-bytes",
+            Self::SameBytes { how: SharedStorage::Maybe(_), .. } => "maybe-same-bytes",
             Self::SameBytes { .. } => "same-bytes",
             Self::MadeInSource { .. } => "made-in-source",
             Self::SegmentOutside { .. } => "segment-outside",
@@ -306,9 +306,11 @@ impl Finding {
             }
             Self::SameBytes { source, dest, how } => {
                 let text = match how {
-                    SameBytes::OneDisk => format!("{source} and {dest} overlap on one disk"),
-                    SameBytes::Known(how) => format!("{source} and {dest} hold the same bytes: {how}"),
-                    SameBytes::Maybe(why) => format!("{source} and {dest} may hold the same bytes: {why}"),
+                    SharedStorage::OneDisk => format!("{source} and {dest} overlap on one disk"),
+                    SharedStorage::Known(how) => format!("{source} and {dest} hold the same bytes: {how}"),
+                    SharedStorage::Maybe(why) => {
+                        format!("{source} and {dest} may hold the same bytes: {why}")
+                    }
                 };
                 (Kind::Overlap, None, text)
             }

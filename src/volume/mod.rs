@@ -21,7 +21,7 @@ mod watched;
 pub use copying::{CopyBuilder, CopyError, ReadyCopy};
 pub use ends::{Ends, EndsOptions, Purpose, Rehearsal, look};
 pub use file_dest::hold_dest;
-pub use findings::{Finding, Left, Level, Obstacle, SameBytes};
+pub use findings::{Finding, Left, Level, Obstacle, SharedStorage};
 pub use name::{Name, Part, Place};
 pub use open::{Found, find, model_of, open_dest, open_source, read_only, storage_of_folder};
 pub use size::{parse_size, size, size_exact};
