@@ -36,9 +36,10 @@
 //! | room | what it is for |
 //! |---|---|
 //! | [`volume`] | names to devices, opened safely; files made, cut and extended; the one call that copies |
-//! | [`exports`] | the ways out: sockets and threads around the target, the mount |
+//! | [`exports`] | the ways out: sockets around the target, the mount |
 //! | [`nvmet`] | NVMe commands to requests: subsystems, namespaces, controllers |
-//! | [`map`] | one device from several: linear, mirror |
+//! | [`map`] | one device from several: linear, stripe, mirror |
+//! | [`workers`] | threads that do I/O: reactor and range locks, inbox, start and end |
 //! | [`drivers`] | devices: memory, null, regular file, block device, NVMe/TCP namespace |
 //! | [`copy`](mod@copy) | plan and run a copy |
 //! | [`net`] | streams under both ends of NVMe/TCP |
@@ -67,5 +68,6 @@ pub mod sim;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod volume;
+pub mod workers;
 
 pub use volume::copying::copy;

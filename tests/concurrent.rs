@@ -15,7 +15,7 @@ use blkcopy::block::{
 };
 use blkcopy::copy::run::{Consistency, Options, Progress, copy};
 use blkcopy::copy::{Job, Offload, Policy, Segment};
-use blkcopy::map::{Blank, Linear, Mirror};
+use blkcopy::map::{LazyDevice, Linear, Mirror};
 use blkcopy::reactor::local::{Client, Local, spawn};
 use blkcopy::reactor::{EngineChoice, choose};
 use blkcopy::sim::{DelayDevice, Rng};
@@ -107,7 +107,7 @@ impl World {
         let slow = |blocks: u64, salt: u64| {
             let leaf = Arc::new(DelayDevice::new(mem(blocks), seed ^ salt, 3)) as Dev;
             // Half of the worlds have leaves whose zeroes may be owed.
-            if seed.is_multiple_of(2) { leaf } else { Blank::with_lazy_min(leaf, 1).unwrap() as Dev }
+            if seed.is_multiple_of(2) { leaf } else { LazyDevice::with_lazy_min(leaf, 1).unwrap() as Dev }
         };
         let blocks = ROWS * ROW;
         // The border falls inside the first row that only copies change.

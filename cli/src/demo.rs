@@ -10,7 +10,7 @@ use blkcopy::block::{Error, Kind};
 use blkcopy::copy::Offload;
 use blkcopy::copy::run::Verify;
 use blkcopy::drivers::{File as FileDevice, FileOptions};
-use blkcopy::exports::nvme_tcp::{self, Server};
+use blkcopy::exports::nvme_tcp::{Server, ServerOptions};
 use blkcopy::nvme::Nqn;
 use blkcopy::nvmet::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use blkcopy::volume::{CopyError, size};
@@ -88,8 +88,7 @@ fn serve(dir: &Path) -> Result<Server, Fail> {
         subsystem.add(device, NamespaceOptions::default())?;
     }
     target.serve(subsystem)?;
-    let options =
-        nvme_tcp::Options { listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))], ..Default::default() };
+    let options = ServerOptions { listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))], ..Default::default() };
     Ok(Server::start(target, options)?)
 }
 

@@ -6,7 +6,7 @@ use blkcopy::block::places::share_bytes;
 use blkcopy::block::{Error, Kind};
 use blkcopy::drivers::{Hold, hold, in_use};
 use blkcopy::exports::fuse::Serve;
-use blkcopy::map::Blank;
+use blkcopy::map::LazyDevice;
 use blkcopy::volume::{self, Found, Name, Place, hold_dest};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub(crate) struct Served {
     pub(crate) name: String,
     /// What was opened, under its list of zeroes that are owed: all front ends use it through that.
-    pub(crate) device: Arc<Blank>,
+    pub(crate) device: Arc<LazyDevice>,
     pub(crate) read_only: bool,
     pub(crate) serve: Serve,
     _hold: Hold,
@@ -67,7 +67,7 @@ pub(crate) fn open(text: &OsStr, before: &[Served], how: How) -> Result<Served, 
         }
     }
     let hold = if how.read_only { hold(&device, false)? } else { hold_dest(&device)? };
-    let device = Blank::new(device)?;
+    let device = LazyDevice::new(device)?;
     let serve = match place.place {
         Place::Mem(_) | Place::Null(_) => Serve::AtOnce,
         Place::Path(_) => Serve::MayBlock,

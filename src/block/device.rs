@@ -1,5 +1,6 @@
 //! The `Device` and `Queue` traits: what every driver, map, fault injector and tracer is.
 
+use super::lazy::LazyZeroes;
 use super::storage::{Storage, Stored};
 use super::{
     Access, ByteRange, Completion, Container, Counters, Error, Guard, Kind, Leg, Limits, LimitsChange, Piece,
@@ -60,31 +61,14 @@ pub trait Device: Send + Sync + 'static {
     /// A queue for the calling thread, served by that thread's reactor.
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>>;
 
-    /// True while a range reads as zero without the zeroes being stored: a flush of it settles first ([`super::lock::LockedQueue`]).
-    /// Costs one atomic load on a leaf.
-    fn owes_zeroes(&self) -> bool {
-        false
+    /// The devices it is made of; none for a leaf.
+    fn legs(&self) -> &[Arc<dyn Device>] {
+        &[]
     }
 
-    /// True when what it owes has become so many ranges that a write stores some before it adds to them. Costs one atomic load on
-    /// a leaf.
-    fn owes_too_much(&self) -> bool {
-        false
-    }
-
-    /// The parts of `within` that a leaf owes zeroes for, in order, apart from each other; whole blocks. Nothing on a map: ask its
-    /// leaves ([`Device::owing`]), for a leg of a mirror may owe what the other holds.
-    fn owed_zeroes(&self, _within: ByteRange) -> Vec<ByteRange> {
-        Vec::new()
-    }
-
-    /// Appends the leaves below it, or itself, that owe zeroes now.
-    fn owing(self: Arc<Self>, _leaves: &mut Vec<Arc<dyn Device>>) {}
-
-    /// True when what is stored in `range` is what it reads as. Asked with the range's locks held, before a native copy takes
-    /// the range as its source.
-    fn reads_as_stored(&self, _range: ByteRange) -> bool {
-        true
+    /// A leaf's zeroes that are not stored yet. `None`: it stores each at once. Of a map, ask [`super::lazy`].
+    fn lazy_zeroes(&self) -> Option<&dyn LazyZeroes> {
+        None
     }
 
     /// What its bytes are stored in, down to the disks as far as the system tells: for comparing devices whose leaves differ.
@@ -241,7 +225,7 @@ pub enum LeafSpace {
     /// (process-wide serial, 0): memory and test devices.
     Memory,
     /// NVMe namespaces: a digest of what the namespace calls itself, the same through every address and controller. Equal
-    /// numbers prove nothing by themselves: a cloned box says what the first one does. See [`is_one_device`].
+    /// numbers prove nothing by themselves: a cloned box says what the first one does. see [`super::places::is_one_device`].
     Namespace,
     /// What is behind disks that say so: the unit with a name (WWID), a volume of a thin pool. No device is such a leaf itself.
     Unit,

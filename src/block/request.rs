@@ -33,7 +33,7 @@ pub enum Op {
         /// True: space may be given back (a hole); false: space stays allocated.
         may_unmap: bool,
         /// True: may complete before the zeroes are on the medium, as long as reads return zero and a flush makes them durable
-        /// (see `map::Blank`). A device that cannot be lazy ignores it.
+        /// (see `map::LazyDevice`). A device that cannot be lazy ignores it.
         lazy: bool,
     },
     /// Tell the device that the range is not needed; what it reads as afterwards is undefined.
@@ -148,11 +148,10 @@ impl CopyRequest {
     ///
     /// Errors: `Unsupported`, so that the range is planned again and its zeroes are found.
     pub fn check_stored(&self) -> Result<(), Error> {
-        match self.sources.iter().find(|range| !self.source.reads_as_stored(**range)) {
+        match self.sources.iter().find(|range| !super::lazy::reads_as_stored(&self.source, **range)) {
             None => Ok(()),
             Some(&range) => {
-                let text =
-                    "the source owes zeroes there that are not stored yet: read it, or zero the destination";
+                let text = "the source has lazy zeroes there, which are not stored yet: read it, or zero the destination";
                 Err(Error::new(Kind::Unsupported, text).on(self.source.name()).at(range))
             }
         }

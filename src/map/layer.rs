@@ -183,19 +183,8 @@ impl<M: Mapping> Device for Layer<M> {
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>> {
         Ok(Box::new(LayerQueue::open(self.legs.clone())?))
     }
-    fn owes_zeroes(&self) -> bool {
-        self.any(|leg| leg.owes_zeroes())
-    }
-    fn owes_too_much(&self) -> bool {
-        self.any(|leg| leg.owes_too_much())
-    }
-    fn owing(self: Arc<Self>, leaves: &mut Vec<Arc<dyn Device>>) {
-        self.devices().for_each(|leg| leg.clone().owing(leaves));
-    }
-    fn reads_as_stored(&self, range: ByteRange) -> bool {
-        self.mapping().parts(range).iter().all(|part| {
-            part.legs.iter().all(|on| self.legs.devices[on.leg].reads_as_stored(on.run(part.range.len())))
-        })
+    fn legs(&self) -> &[Arc<dyn Device>] {
+        &self.legs.devices
     }
     fn allocated_bytes(&self) -> Option<u64> {
         let legs: Vec<_> = self.devices().map(|leg| (leg.allocated_bytes(), leg.size())).collect();

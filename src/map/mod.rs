@@ -4,10 +4,10 @@
 //! flush) go through a map's queue, which fans them out. Copies do not: they go to the leaves that `resolve` names, and what happened
 //! there comes back through the guard.
 
-pub mod blank;
 mod fan;
 mod guard;
 pub mod layer;
+pub mod lazy;
 mod legs;
 pub mod linear;
 pub mod mapping;
@@ -15,8 +15,8 @@ pub mod mirror;
 mod queue;
 pub mod stripe;
 
-pub use blank::Blank;
 pub use layer::Layer;
+pub use lazy::LazyDevice;
 pub use linear::Linear;
 pub use mirror::Mirror;
 pub use stripe::Stripe;

@@ -185,17 +185,11 @@ macro_rules! wrap_device {
                 Identity::Map(_) => self.inner.clone().resolve(range, access),
             }
         }
-        fn owes_zeroes(&self) -> bool {
-            self.inner.owes_zeroes()
+        fn legs(&self) -> &[Arc<dyn Device>] {
+            self.inner.legs()
         }
-        fn owed_zeroes(&self, within: ByteRange) -> Vec<ByteRange> {
-            self.inner.owed_zeroes(within)
-        }
-        fn owing(self: Arc<Self>, leaves: &mut Vec<Arc<dyn Device>>) {
-            self.inner.clone().owing(leaves);
-        }
-        fn reads_as_stored(&self, range: ByteRange) -> bool {
-            self.inner.reads_as_stored(range)
+        fn lazy_zeroes(&self) -> Option<&dyn $crate::block::LazyZeroes> {
+            self.inner.lazy_zeroes()
         }
         fn allocated_bytes(&self) -> Option<u64> {
             self.inner.allocated_bytes()

@@ -4,7 +4,6 @@
 //! file, copies, checks, puts right what an early end left, and answers with the receipt.
 
 use super::ends::{self, Ends, EndsOptions, Purpose, Ready};
-use super::engine::Engine;
 use super::file_dest::Made;
 use super::findings::{Finding, Level, Obstacle};
 use super::preserve::Kept;
@@ -16,6 +15,7 @@ use crate::copy::run::{Consistency, Options, Verify};
 use crate::copy::{DeviceFacts, Offload, Planner, Segment, Sparse};
 use crate::drivers::File;
 use crate::reactor::EngineChoice;
+use crate::workers::Workbench;
 use std::error::Error as StdError;
 use std::ffi::OsStr;
 use std::fmt;
@@ -23,6 +23,9 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::sync::Arc;
+
+/// Buffered writes are made by the submitting thread: cheapest, and this thread serves nobody else.
+const INLINE_WRITES: bool = true;
 
 /// A copy that is being described; [`crate::copy()`] begins one.
 ///
@@ -181,10 +184,13 @@ impl<'a> CopyBuilder<'a> {
     /// Opens both ends and checks everything that can be checked without changing anything.
     pub fn look(self) -> Result<ReadyCopy<'a>, CopyError> {
         let ends = ends::look(&self.ends, Purpose::Copy).map_err(CopyError::before)?;
-        Ok(ReadyCopy { builder: self, ends, engine: None, made: None })
+        Ok(ReadyCopy { builder: self, ends, bench: None, made: None })
     }
 
-    /// Copies. `Ok` when all was copied (and found equal, when asked).
+    /// Copies, on this thread. `Ok` when all was copied (and found equal, when asked).
+    ///
+    /// # Panics
+    /// When the thread has an executor of this library already.
     pub fn run(self) -> Result<Receipt, CopyError> {
         self.look()?.run()
     }
@@ -195,7 +201,7 @@ pub struct ReadyCopy<'a> {
     builder: CopyBuilder<'a>,
     ends: Ends,
     /// Kept for what is left in flight.
-    engine: Option<Engine>,
+    bench: Option<Workbench>,
     /// A new file that has no name goes when this is dropped.
     made: Option<Made>,
 }
@@ -206,10 +212,13 @@ impl ReadyCopy<'_> {
         &self.ends
     }
 
-    /// Copies, once. `Ok` when all was copied (and found equal, when asked).
+    /// Copies, once; see [`CopyBuilder::run`].
+    ///
+    /// # Panics
+    /// When the thread has an executor of this library already.
     pub fn run(&mut self) -> Result<Receipt, CopyError> {
         let (ready, preserve) = self.begin().map_err(CopyError::before)?;
-        let Some(engine) = &self.engine else { return Err(CopyError::before(again().into())) };
+        let Some(bench) = &self.bench else { return Err(CopyError::before(again().into())) };
         let builder = &mut self.builder;
         let options = Options {
             policy: builder.ends.policy(ready.dest_zero_from),
@@ -221,11 +230,11 @@ impl ReadyCopy<'_> {
             cancel: builder.cancel.flag().clone(),
             abandon: builder.abandon,
             pulse: Rc::default(),
-            io_engine: engine.name.clone(),
-            locks: Some(engine.locks.clone()),
+            io_engine: bench.engine.clone(),
+            locks: Some(bench.locks.clone()),
             in_order: ready.in_order,
         };
-        builder.cancel.wakes(engine.local.waker());
+        builder.cancel.wakes(bench.local.waker());
         let what = What {
             source: ready.source,
             dest: ready.dest,
@@ -233,7 +242,7 @@ impl ReadyCopy<'_> {
             hold: ready.source_hold,
             watch: &builder.watch,
         };
-        let ended = watched::run(engine, what, &options, &mut builder.tell);
+        let ended = watched::run(bench, what, &options, &mut builder.tell);
         let (mut receipt, mut error) = (ended.receipt, ended.error);
         let shown = |name: &OsStr| name.to_string_lossy().into_owned();
         receipt.source.name = shown(&builder.ends.source);
@@ -262,7 +271,7 @@ impl ReadyCopy<'_> {
 
     /// All that can fail before anything is changed, and then the first change.
     fn begin(&mut self) -> Result<(Ready, Option<Kept>), Obstacle> {
-        if self.engine.is_some() {
+        if self.bench.is_some() {
             return Err(again().into());
         }
         let (builder, ends) = (&mut self.builder, &self.ends);
@@ -273,9 +282,18 @@ impl ReadyCopy<'_> {
         if builder.ends.offload == Offload::Require {
             require_offload(&builder.ends, ends)?;
         }
-        self.engine = Some(Engine::start(builder.engine, &mut builder.tell)?);
+        self.bench = Some(bench(builder.engine, &mut builder.tell)?);
         Ok((ends.begin(mode)?, preserve))
     }
+}
+
+/// What this thread works with. Tells when the engine is not the one that was hoped for.
+fn bench(choice: EngineChoice, tell: &mut dyn FnMut(&Finding)) -> Result<Workbench, Obstacle> {
+    let bench = Workbench::new(choice, INLINE_WRITES).map_err(|error| Finding::NoEngine { error })?;
+    if choice == EngineChoice::Auto && bench.engine.contains("because") {
+        tell(&Finding::EngineSteppedDown { why: format!("io engine: {}", bench.engine) });
+    }
+    Ok(bench)
 }
 
 fn again() -> Error {

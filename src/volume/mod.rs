@@ -7,7 +7,6 @@
 mod aliases;
 pub mod copying;
 pub mod ends;
-mod engine;
 mod file_dest;
 pub mod findings;
 pub mod name;

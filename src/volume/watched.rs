@@ -1,6 +1,5 @@
 //! A copy during which both ends are looked at: another program may cut the destination or change the source.
 
-use super::engine::Engine;
 use super::findings::Finding;
 use super::watch::{CopyWatch, show};
 use crate::block::receipt::{Outcome, Receipt};
@@ -9,6 +8,7 @@ use crate::copy::Job;
 use crate::copy::run::{Ended, Options, Progress, copy};
 use crate::drivers::{File, Hold};
 use crate::reactor::local::sleep;
+use crate::workers::Workbench;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(super) struct What<'a> {
 
 /// Copies. The receipt's source state is the hold's; that the source grew or changed is told.
 pub(super) fn run(
-    engine: &Engine,
+    bench: &Workbench,
     what: What<'_>,
     options: &Options,
     tell: &mut dyn FnMut(&Finding),
@@ -42,7 +42,7 @@ pub(super) fn run(
     let watched = Rc::downgrade(&hold);
     let was_cut = Rc::new(Cell::new(None));
     let (cut, file) = (was_cut.clone(), dest.clone());
-    let _looks = engine.local.spawn(async move {
+    let _looks = bench.local.spawn(async move {
         let Some(file) = file.as_any().downcast_ref::<File>().filter(|_| !in_order) else { return };
         // It has its whole length from the start: what is shorter was cut by another program, and what is written to it then makes it
         // as long as before.
@@ -51,7 +51,7 @@ pub(super) fn run(
             sleep(WATCH_EVERY).await;
         }
     });
-    let _runs_on = engine.local.spawn(async move {
+    let _runs_on = bench.local.spawn(async move {
         // A program that wants to write waits for our lease: it is given back soon after it is asked for.
         while let Some(hold) = watched.upgrade() {
             if hold.borrow_mut().as_mut().is_some_and(|h| h.check().is_err()) {
@@ -63,8 +63,8 @@ pub(super) fn run(
     });
     let dest_name = dest.name().to_owned();
     let progress = Rc::new(Progress::default());
-    let showing = show(&engine.local, watch, &progress, job.total());
-    let mut ended = engine.local.block_on(copy(source, dest, job, options, &progress));
+    let showing = show(&bench.local, watch, &progress, job.total());
+    let mut ended = bench.local.block_on(copy(source, dest, job, options, &progress));
     drop(showing);
     if let Some(len) = was_cut.get() {
         let text = format!("another program cut it to {len} bytes while it was copied to; copy again");

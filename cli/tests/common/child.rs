@@ -8,8 +8,8 @@
 use crate::common::{BIN, sh};
 use blkcopy::block::{Device, Kind as ErrorKind};
 use blkcopy::drivers::mem::Mem;
-use blkcopy::exports::fuse::{Mount, Options, Serve, Volume};
-use blkcopy::map::{Blank, Linear};
+use blkcopy::exports::fuse::{Mount, MountOptions, Serve, Volume};
+use blkcopy::map::{LazyDevice, Linear};
 use blkcopy::sim::{CopyBug, DelayDevice, ErrorDevice, Fault, FaultPlan, MiscopyDevice, Ops, VolatileDisk};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write as _};
@@ -150,7 +150,7 @@ impl Kind {
             Arc::new(Mem::new(name, size, NonZeroU32::MIN).expect("a size of a test"))
         };
         // As the command has it: every leaf may owe zeroes.
-        let blank = |leaf| -> Arc<dyn Device> { Blank::with_lazy_min(leaf, LAZY_MIN).expect("a leaf") };
+        let blank = |leaf| -> Arc<dyn Device> { LazyDevice::with_lazy_min(leaf, LAZY_MIN).expect("a leaf") };
         let halves = |second| -> Arc<dyn Device> {
             let legs = [blank(mem("first", size / 2)), blank(second)];
             Arc::new(Linear::new(name, legs).expect("two legs of memory"))
@@ -194,7 +194,8 @@ pub(crate) fn serve_if_asked() {
         Volume { name, device, read_only: false, serve: kind.serve() }
     };
     let volumes = spec.devices.iter().enumerate().map(volume).collect();
-    let mut options = Options { cache: spec.cache, resizable: spec.resizable, ..Options::default() };
+    let mut options =
+        MountOptions { cache: spec.cache, resizable: spec.resizable, ..MountOptions::default() };
     if spec.few {
         (options.readers, options.workers) = (2, 2);
     }

@@ -2,6 +2,7 @@
 
 use super::settle::Settler;
 use super::{Begun, Claim, Claims, CopyTicket, CoreLocks, IoTicket, Mode, WaitId};
+use crate::block::lazy;
 use crate::block::places::{LeafRun, on_leaf, places};
 use crate::block::{
     Access, ByteRange, Completion, Counters, Device, Identity, LeafId, Op, Queue, Request, Result,
@@ -74,9 +75,9 @@ impl LockedQueue {
     pub fn try_submit(&mut self, request: Request) -> std::result::Result<(), Request> {
         let copies = matches!(request.op(), Op::Copy(_));
         match request.op().range() {
-            None if self.device.owes_zeroes() => return Err(request),
+            None if lazy::any(&*self.device) => return Err(request),
             None => {}
-            Some(_) if request.op().is_write() && self.device.owes_too_much() => return Err(request),
+            Some(_) if request.op().is_write() && lazy::too_many(&*self.device) => return Err(request),
             Some(range) if !copies && let Some((leaf, base)) = self.leaf => {
                 let claim = Claim { leaf, range: shifted(range, base), mode: mode_of(request.op()) };
                 if !self.try_io(request.tag(), &[claim]) {
@@ -172,7 +173,7 @@ impl LockedQueue {
         for at in 0..batch.len() {
             let op = batch[at].op();
             let Some(range) = op.range() else {
-                if self.device.owes_zeroes() {
+                if lazy::any(&*self.device) {
                     self.ready.extend(batch.drain(..at));
                     return false;
                 }
@@ -180,7 +181,7 @@ impl LockedQueue {
             };
             let mode = mode_of(op);
             let claim = Claim { leaf, range: shifted(range, base), mode };
-            let settles = mode == Mode::Exclusive && self.device.owes_too_much();
+            let settles = mode == Mode::Exclusive && lazy::too_many(&*self.device);
             if !matches!(op, Op::Copy(_)) && !settles {
                 match self.locks.begin_io(&[claim]) {
                     Begun::Held(ticket) => {
@@ -198,7 +199,8 @@ impl LockedQueue {
 
     fn begin(&mut self, request: Request) {
         let is_flush = request.op().range().is_none();
-        if (is_flush && self.device.owes_zeroes()) || (request.op().is_write() && self.device.owes_too_much())
+        if (is_flush && lazy::any(&*self.device))
+            || (request.op().is_write() && lazy::too_many(&*self.device))
         {
             return self.settler.add(&self.device, request);
         }

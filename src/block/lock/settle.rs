@@ -5,6 +5,7 @@
 //! the zeroes go to the leaves: what a leg of a mirror owes is no business of the other.
 
 use super::{Claim, Claims, CopyTicket, CoreLocks};
+use crate::block::lazy;
 use crate::block::{
     Buf, ByteRange, Completion, Counters, Device, Error, Identity, Kind, Op, Queue, Request, Result,
     Submitter,
@@ -84,11 +85,11 @@ impl Settler {
 
     /// Takes a flush of `device`, with what is owed now; or a write, with some of what is owed on each leaf that owes too much.
     pub(super) fn add(&mut self, device: &Arc<dyn Device>, request: Request) {
-        let (mut leaves, mut todo) = (Vec::new(), VecDeque::new());
-        device.clone().owing(&mut leaves);
+        let mut todo = VecDeque::new();
         let is_write = request.op().is_write();
-        for leaf in leaves.into_iter().filter(|leaf| !is_write || leaf.owes_too_much()) {
-            let ranges = leaf.owed_zeroes(ByteRange::to(leaf.size())).into_iter();
+        let full = |leaf: &Arc<dyn Device>| !is_write || lazy::too_many(&**leaf);
+        for leaf in lazy::leaves(device).into_iter().filter(full) {
+            let ranges = lazy::within(&*leaf, ByteRange::to(leaf.size())).into_iter();
             let most = if is_write { RELIEF } else { usize::MAX };
             todo.extend(ranges.take(most).map(|range| (leaf.clone(), range)));
         }
@@ -137,7 +138,8 @@ impl Job {
                 }
                 step.granted = Some(Instant::now());
                 // What was written meanwhile is owed no more: only now is it certain what is.
-                step.left = step.ranges.iter().flat_map(|&range| outlet.leaf.owed_zeroes(range)).collect();
+                step.left =
+                    step.ranges.iter().flat_map(|&range| lazy::within(&*outlet.leaf, range)).collect();
             }
             let more = outlet.store(step);
             // The claims are held until the device has let go, also after an error.
@@ -177,8 +179,8 @@ fn next_step(
         if !rest.is_empty() {
             todo.push_front((leaf.clone(), rest));
         }
-        // Owed no more: what took its place has completed, and the flush to come covers it.
-        if !leaf.owed_zeroes(range).is_empty() {
+        // LazyList no more: what took its place has completed, and the flush to come covers it.
+        if !lazy::within(&*leaf, range).is_empty() {
             bytes += range.len();
             ranges.push(range);
             of = Some(leaf);
@@ -245,7 +247,7 @@ impl Outlet {
                 }
                 Err(error) if error.kind() == Kind::Unsupported && !written => {
                     if !std::mem::replace(&mut self.by_writing, true) {
-                        tracing::info!(device = self.leaf.name(), %error, "zeroes that are owed are written");
+                        tracing::info!(device = self.leaf.name(), %error, "lazy zeroes are written");
                     }
                     step.left.push_back(range);
                 }

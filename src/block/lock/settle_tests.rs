@@ -1,10 +1,11 @@
 //! A flush stores what is owed and overwrites nothing that came later; a request that is only tried leaves nothing behind.
 
 use super::*;
+use crate::block::lazy;
 use crate::block::request::Cancel;
 use crate::block::{Buf, ByteRange, Completion, CopyRequest, Device, Kind, Method, Op, Queue, Submitter};
 use crate::drivers::mem::Mem;
-use crate::map::{Blank, Linear, Mirror};
+use crate::map::{LazyDevice, Linear, Mirror};
 use crate::sim::{DelayDevice, ErrorDevice, Fault, FaultPlan, Ops};
 use std::collections::VecDeque;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -23,7 +24,7 @@ fn mem() -> Dev {
 }
 
 fn blank(inner: Dev) -> Dev {
-    Blank::with_lazy_min(inner, 1).unwrap()
+    LazyDevice::with_lazy_min(inner, 1).unwrap()
 }
 
 fn at(block: u64, blocks: u64) -> ByteRange {
@@ -120,12 +121,12 @@ fn a_flush_stores_what_is_owed_on_every_leaf() {
     let locks = core();
     let mut user = User::new(&device, &locks);
     user.run(write(at(0, 192), 7)).result.unwrap();
-    assert!(!device.owes_zeroes());
+    assert!(!lazy::any(&*device));
     user.run(lazy(at(60, 128))).result.unwrap();
     user.run(write(at(62, 4), 9)).result.unwrap();
-    assert!(device.owes_zeroes() && leaves.iter().all(|leaf| leaf.owes_zeroes()));
+    assert!(lazy::any(&*device) && leaves.iter().all(|leaf| lazy::any(&**leaf)));
     user.run(Op::Flush).result.unwrap();
-    assert!(!device.owes_zeroes());
+    assert!(!lazy::any(&*device));
     let expected: Vec<u8> = (0..192)
         .map(|n| {
             if (62..66).contains(&n) {
@@ -156,7 +157,7 @@ fn what_only_one_leg_of_a_mirror_owes_is_not_zeroed_on_the_other() {
     plan.arm(Fault { ops: Ops::WRITE, ..Fault::nth(1) });
     user.run(write(at(8, 8), 9)).result.unwrap();
     user.run(Op::Flush).result.unwrap();
-    assert!(!device.owes_zeroes());
+    assert!(!lazy::any(&*device));
     assert_eq!(look(&device, at(6, 4)), [0, 0, 9, 9]);
     assert_eq!((look(&bottoms[0], at(8, 1)), look(&bottoms[1], at(8, 1))), (vec![0], vec![9]));
 }
@@ -181,7 +182,7 @@ fn a_write_in_flight_is_waited_for_and_not_overwritten() {
         user.wait(2).result.unwrap();
         other.wait(3).result.unwrap();
         assert_eq!(look(&device, at(3, 8)), [0, 9, 9, 8, 8, 8, 8, 0]);
-        assert!(!device.owes_zeroes());
+        assert!(!lazy::any(&*device));
         assert_eq!(format!("{:?}", locks.domain()), "LockDomain(1 cores, 0 copies)");
     }
 }
@@ -206,11 +207,11 @@ fn several_flushes_at_once_end_when_what_was_owed_is_stored() {
                 users[1 - n].turn();
             }
             users[n].wait(tag).result.unwrap();
-            assert!(device.owed_zeroes(at(0, 63)).is_empty());
+            assert!(lazy::within(&*device, at(0, 63)).is_empty());
         }
     }
     users[1].wait(9).result.unwrap();
-    assert_eq!(device.owed_zeroes(at(0, 64)), [at(63, 1)]);
+    assert_eq!(lazy::within(&*device, at(0, 64)), [at(63, 1)]);
 }
 
 //= promise 6, events
@@ -234,7 +235,7 @@ fn what_cannot_be_stored_stays_owed_and_fails_the_flush() {
             assert_eq!(look(&device, at(0, 25))[6..18], [0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]);
             plan.disarm();
             user.run(Op::Flush).result.unwrap();
-            assert!(!device.owes_zeroes());
+            assert!(!lazy::any(&*device));
             assert_eq!(look(&bottom, at(0, 25))[6..18], [0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]);
             assert_eq!(format!("{:?}", locks.domain()), "LockDomain(1 cores, 0 copies)");
         }
@@ -253,7 +254,7 @@ fn zeroes_are_written_where_the_device_has_no_zeroing() {
     user.run(lazy(ByteRange::between(512, (3 << 20) - 512))).result.unwrap();
     user.run(lazy(ByteRange::between((3 << 20) + 512, (3 << 20) + 1024))).result.unwrap();
     user.run(Op::Flush).result.unwrap();
-    assert!(!device.owes_zeroes());
+    assert!(!lazy::any(&*device));
     let held = look(&bottom, ByteRange::to(4 << 20));
     let blocks = |mib: usize| mib << 11;
     let owed = |n: usize| (1..blocks(3) - 1).contains(&n) || n == blocks(3) + 1;
@@ -367,14 +368,14 @@ fn a_huge_device_is_settled_in_few_steps() {
     let steps = user.queue.counters().requests - before;
     assert!((4..400).contains(&steps), "{steps} steps");
     // What is stored has been written, so nothing is left to owe.
-    assert!(!device.owes_zeroes());
+    assert!(!lazy::any(&*device));
 }
 
 //= promise mount
 #[test]
 fn writes_into_a_list_that_is_full_store_some_of_it_first() {
     let bottom = mem();
-    let list = Blank::with_list(bottom.clone(), 1, 8).unwrap();
+    let list = LazyDevice::with_list(bottom.clone(), 1, 8).unwrap();
     let device: Dev = list.clone();
     let mut user = User::new(&device, &core());
     let due: Vec<u8> = (0..64).map(|block| if block % 2 == 1 { 9 } else { 0 }).collect();
@@ -383,33 +384,33 @@ fn writes_into_a_list_that_is_full_store_some_of_it_first() {
         user.run(lazy(at(0, 64))).result.unwrap();
         let mut relieved = 0;
         for block in (1..64).step_by(2) {
-            let full = device.owes_too_much();
-            assert_eq!(full, list.owed_ranges() >= 8);
+            let full = lazy::too_many(&*device);
+            assert_eq!(full, list.lazy_ranges() >= 8);
             if full && round == 1 {
                 assert!(!user.tries(1, write(at(block, 1), 9)), "it would have to wait for zeroes");
             }
             user.run(write(at(block, 1), 9)).result.unwrap();
             relieved += usize::from(full);
-            assert!(list.owed_ranges() <= 8, "{} ranges", list.owed_ranges());
+            assert!(list.lazy_ranges() <= 8, "{} ranges", list.lazy_ranges());
         }
         assert!(relieved > 0, "it was never full");
         assert_eq!(look(&device, at(0, 64)), due);
         user.run(Op::Flush).result.unwrap();
-        assert_eq!((look(&bottom, at(0, 64)), list.owed_ranges()), (due.clone(), 0));
+        assert_eq!((look(&bottom, at(0, 64)), list.lazy_ranges()), (due.clone(), 0));
     }
 }
 
 #[test]
 fn a_write_that_cannot_relieve_a_full_list_says_so_and_changes_nothing() {
     let plan = FaultPlan::none();
-    let list = Blank::with_list(Arc::new(ErrorDevice::new(mem(), plan.clone())), 1, 4).unwrap();
+    let list = LazyDevice::with_list(Arc::new(ErrorDevice::new(mem(), plan.clone())), 1, 4).unwrap();
     let device: Dev = list.clone();
     let mut user = User::new(&device, &core());
     user.run(lazy(at(0, 64))).result.unwrap();
     for block in [1, 3, 5] {
         user.run(write(at(block, 1), 9)).result.unwrap();
     }
-    assert!(device.owes_too_much());
+    assert!(lazy::too_many(&*device));
     plan.arm(Fault { ops: Ops::WRITE_ZEROES, forever: true, ..Fault::nth(1) });
     assert!(user.run(write(at(7, 1), 9)).result.is_err());
     plan.disarm();

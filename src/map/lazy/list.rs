@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 /// Ranges of one device, in order, apart from each other; touching ones are merged.
 pub(super) type Parts = SmallVec<[ByteRange; 2]>;
 
-/// Owed ranges. Time is counted in additions.
+/// LazyList ranges. Time is counted in additions.
 #[derive(Default)]
-pub(super) struct Owed {
+pub(super) struct LazyList {
     /// By first byte; no two overlap.
     pieces: BTreeMap<u64, Piece>,
     bytes: u64,
@@ -22,7 +22,7 @@ struct Piece {
     since: u64,
 }
 
-impl Owed {
+impl LazyList {
     /// Bytes owed in all.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
@@ -117,10 +117,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn owed_ranges_equal_a_flat_array_of_times(
+        fn lazy_ranges_equal_a_flat_array_of_times(
             steps in prop::collection::vec((any::<bool>(), 0u64..24, 0u64..12, 0u64..6), 1..40),
         ) {
-            let mut owed = Owed::default();
+            let mut owed = LazyList::default();
             let mut flat = [0u64; 40];
             for (add, at, len, ago) in steps {
                 let until = owed.now().saturating_sub(ago);
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_was_owed_later_stays() {
-        let mut owed = Owed::default();
+        let mut owed = LazyList::default();
         owed.add(range(0, 10));
         let then = owed.now();
         owed.add(range(4, 2));

@@ -6,20 +6,21 @@
 //! What is owed hides what a write below did, until the write has completed; from then on the write shows. A write ends only what
 //! was owed when it was submitted: what was zeroed while it was in flight came after it, since it may have been seen before.
 
-mod owed;
+mod list;
 mod queue;
+mod shared;
 #[cfg(test)]
 mod tests;
 
-use crate::block::device::{check_range, resolve_plain};
+use crate::block::device::resolve_plain;
 use crate::block::{
-    Access, ByteRange, Container, Content, CopyPath, Counters, Device, Error, Extent, Identity, Kind, Limits,
-    LimitsChange, Queue, Resolution, Result, Storage,
+    Access, ByteRange, Container, Content, CopyPath, Counters, Device, Error, Extent, Identity, Kind,
+    LazyZeroes, Limits, LimitsChange, Queue, Resolution, Result, Storage,
 };
-use owed::{Owed, Parts};
+use shared::{Shared, Tell};
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Shortest zeroes that are owed, in bytes, unless said otherwise: shorter ones are stored as fast as they are put on a list.
 const LAZY_MIN_BYTES: u64 = 1 << 20;
@@ -30,30 +31,14 @@ const PIECES_MAX: usize = 1 << 16;
 /// The same leaf as the device inside, with zeroes that may be owed.
 ///
 /// The device inside must not be used beside it: it does not know what it reads as.
-pub struct Blank {
+pub struct LazyDevice {
     shared: Arc<Shared>,
     tell: Option<Tell>,
     /// The view that tells nobody, unless this is it.
     plain: Option<Arc<Self>>,
 }
 
-type Tell = Arc<dyn Fn(ByteRange) + Send + Sync>;
-
-/// What all views share.
-struct Shared {
-    inner: Arc<dyn Device>,
-    lazy_min_bytes: u64,
-    pieces_max: usize,
-    /// In bytes; never changes.
-    block_size: u32,
-    owed: Mutex<Owed>,
-    /// Bytes on the list: 0 lets requests pass without the lock. Written under it.
-    owed_bytes: AtomicU64,
-    /// The list has grown too long. Written under the lock.
-    is_full: AtomicBool,
-}
-
-impl Blank {
+impl LazyDevice {
     /// `inner`, a leaf. Lazy zeroes shorter than 1 MiB are stored at once.
     ///
     /// Errors: `InvalidInput` when `inner` is a map: what is owed is kept by its leaves.
@@ -69,12 +54,16 @@ impl Blank {
     /// The same with a list of about `pieces_max` ranges.
     pub fn with_list(inner: Arc<dyn Device>, lazy_min_bytes: u64, pieces_max: usize) -> Result<Arc<Self>> {
         if let Identity::Map(_) = inner.identity() {
-            let text = "zeroes are owed by leaves, and this is a map; put each of its leaves under a list of its own";
+            let text = "lazy zeroes are kept by leaves, and this is a map; put each of its leaves under a list of its own";
+            return Err(Error::new(Kind::InvalidInput, text).on(inner.name()));
+        }
+        if inner.lazy_zeroes().is_some() {
+            let text = "it keeps a list of lazy zeroes already; give it one only";
             return Err(Error::new(Kind::InvalidInput, text).on(inner.name()));
         }
         let block_size = inner.limits().block_size.get();
-        let (owed, owed_bytes, is_full) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
-        let shared = Shared { inner, lazy_min_bytes, pieces_max, block_size, owed, owed_bytes, is_full };
+        let (owed, lazy_bytes, is_full) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
+        let shared = Shared { inner, lazy_min_bytes, pieces_max, block_size, owed, lazy_bytes, is_full };
         let shared = Arc::new(shared);
         Ok(Arc::new(Self { shared, tell: None, plain: None }))
     }
@@ -94,70 +83,32 @@ impl Blank {
     }
 
     /// Bytes owed now.
-    pub fn owed_bytes(&self) -> u64 {
-        self.shared.owed_bytes.load(Ordering::Acquire)
+    pub fn lazy_bytes(&self) -> u64 {
+        self.shared.lazy_bytes.load(Ordering::Acquire)
     }
 
     /// Ranges on the list now.
-    pub fn owed_ranges(&self) -> usize {
+    pub fn lazy_ranges(&self) -> usize {
         self.shared.lock().count()
     }
 }
 
-impl Shared {
-    /// True when the list is not empty. Who was told of the completion of lazy zeroes sees them.
-    #[inline]
-    fn owes(&self) -> bool {
-        self.owed_bytes.load(Ordering::Acquire) > 0
+impl LazyZeroes for LazyDevice {
+    fn any(&self) -> bool {
+        self.shared.any()
     }
-
-    fn lock(&self) -> MutexGuard<'_, Owed> {
-        // Changed by calls that do not panic half-way.
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn too_many(&self) -> bool {
+        self.shared.is_full.load(Ordering::Relaxed)
     }
-
-    /// Owes `range`; false when the list is full.
-    fn owe(&self, range: ByteRange) -> bool {
-        let mut owed = self.lock();
-        // Two pieces may stay of those it covers.
-        if owed.count() >= self.pieces_max && owed.touched(range) < 3 {
-            return false;
-        }
-        owed.add(range);
-        self.tell_all(&owed);
-        true
+    fn within(&self, range: ByteRange) -> Vec<ByteRange> {
+        self.shared.within(range).into_vec()
     }
-
-    /// The list's time, for [`Shared::written`].
-    fn now(&self) -> u64 {
-        self.lock().now()
-    }
-
-    /// What was written at the front of a request that was submitted at `then` is owed no more.
-    fn written(&self, range: ByteRange, then: u64) {
-        if self.owes() {
-            let mut owed = self.lock();
-            owed.remove(range, then);
-            self.tell_all(&owed);
-        }
-    }
-
-    /// Lets all see what is on the list, which is locked.
-    fn tell_all(&self, owed: &Owed) {
-        self.owed_bytes.store(owed.bytes(), Ordering::Release);
-        self.is_full.store(owed.count() >= self.pieces_max, Ordering::Release);
-    }
-
-    fn within(&self, range: ByteRange) -> Parts {
-        if self.owes() { self.lock().within(range) } else { Parts::new() }
-    }
-
-    fn check(&self, range: ByteRange) -> Result<()> {
-        check_range(range, self.inner.size(), self.block_size).map_err(|e| e.on(self.inner.name()))
+    fn stored_through(&self) -> Option<Arc<dyn Device>> {
+        self.plain.clone().map(|plain| plain as Arc<dyn Device>)
     }
 }
 
-impl Device for Blank {
+impl Device for LazyDevice {
     fn name(&self) -> &str {
         self.inner().name()
     }
@@ -182,7 +133,7 @@ impl Device for Blank {
     }
     fn copy_paths(&self) -> Vec<CopyPath> {
         let mut paths = self.inner().copy_paths();
-        if self.shared.owes() {
+        if self.shared.any() {
             // The planner must look where the holes are that only the list knows.
             paths.iter_mut().for_each(|path| path.carries_holes = false);
         }
@@ -191,7 +142,7 @@ impl Device for Blank {
     fn next_extent(&self, range: ByteRange) -> Result<Extent> {
         self.shared.check(range)?;
         let (owed, len) =
-            if self.shared.owes() { self.shared.lock().front(range) } else { (false, range.len()) };
+            if self.shared.any() { self.shared.lock().front(range) } else { (false, range.len()) };
         if owed {
             Ok(Extent { len, content: Content::Hole })
         } else {
@@ -200,34 +151,17 @@ impl Device for Blank {
     }
     fn open_medium(self: Arc<Self>) -> Result<crate::block::Medium> {
         // What is owed lies nowhere yet.
-        if self.shared.owes() { Ok(crate::block::Medium::Cached) } else { self.inner().clone().open_medium() }
+        if self.shared.any() { Ok(crate::block::Medium::Cached) } else { self.inner().clone().open_medium() }
     }
     fn resolve(self: Arc<Self>, range: ByteRange, _: Access) -> Result<Resolution> {
         resolve_plain(self, range)
     }
     fn open_queue(self: Arc<Self>) -> Result<Box<dyn Queue>> {
         let inner = self.inner().clone().open_queue()?;
-        Ok(Box::new(queue::BlankQueue::new(self, inner)))
+        Ok(Box::new(queue::LazyQueue::new(self.shared.clone(), self.tell.clone(), inner)))
     }
-    fn owes_zeroes(&self) -> bool {
-        self.shared.owes() || self.inner().owes_zeroes()
-    }
-    fn owes_too_much(&self) -> bool {
-        self.shared.is_full.load(Ordering::Relaxed) || self.inner().owes_too_much()
-    }
-    fn owed_zeroes(&self, within: ByteRange) -> Vec<ByteRange> {
-        self.shared.within(within).into_vec()
-    }
-    fn owing(self: Arc<Self>, leaves: &mut Vec<Arc<dyn Device>>) {
-        self.inner().clone().owing(leaves);
-        if self.shared.owes() {
-            // Storing what is owed changes nothing that anybody reads, so nobody is told.
-            let plain: Arc<dyn Device> = self.plain.clone().unwrap_or(self);
-            leaves.push(plain);
-        }
-    }
-    fn reads_as_stored(&self, range: ByteRange) -> bool {
-        self.shared.within(range).is_empty() && self.inner().reads_as_stored(range)
+    fn lazy_zeroes(&self) -> Option<&dyn LazyZeroes> {
+        Some(self)
     }
     fn losses(&self) -> Vec<String> {
         self.inner().losses()

@@ -9,7 +9,7 @@ use blkcopy::block::lock::{Claim, CoreLocks, LockDomain, LockedQueue};
 use blkcopy::block::{Buf, ByteRange, Identity, Kind, Method, Op, Queue as _, Submitter};
 use blkcopy::copy::run::{Options, Progress, copy};
 use blkcopy::copy::{Job, Segment};
-use blkcopy::map::Blank;
+use blkcopy::map::LazyDevice;
 use blkcopy::reactor::local::{Client, Local, spawn, yield_now};
 use blkcopy::reactor::sim::Sim;
 use blkcopy::reactor::{EngineChoice, choose};
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 fn blank(inner: Dev) -> Dev {
-    Blank::with_lazy_min(inner, 1).unwrap()
+    LazyDevice::with_lazy_min(inner, 1).unwrap()
 }
 
 /// Half of the zeroes are lazy. Discards make blocks undefined, and so prove nothing here.
@@ -413,7 +413,7 @@ fn no_thread_loses_what_it_was_told_is_done() {
 #[test]
 fn a_map_has_no_list_of_its_own() {
     let linear = stack(1).build(8, &mut |blocks| mem(blocks) as Dev);
-    assert_eq!(Blank::new(linear).err().unwrap().kind(), Kind::InvalidInput);
+    assert_eq!(LazyDevice::new(linear).err().unwrap().kind(), Kind::InvalidInput);
 }
 
 #[test]

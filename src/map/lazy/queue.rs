@@ -1,15 +1,17 @@
-//! The queue of a blank device: what is owed is read as zero, and what has been written is owed no more.
+//! The queue of a device with lazy zeroes: they are read as zero, and what has been written is lazy no more.
 
-use super::{Blank, Parts};
-use crate::block::{Buf, ByteRange, Completion, Counters, Device, Error, Kind, Op, Queue, Request};
+use super::list::Parts;
+use super::shared::{Shared, Tell};
+use crate::block::{Buf, ByteRange, Completion, Counters, Error, Kind, Op, Queue, Request};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// While nothing is owed, and nobody is to be told, batches go to the queue inside as they came.
 ///
 /// Requests keep their tags on the way down, so those in flight must differ, as those of one submitter do.
-pub(super) struct BlankQueue {
-    blank: Arc<Blank>,
+pub(super) struct LazyQueue {
+    shared: Arc<Shared>,
+    tell: Option<Tell>,
     inner: Box<dyn Queue>,
     /// What is to be done when a request completes, by its tag.
     tracked: HashMap<u64, Tracked>,
@@ -30,9 +32,9 @@ enum Tracked {
     Discard { range: ByteRange },
 }
 
-impl BlankQueue {
-    pub(super) fn new(blank: Arc<Blank>, inner: Box<dyn Queue>) -> Self {
-        Self { blank, inner, tracked: HashMap::new(), backlog: VecDeque::new(), ended: Vec::new() }
+impl LazyQueue {
+    pub(super) fn new(shared: Arc<Shared>, tell: Option<Tell>, inner: Box<dyn Queue>) -> Self {
+        Self { shared, tell, inner, tracked: HashMap::new(), backlog: VecDeque::new(), ended: Vec::new() }
     }
 
     /// True when the device inside may have the batch as it is.
@@ -40,15 +42,15 @@ impl BlankQueue {
     fn is_plain(&self, batch: &VecDeque<Request>) -> bool {
         // A copy may come from another device that owes.
         let plain = |r: &Request| !matches!(r.op(), Op::WriteZeroes { lazy: true, .. } | Op::Copy(_));
-        self.blank.tell.is_none()
+        self.tell.is_none()
             && self.tracked.is_empty()
             && self.backlog.is_empty()
-            && !self.blank.shared.owes()
+            && !self.shared.any()
             && batch.iter().all(plain)
     }
 
     fn tell(&self, range: ByteRange) {
-        if let Some(tell) = &self.blank.tell {
+        if let Some(tell) = &self.tell {
             tell(range);
         }
     }
@@ -58,13 +60,13 @@ impl BlankQueue {
         self.tracked.remove(&request.tag());
         let Some(range) = request.op().range() else { return self.backlog.push_back(request) };
         // What the device is going to refuse is for the device to refuse.
-        if range.is_empty() || self.blank.shared.check(range).is_err() {
+        if range.is_empty() || self.shared.check(range).is_err() {
             return self.backlog.push_back(request);
         }
         let tag = request.tag();
         match request.op_mut() {
             Op::Read { buf, .. } if buf.len() as u64 == range.len() => {
-                let owed = self.blank.shared.within(range);
+                let owed = self.shared.within(range);
                 if owed[..] == [range] {
                     buf.fill(0);
                     return self.ended.push(request.complete_ok());
@@ -74,15 +76,15 @@ impl BlankQueue {
                 }
             }
             Op::Compare { buf, .. } if buf.len() as u64 == range.len() => {
-                let owed = self.blank.shared.within(range);
+                let owed = self.shared.within(range);
                 if !owed.is_empty() {
                     return self.start_compare(request, range, owed);
                 }
             }
             Op::WriteZeroes { lazy, .. } => {
-                let shared = &self.blank.shared;
+                let shared = &self.shared;
                 let owe = *lazy && range.len() >= shared.lazy_min_bytes && !shared.inner.read_only();
-                if owe && shared.owe(range) {
+                if owe && shared.defer(range) {
                     self.tell(range);
                     return self.ended.push(request.complete_ok());
                 }
@@ -96,7 +98,7 @@ impl BlankQueue {
                 }
                 self.track_write(tag, range);
             }
-            Op::Discard { .. } if self.blank.tell.is_some() => {
+            Op::Discard { .. } if self.tell.is_some() => {
                 self.tracked.insert(tag, Tracked::Discard { range });
             }
             _ => {}
@@ -106,15 +108,15 @@ impl BlankQueue {
 
     fn track_write(&mut self, tag: u64, range: ByteRange) {
         // What is owed from now on this write came before: nothing to end when nothing is owed now.
-        if self.blank.tell.is_some() || self.blank.shared.owes() {
-            let then = self.blank.shared.now();
+        if self.tell.is_some() || self.shared.any() {
+            let then = self.shared.now();
             self.tracked.insert(tag, Tracked::Write { range, then });
         }
     }
 
     fn start_compare(&mut self, mut request: Request, range: ByteRange, owed: Parts) {
         let Some(scratch) = usize::try_from(range.len()).ok().and_then(Buf::alloc) else {
-            let error = super::super::fan::no_memory(self.blank.name(), range);
+            let error = super::super::fan::no_memory(self.shared.inner.name(), range);
             return self.ended.push(request.complete_err(error));
         };
         let tag = request.tag();
@@ -136,15 +138,15 @@ impl BlankQueue {
                 if let Some(at) = pairs.position(|(held, expected)| held != expected) {
                     done.good_bytes = at as u64;
                     let error = Error::new(Kind::Mismatch, "the bytes differ");
-                    done.result = Err(error.on(self.blank.name()).at(range));
+                    done.result = Err(error.on(self.shared.inner.name()).at(range));
                 }
             }
             Tracked::Write { range, then } => {
                 if done.result.is_err() {
                     // A block that is written in part stays owed whole, so its part is not good either.
-                    done.good_bytes -= done.good_bytes % u64::from(self.blank.shared.block_size);
+                    done.good_bytes -= done.good_bytes % u64::from(self.shared.block_size);
                 }
-                self.blank.shared.written(range.prefix(done.good_bytes), then);
+                self.shared.written(range.prefix(done.good_bytes), then);
                 self.tell(range);
             }
             Tracked::Discard { range } => self.tell(range),
@@ -156,7 +158,7 @@ impl BlankQueue {
 fn put_zeroes(range: ByteRange, owed: &Parts, done: &mut Completion) {
     for part in owed {
         let at = part.offset() - range.offset();
-        let fits = "an owed part lies inside the request's buffer";
+        let fits = "a lazy part lies inside the request's buffer";
         let (from, len) = (usize::try_from(at).expect(fits), usize::try_from(part.len()).expect(fits));
         let Some(bytes) = done.buf.get_mut(from..from + len) else { return };
         bytes.fill(0);
@@ -169,7 +171,7 @@ fn put_zeroes(range: ByteRange, owed: &Parts, done: &mut Completion) {
     }
 }
 
-impl Queue for BlankQueue {
+impl Queue for LazyQueue {
     fn submit(&mut self, batch: &mut VecDeque<Request>) {
         if self.is_plain(batch) {
             return self.inner.submit(batch);
