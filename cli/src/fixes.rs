@@ -59,6 +59,13 @@ pub(crate) fn fix(finding: &Finding) -> Option<Cow<'static, str>> {
         Finding::OffloadUnmet { .. } => "--offload auto, or look at blkcopy plan",
         Finding::NothingToPreserve { .. } => "leave --preserve out",
         Finding::NoEngine { .. } => "--io-engine auto",
+        Finding::ServedRange { .. } => "leave @offset+length out",
+        Finding::ServedRemote { .. } => "serve the device itself on the machine that has it",
+        Finding::ServedIsReadOnly { .. } => "serve it read-only",
+        Finding::ServedNotFound { .. } => "make it first: truncate -s 10G disk.img",
+        Finding::ServedInUse { .. } => {
+            "unmount or stop what uses it, or serve it read-only, or give --force-in-use if that is safe"
+        }
         _ => return None,
     };
     Some(fix.into())

@@ -126,6 +126,19 @@ pub enum Finding {
     /// The I/O engine that was asked for is not to be had.
     NoEngine { error: Error },
 
+    /// A range of a device was to be served.
+    ServedRange { device: String },
+    /// A namespace of another target was to be served.
+    ServedRemote { device: String },
+    /// A device that cannot be written was to be served for writing.
+    ServedIsReadOnly { device: String },
+    /// What was to be served does not exist.
+    ServedNotFound { device: String },
+    /// Another program uses what was to be served.
+    ServedInUse { device: String, holder: Holder },
+    /// It holds the same bytes as another device that is served.
+    ServedTwice { device: String, name: String, other: String, why: String },
+
     /// The source grew while it was copied.
     SourceGrew { source: String, size_bytes: u64 },
     /// The source changed while it was copied.
@@ -202,6 +215,12 @@ impl Finding {
             Self::OffloadUnmet { .. } => "offload-unmet",
             Self::NothingToPreserve { .. } => "nothing-to-preserve",
             Self::NoEngine { .. } => "no-engine",
+            Self::ServedRange { .. } => "served-range",
+            Self::ServedRemote { .. } => "served-remote",
+            Self::ServedIsReadOnly { .. } => "served-is-read-only",
+            Self::ServedNotFound { .. } => "served-not-found",
+            Self::ServedInUse { .. } => "served-in-use",
+            Self::ServedTwice { .. } => "served-twice",
             Self::SourceGrew { .. } => "source-grew",
             Self::SourceChanged { .. } => "source-changed",
             Self::NotPreserved { .. } => "not-preserved",
@@ -367,6 +386,24 @@ impl Finding {
             Self::NothingToPreserve { source } => {
                 (Kind::InvalidInput, None, format!("{source}: --preserve needs a regular file as source"))
             }
+            Self::ServedRange { device } => {
+                (Kind::InvalidInput, None, format!("{device}: a whole device is served, not a range of one"))
+            }
+            Self::ServedRemote { device } => (
+                Kind::InvalidInput,
+                None,
+                format!("{device}: a namespace of another target cannot be served yet"),
+            ),
+            Self::ServedIsReadOnly { device } => {
+                (Kind::ReadOnly, Some(device), "the device is read-only".to_owned())
+            }
+            Self::ServedNotFound { device } => (Kind::NotFound, Some(device), "is not there".to_owned()),
+            Self::ServedInUse { device, holder } => (Kind::InUse, Some(device), format!("in use: {holder}")),
+            Self::ServedTwice { device, name, other, why } => (
+                Kind::InUse,
+                Some(device),
+                format!("{name} and {other} hold the same bytes ({why}); leave one out"),
+            ),
             Self::SourceGrew { source, size_bytes } => (
                 Kind::SourceChanged,
                 None,

@@ -6,12 +6,15 @@
 
 mod aliases;
 pub mod copying;
+#[cfg(test)]
+mod copying_tests;
 pub mod ends;
 mod file_dest;
 pub mod findings;
 pub mod name;
 pub mod open;
 mod preserve;
+mod served;
 pub mod size;
 mod spool;
 pub mod watch;
@@ -23,5 +26,6 @@ pub use file_dest::hold_dest;
 pub use findings::{Finding, Left, Level, Obstacle, SharedStorage};
 pub use name::{Name, Part, Place};
 pub use open::{Found, find, model_of, open_dest, open_source, read_only, storage_of_folder};
+pub use served::{ServeOptions, Served, ServedName};
 pub use size::{parse_size, size, size_exact};
 pub use watch::{CancelHandle, CopyWatch, HowFar};

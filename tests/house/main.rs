@@ -21,7 +21,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("nvme", &["block"]),
     ("drivers", &["block", "net", "nvme", "reactor", "sys"]),
     ("map", &["block"]),
-    ("volume", &["block", "copy", "drivers", "reactor", "workers"]),
+    ("volume", &["block", "copy", "drivers", "map", "reactor", "workers"]),
     ("nvmet", &["block", "copy", "nvme", "reactor"]),
     ("workers", &["block", "reactor"]),
     ("exports", &["nvmet", "workers", "copy", "net", "nvme", "block", "reactor", "sys"]),
