@@ -15,7 +15,7 @@
 //! Nothing is written when one fails, so dword 0 is 0, as the standard has it for that case, whichever range was at fault.
 
 use crate::block::{ByteRange, Method};
-use crate::copy::native::one_request;
+use crate::copy::one_request::one_request;
 use crate::nvme::copy::parse_ranges;
 use crate::nvme::{CopyCommand, Status};
 use crate::nvmet::features::COPY_FORMATS;
