@@ -8,8 +8,8 @@ mod common;
 
 use blkcopy::block::request::Cancel;
 use blkcopy::block::{Buf, ByteRange, CopyRequest, Device, Method, Op, Submitter};
-use blkcopy::open::{Name, open_dest};
 use blkcopy::reactor::{EngineChoice, choose, enter};
+use blkcopy::volume::{Name, open_dest};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
 use std::error::Error;
