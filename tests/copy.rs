@@ -387,3 +387,24 @@ fn every_leg_of_a_mirror_is_verified() {
         }
     });
 }
+
+/// Programs keep receipts, and read them again.
+//= promise 2
+#[test]
+fn a_receipt_is_read_back_as_it_was_written() {
+    let local = local();
+    local.block_on(async {
+        let (source, faulty) = (mem(1 << 20, 512), failing(1 << 20, Ops::WRITE, 3, 512));
+        write(&source, 0, &pattern(1 << 20, 1)).await;
+        for (dest, verify) in
+            [(mem(1 << 20, 512), Verify::Digest), (mem(1 << 20, 512), Verify::Bytes), (faulty, Verify::None)]
+        {
+            let options = Options { verify, ..options(Offload::Never) };
+            let receipt = run(&source, &dest, &[seg(0, 512, (1 << 20) - 512)], &options).await.receipt;
+            let written = serde_json::to_value(&receipt).unwrap();
+            let read: blkcopy::block::receipt::Receipt = serde_json::from_value(written.clone()).unwrap();
+            assert_eq!(serde_json::to_value(&read).unwrap(), written);
+            assert_eq!((read.good_bytes, read.outcome), (receipt.good_bytes, receipt.outcome));
+        }
+    });
+}

@@ -1,6 +1,6 @@
 //! Plain numbers per queue, added up when asked.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
@@ -127,5 +127,19 @@ impl AddAssign for Counters {
 impl Serialize for Counters {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         self.calls_by_name().serialize(s)
+    }
+}
+
+/// From the names and numbers that are written; bytes on the wire stand elsewhere in a receipt.
+impl<'de> Deserialize<'de> for Counters {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let mut counters = Self::default();
+        for (name, times) in BTreeMap::<String, u64>::deserialize(d)? {
+            let call = Call::ALL.into_iter().find(|call| call.name() == name);
+            let call =
+                call.ok_or_else(|| serde::de::Error::custom(format!("the call {name} is not known")))?;
+            counters.calls[call as usize] = times;
+        }
+        Ok(counters)
     }
 }

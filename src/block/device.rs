@@ -6,7 +6,7 @@ use super::{
     Access, ByteRange, Completion, Container, Counters, Error, Guard, Kind, Leg, Limits, LimitsChange, Piece,
     Request, Resolution, Result,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
@@ -255,7 +255,7 @@ impl LeafId {
 }
 
 /// How bytes get from source to destination. Their numbers stand in plan digests: a new one comes last.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Method {

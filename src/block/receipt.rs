@@ -3,7 +3,8 @@
 //! Serialised as JSON by the command (`--json`, `--receipt`); the schema is described in `docs/receipt.md`.
 
 use super::{ByteRange, Counters, Error, Method};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -15,7 +16,7 @@ pub const SCHEMA: &str = "blkcopy-receipt/1";
 pub const DEVIATIONS_MAX: usize = 100;
 
 /// Why a method was chosen, or why a better one was not.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Reason {
@@ -72,7 +73,7 @@ impl Reason {
 }
 
 /// How stable the source was while it was copied.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceState {
     /// Nobody else could write: our locks or an exclusive open.
@@ -86,7 +87,7 @@ pub enum SourceState {
 }
 
 /// How it ended.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// All bytes copied (and verified, when asked).
@@ -102,7 +103,7 @@ pub enum Outcome {
 }
 
 /// One end of a copy.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct End {
     /// As the user named it.
     pub name: String,
@@ -115,7 +116,7 @@ pub struct End {
 }
 
 /// Bytes by one method for one reason.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Why {
     /// The method used.
     pub method: Method,
@@ -128,7 +129,7 @@ pub struct Why {
 }
 
 /// Where the run left the plan.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Deviation {
     /// Destination offset in bytes.
     pub dest_offset: u64,
@@ -145,10 +146,10 @@ pub struct Deviation {
 }
 
 /// The result of verification.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Verification {
     /// `digest` or `bytes`.
-    pub mode: &'static str,
+    pub mode: Cow<'static, str>,
     /// BLAKE3 of the source bytes, in job order, as lower-case hex (mode `digest`).
     pub source_digest: Option<String>,
     /// BLAKE3 of the destination bytes, read back after the flush.
@@ -164,7 +165,7 @@ pub struct Verification {
 }
 
 /// Bytes of the destination that were read back, by how; those of each copy on a mirror.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DestRead {
     /// From the medium, past the page cache of this system.
     pub direct: u64,
@@ -175,7 +176,7 @@ pub struct DestRead {
 }
 
 /// A run of bytes in JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// First byte.
     pub offset: u64,
@@ -190,7 +191,7 @@ impl From<ByteRange> for Span {
 }
 
 /// Bytes that passed through buffers of this process to be copied (verification apart).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostBytes {
     /// Read from the source.
     pub read: u64,
@@ -199,7 +200,7 @@ pub struct HostBytes {
 }
 
 /// Bytes on the connections of the two ends to copy and to flush (opening them and verification apart), headers included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireBytes {
     /// Sent by this host.
     pub sent: u64,
@@ -216,16 +217,16 @@ impl WireBytes {
 
 /// A loss of the connection to one end while it was copied. A copy goes on after it only where the target calls the namespace
 /// what it called it before, its generation included.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
     /// `source` or `dest`.
-    pub end: &'static str,
+    pub end: Cow<'static, str>,
     /// Why.
     pub why: String,
 }
 
 /// Seconds spent.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Timings {
     /// Planning and copying.
     pub copy_s: f64,
@@ -245,7 +246,7 @@ impl Timings {
 }
 
 /// What failed.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Failure {
     /// [`super::Kind`] in kebab case.
     pub kind: String,
@@ -274,10 +275,10 @@ impl From<&Error> for Failure {
 }
 
 /// What happened, from the first byte to the last.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Receipt {
     /// [`SCHEMA`].
-    pub schema: &'static str,
+    pub schema: Cow<'static, str>,
     /// How it ended.
     pub outcome: Outcome,
     /// Where the bytes came from.
@@ -317,7 +318,7 @@ pub struct Receipt {
     /// How stable the source was.
     pub source_state: SourceState,
     /// `request` or `whole`: what was locked together.
-    pub consistency: &'static str,
+    pub consistency: Cow<'static, str>,
     /// True when the destination was flushed at the end.
     pub flushed: bool,
     /// Verification, when asked for.

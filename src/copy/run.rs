@@ -126,7 +126,7 @@ pub async fn copy(
     receipt.wire_bytes = wire_bytes;
     for (end, device, before) in ends {
         let lost = device.losses().into_iter().skip(before);
-        receipt.connections_lost.extend(lost.map(|why| Loss { end, why }));
+        receipt.connections_lost.extend(lost.map(|why| Loss { end: end.into(), why }));
     }
     receipt.flushed = flushed;
     receipt.verification = verification;
@@ -170,7 +170,7 @@ fn blank(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job: &Job, options: &
         }
     };
     Receipt {
-        schema: SCHEMA,
+        schema: SCHEMA.into(),
         outcome: Outcome::Failed,
         source: end_of(source, job.source_span()),
         dest: end_of(dest, job.dest_span()),
@@ -189,7 +189,7 @@ fn blank(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job: &Job, options: &
         wire_bytes: WireBytes::default(),
         connections_lost: Vec::new(),
         source_state: SourceState::Unwatched,
-        consistency: options.consistency.name(),
+        consistency: options.consistency.name().into(),
         flushed: false,
         verification: None,
         undefined: Vec::new(),

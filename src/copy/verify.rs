@@ -67,7 +67,7 @@ pub(super) async fn verify(shared: &Rc<Shared>, job: &Job, mode: Verify) -> Resu
     }
     let hex = |h: &blake3::Hasher| digest.then(|| h.finalize().to_hex().to_string());
     Ok(Verification {
-        mode: if digest { "digest" } else { "bytes" },
+        mode: if digest { "digest" } else { "bytes" }.into(),
         source_digest: hex(&ours),
         dest_digest: hex(&theirs),
         equal: first_bad.is_none(),
