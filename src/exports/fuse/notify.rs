@@ -5,9 +5,10 @@
 
 use crate::block::ByteRange;
 use crate::reactor::local::Interrupt;
+use crate::sys::sync::{held, lock};
 use fuser::{INodeNo, Notifier};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
 /// Pages of files that the kernel is to write back and forget, and who waits for that.
@@ -31,7 +32,7 @@ pub(super) struct Notices(Arc<(Mutex<Line>, Condvar)>);
 impl Notices {
     fn line(&self) -> MutexGuard<'_, Line> {
         // A push cannot leave the line half changed.
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.0)
     }
 
     /// Has the kernel write back and forget pages; made when that is done, or when nobody does it any more.
@@ -73,7 +74,7 @@ impl Notices {
         loop {
             let mut line = self.line();
             while line.notices.is_empty() && line.changed.is_empty() && !line.ends {
-                line = self.0.1.wait(line).unwrap_or_else(PoisonError::into_inner);
+                line = held(self.0.1.wait(line));
             }
             let (notices, changed) = (std::mem::take(&mut line.notices), std::mem::take(&mut line.changed));
             if notices.is_empty() && changed.is_empty() {
