@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Whether a service has ended by itself. Clones share it.
 #[derive(Clone, Default)]
-pub struct Ending(Arc<Mutex<State>>);
+pub struct Ending(Arc<Mutex<EndingState>>);
 
 #[derive(Default)]
-struct State {
+struct EndingState {
     is_over: bool,
     why: Option<Error>,
     watcher: Option<Waker>,
 }
 
 impl Ending {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, EndingState> {
         // An assignment cannot leave the state half changed.
         lock(&self.0)
     }

@@ -29,7 +29,7 @@ impl<T> Inbox<T> {
         lock(&self.messages)
     }
 
-    /// From here on messages wake their reader. Those sent before wait for its first look.
+    /// From here on messages wake their reader. Those sent before wait for its first `take`.
     ///
     /// # Panics
     /// When the inbox has a reader already.
