@@ -1,9 +1,10 @@
 //! Owned, page-aligned buffers and the bounded pool they come from.
 
 use crate::sys::aligned::{Chunk, PAGE};
+use crate::sys::sync::lock;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A buffer with one owner: `len` visible bytes, page-aligned at the start unless narrowed. Goes back to its pool when
 /// dropped.
@@ -113,7 +114,7 @@ struct Free(Mutex<Vec<Chunk>>);
 impl Free {
     fn lock(&self) -> MutexGuard<'_, Vec<Chunk>> {
         // A push or pop cannot leave the list half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

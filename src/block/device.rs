@@ -6,6 +6,7 @@ use super::{
     Access, ByteRange, Completion, Container, Counters, Error, Guard, Kind, Leg, Limits, LimitsChange, Piece,
     Request, Resolution, Result,
 };
+use num_integer::Integer as _;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::collections::VecDeque;
@@ -363,11 +364,7 @@ impl CopyPath {
 
 /// The least common multiple of two numbers above 0; none below 2^64.
 fn common_multiple(a: u64, b: u64) -> Option<u64> {
-    let (mut divisor, mut rest) = (a, b);
-    while rest > 0 {
-        (divisor, rest) = (rest, divisor % rest);
-    }
-    (a / divisor).checked_mul(b)
+    (a / a.gcd(&b)).checked_mul(b)
 }
 
 /// What a run of bytes is known to hold.

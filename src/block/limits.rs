@@ -4,8 +4,9 @@
 //! may be changed at run time, the hardware value is the device's. `None` means "cannot"; zero is never a limit.
 
 use super::{Error, Kind, Result};
+use crate::sys::sync::held;
 use std::num::{NonZeroU32, NonZeroU64};
-use std::sync::{PoisonError, RwLock};
+use std::sync::RwLock;
 
 /// A soft value and the hardware value it never exceeds. `None`: the device cannot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -192,12 +193,12 @@ impl LimitsCell {
 
     /// The limits in force.
     pub fn get(&self) -> Limits {
-        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+        *held(self.0.read())
     }
 
     /// Applies `change` as one step and returns the result.
     pub fn change(&self, change: LimitsChange) -> Result<Limits> {
-        let mut now = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut now = held(self.0.write());
         let new = change.apply(&now)?;
         *now = new;
         Ok(new)

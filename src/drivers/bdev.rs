@@ -9,6 +9,7 @@ use crate::block::{
     Access, ByteRange, Container, CopyRequest, Device, Error, Identity, Kind, LeafId, Limits, LimitsChange,
     Queue, Resolution, Result, Storage,
 };
+use crate::sys::sync::lock;
 use crate::sys::{aligned::PAGE, ioctl};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -16,7 +17,7 @@ use std::any::Any;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 /// How a block device is opened.
@@ -119,14 +120,14 @@ static CLAIMS: Mutex<Vec<(u64, Weak<OwnedFd>)>> = Mutex::new(Vec::new());
 
 /// True when this process holds the exclusive open of a device.
 pub(crate) fn is_claimed_here(rdev: u64) -> bool {
-    let claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let claims = lock(&CLAIMS);
     claims.iter().any(|(dev, fd)| *dev == rdev && fd.strong_count() > 0)
 }
 
 /// The exclusive open of a device: its own, or of the whole disk when this process has that already. `None` when somebody
 /// else has it, or this process has a partition of it.
 fn claim(path: &Path, rdev: u64) -> Result<Option<Arc<OwnedFd>>> {
-    let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut claims = lock(&CLAIMS);
     claims.retain(|(_, fd)| fd.strong_count() > 0);
     if let Some(fd) = claims.iter().find(|(dev, _)| *dev == rdev).and_then(|(_, fd)| fd.upgrade()) {
         return Ok(Some(fd));

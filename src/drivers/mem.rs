@@ -10,11 +10,12 @@ use crate::block::{
     Result, Scope,
 };
 use crate::sys::aligned::copy_past_cache;
+use crate::sys::sync::held;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Bytes per stripe: the unit of locking and of allocation, and one huge page. Absent stripes read as zero.
 const STRIPE: u64 = 2 << 20;
@@ -93,11 +94,11 @@ impl Mem {
     }
 
     fn read_lock(&self, index: usize) -> RwLockReadGuard<'_, Option<Buf>> {
-        self.stripes[index].read().unwrap_or_else(PoisonError::into_inner)
+        held(self.stripes[index].read())
     }
 
     fn write_lock(&self, index: usize) -> RwLockWriteGuard<'_, Option<Buf>> {
-        self.stripes[index].write().unwrap_or_else(PoisonError::into_inner)
+        held(self.stripes[index].write())
     }
 
     /// The bytes of a stripe, made when it is not there; `None`: no memory.

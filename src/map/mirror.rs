@@ -12,10 +12,11 @@
 use super::layer::{Layer, Ready};
 use super::mapping::{Mapping, OnLeg, Part, Parts, Settled, Written};
 use crate::block::{ByteRange, Device, Result};
+use crate::sys::sync::lock;
 use smallvec::{SmallVec, smallvec};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Most regions: bounds the record (one byte each) to 16 MiB.
 const REGIONS_MAX: u64 = 1 << 24;
@@ -100,7 +101,7 @@ fn legs(set: u8) -> impl Iterator<Item = usize> {
 impl SameBytes {
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
         // Regions change one at a time, each to a valid state.
-        self.regions.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.regions)
     }
 
     /// The regions under `range`: (index, the part of `range` in it), in order.

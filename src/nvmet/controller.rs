@@ -11,10 +11,11 @@ use crate::nvme::fabrics::{Refusal, Width};
 use crate::nvme::log::ErrorEntry;
 use crate::nvme::property::{self, Cap, Cc, Csts, Shutdown, ShutdownStatus, Version};
 use crate::nvme::{Nqn, Status};
+use crate::sys::sync::lock;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The version of the base specification that controllers report.
 pub(super) const VERSION: Version = Version::V2_0;
@@ -149,11 +150,6 @@ pub struct Controller {
     write_through: AtomicBool,
     inner: Mutex<Registers>,
     running: Mutex<Vec<RunningCopy>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing behind these locks is left half changed by a panic elsewhere.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Controller {

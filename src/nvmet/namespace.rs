@@ -6,6 +6,7 @@ use crate::block::{ByteRange, Device, Error, Identity, Kind, Method, Result};
 use crate::nvme::{Blocks, Count8, Status};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use uuid::Builder;
 
 /// Smallest and largest logical block that can be asked for, in bytes. Hosts with pages of 4 KiB take no larger one.
 const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
@@ -113,7 +114,8 @@ impl Namespace {
         Ok(Self {
             nsid: place.nsid,
             nguid: identifier("nguid", &name, place),
-            uuid: uuid(identifier("uuid", &name, place)),
+            // Version 8 (RFC 9562): made by a rule of one's own.
+            uuid: Builder::from_custom_bytes(identifier("uuid", &name, place)).into_uuid().into_bytes(),
             generation: container::generation_of(&bound),
             read_only: options.read_only || device.read_only(),
             copy: copy_limits(&device, block_shift),
@@ -273,13 +275,6 @@ pub(super) fn bound_to(device: &Arc<dyn Device>) -> String {
 /// 16 bytes that stay the same as long as subsystem, name and number of namesakes do.
 fn identifier(kind: &str, name: &str, place: &NamespacePlace<'_>) -> [u8; 16] {
     container::identifier(kind, &[place.subsystem_nqn, name, &place.namesakes.to_string()])
-}
-
-/// A UUID of version 8 (RFC 9562: made by a rule of one's own) from 16 bytes.
-fn uuid(mut bytes: [u8; 16]) -> [u8; 16] {
-    bytes[6] = bytes[6] & 0x0f | 0x80;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    bytes
 }
 
 #[cfg(test)]

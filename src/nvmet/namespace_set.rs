@@ -4,8 +4,9 @@ use super::namespace::{Namespace, NamespaceOptions, NamespacePlace, bound_to};
 use crate::block::places::share_bytes;
 use crate::block::{Device, Error, Kind, Result};
 use crate::nvme::{Ascii, Nqn};
+use crate::sys::sync::lock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Highest NSID there can be (NN): bounds the table each queue has.
 pub const NSID_MAX: u32 = 1024;
@@ -43,11 +44,6 @@ pub(super) struct NamespaceSet {
     /// By NSID.
     list: Mutex<Arc<[Arc<Namespace>]>>,
     counts: Mutex<Vec<Arc<IoCounts>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Neither a list that is replaced nor a push is left half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl NamespaceSet {

@@ -7,8 +7,9 @@ use super::settings::Settings;
 use crate::block::{Device, Result};
 use crate::nvme::fabrics::{CNTLID_MAX, Refusal};
 use crate::nvme::{Ascii, Nqn, Status};
+use crate::sys::sync::lock;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// Most controllers at once: bounds what hosts that connect again and again can make of memory.
 pub const CONTROLLERS_MAX: usize = 4096;
@@ -45,7 +46,7 @@ impl Subsystem {
 
     /// The associations that have not ended.
     fn associations(&self) -> MutexGuard<'_, Associations> {
-        let mut associations = self.associations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut associations = lock(&self.associations);
         associations.controllers.retain(|c| !c.is_gone());
         associations
     }

@@ -5,9 +5,10 @@ use super::subsystem::{Subsystem, SubsystemOptions};
 use crate::block::{Error, Kind, Result};
 use crate::nvme::Nqn;
 use crate::nvme::discovery::{Entry, Header, SubsystemType};
+use crate::sys::sync::lock;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 struct Served {
     subsystems: Vec<Arc<Subsystem>>,
@@ -34,7 +35,7 @@ impl Target {
     }
 
     fn state(&self) -> MutexGuard<'_, Served> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The limits.

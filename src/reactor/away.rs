@@ -3,18 +3,14 @@
 use super::helpers::{self, Helpers};
 use super::{CallDone, IoOp, Waker as ReactorWaker, current};
 use crate::block::{Device, Error, Kind, Result};
+use crate::sys::sync::lock;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
 struct Answer<T> {
     value: Option<Result<T>>,
     waiter: Option<Waker>,
-}
-
-fn lock<T>(answer: &Mutex<Answer<T>>) -> MutexGuard<'_, Answer<T>> {
-    // What is held under this lock cannot be left half changed.
-    answer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The side of the call. Dropped without having told anything, it tells that the call was not made, or panicked.

@@ -6,10 +6,11 @@
 use super::threads::{self, Home};
 use super::{IoOp, Port};
 use crate::block::{Counters, Identity, LeafId};
+use crate::sys::sync::{held, lock};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 /// Most helper threads of one device.
@@ -93,7 +94,7 @@ static EXTRA: AtomicUsize = AtomicUsize::new(0);
 
 fn all() -> MutexGuard<'static, Option<HashMap<Key, Weak<Helpers>>>> {
     // Nothing that can panic runs under the lock.
-    ALL.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&ALL)
 }
 
 fn shared(key: Key, name: &str) -> Arc<Helpers> {
@@ -186,7 +187,7 @@ impl Helpers {
 
     fn work(&self) -> MutexGuard<'_, Work> {
         // Nothing that can panic runs under the lock.
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.work)
     }
 
     /// No operation of this device goes to a ring from here on: its files block whoever submits them.
@@ -300,8 +301,8 @@ impl Helpers {
                 work = self.work();
             }
             work.idle += 1;
-            let (held, timeout) = self.more.wait_timeout(work, IDLE).unwrap_or_else(PoisonError::into_inner);
-            work = held;
+            let (waited, timeout) = held(self.more.wait_timeout(work, IDLE));
+            work = waited;
             work.idle -= 1;
             if timeout.timed_out() && work.jobs.is_empty() {
                 ended(work.threads);

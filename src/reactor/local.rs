@@ -6,6 +6,7 @@
 use super::{Reactor, Waker as ReactorWaker, enter};
 use crate::block::lock::CoreLocks;
 use crate::block::{Completion, Counters, Device, Op, Queue, Request, Result, Submitter};
+use crate::sys::sync::lock;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -13,7 +14,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::ThreadId;
 use std::time::Duration;
@@ -61,7 +62,7 @@ struct Woken {
 impl Woken {
     fn ids(&self) -> MutexGuard<'_, VecDeque<u64>> {
         // A push or pop cannot leave the list half changed.
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ids)
     }
 }
 
@@ -626,7 +627,7 @@ impl Interrupt {
     /// Makes it, from any thread; sleeping executors whose tasks await it wake up.
     pub fn set(&self) {
         self.0.0.store(true, Ordering::SeqCst);
-        let waiters = std::mem::take(&mut *self.0.1.lock().unwrap_or_else(PoisonError::into_inner));
+        let waiters = std::mem::take(&mut *lock(&self.0.1));
         waiters.into_iter().for_each(Waker::wake);
     }
 
@@ -639,7 +640,7 @@ impl Interrupt {
     pub async fn wait(&self) {
         poll_fn(|cx| {
             if !self.is_set() {
-                let mut waiters = self.0.1.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut waiters = lock(&self.0.1);
                 if !waiters.iter().any(|w| w.will_wake(cx.waker())) {
                     waiters.push(cx.waker().clone());
                 }

@@ -3,9 +3,10 @@
 use super::ports::Ports;
 use super::threads;
 use super::{Engine, IoDone, IoOp, Port, Reactor, Waker};
+use crate::sys::sync::{held, lock};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 /// Longest delay of an operation, in microseconds of virtual time.
@@ -44,7 +45,7 @@ impl Sim {
     }
 
     fn take_woken(&self) -> bool {
-        std::mem::take(&mut *self.bell.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.bell.0))
     }
 }
 
@@ -134,8 +135,8 @@ impl Reactor for Sim {
             }
             None => {
                 let (woken, bell) = &*self.bell;
-                let held = woken.lock().unwrap_or_else(PoisonError::into_inner);
-                *bell.wait_while(held, |w| !*w).unwrap_or_else(PoisonError::into_inner) = false;
+                let is_woken = lock(woken);
+                *held(bell.wait_while(is_woken, |w| !*w)) = false;
             }
         }
     }
@@ -147,7 +148,7 @@ impl Reactor for Sim {
     fn waker(&self) -> Waker {
         let bell = self.bell.clone();
         Waker::new(move || {
-            *bell.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            *lock(&bell.0) = true;
             bell.1.notify_all();
         })
     }

@@ -3,6 +3,7 @@
 use super::ports::Ports;
 use super::{CallDone, IoDone, IoOp, Port, Waker, one};
 use crate::block::{Buf, Call, Counters};
+use crate::sys::sync::lock;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{fdatasync, fsync};
 use rustix::io::{Errno, ReadWriteFlags};
@@ -10,7 +11,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Carries an operation out on the calling thread.
@@ -140,7 +141,7 @@ impl Home {
     }
 
     pub(super) fn deliver(&self, port: Port, done: IoDone) {
-        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut finished = lock(&self.finished);
         finished.push((port, done));
         let first = finished.len() == 1;
         drop(finished);
@@ -151,7 +152,7 @@ impl Home {
 
     /// Takes what helpers have finished.
     pub(super) fn take(&self) -> Vec<(Port, IoDone)> {
-        std::mem::take(&mut *self.finished.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.finished))
     }
 
     pub(super) fn waker(self: &Arc<Self>) -> Waker {

@@ -11,10 +11,11 @@ use crate::block::{
     Access, ByteRange, Completion, CopyPath, CopyReport, CopyRequest, Counters, Device, Error, Identity,
     Kind, LeafId, Limits, LimitsCell, LimitsChange, Method, Op, Queue, Request, Resolution, Result, Scope,
 };
+use crate::sys::sync::lock;
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::num::{NonZeroU32, NonZeroU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Longest copy in one request, in bytes.
 const COPY_MAX: NonZeroU64 = NonZeroU64::new(1 << 20).expect("not zero");
@@ -102,7 +103,7 @@ impl VolatileDisk {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Block numbers of a checked range.

@@ -8,11 +8,12 @@ use crate::block::{
     Kind, Limits, LimitsChange, Op, Queue, Request, Resolution, Result,
 };
 use crate::reactor;
+use crate::sys::sync::lock;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::ops::BitOr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A set of operations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,7 +128,7 @@ impl FaultPlan {
     }
 
     fn lock(&self) -> MutexGuard<'_, Plan> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     fn hit(&self, ops: Ops, len: u64, device: &dyn Device) -> Option<Hit> {

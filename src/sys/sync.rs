@@ -30,8 +30,18 @@ impl<T> UnsafeCell<T> {
 }
 
 /// Locks; a panic of another holder is no reason to stop, what it held is consistent between statements.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    held(mutex.lock())
+}
+
+/// [`lock`] for the mutex of hand-over code, which may be loom's.
+pub(crate) fn lock_modelled<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    held(mutex.lock())
+}
+
+/// What a lock or a wait for a condition gives, whether or not another holder panicked (see [`lock`]).
+pub(crate) fn held<T>(taken: std::sync::LockResult<T>) -> T {
+    taken.unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// One turn of a wait for another thread that is about to finish: spins, and gives the processor away when that thread

@@ -5,18 +5,14 @@ use crate::block::request::Cancel;
 use crate::copy::run::{Phase, Progress};
 use crate::reactor::Waker;
 use crate::reactor::local::{Local, sleep};
+use crate::sys::sync::lock;
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How often the copying thread says where it is.
 const SAID_EVERY: Duration = Duration::from_millis(100);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A whole value is put there at once.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Ends a copy early, from any thread; clones are one handle. What was copied until then stands.
 #[derive(Clone, Default, Debug)]

@@ -2,7 +2,8 @@
 
 use crate::block::Error;
 use crate::reactor::Waker;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sys::sync::lock;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Whether a service has ended by itself. Clones share it.
 #[derive(Clone, Default)]
@@ -18,7 +19,7 @@ struct EndingState {
 impl Ending {
     fn state(&self) -> MutexGuard<'_, EndingState> {
         // An assignment cannot leave the state half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The service is over; the first reason given stays. Wakes the watcher.

@@ -1,8 +1,9 @@
 //! Messages to one thread, which they wake.
 
 use crate::reactor::Waker;
+use crate::sys::sync::lock;
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 /// Where other threads leave messages for one thread.
 pub struct Inbox<T> {
@@ -25,7 +26,7 @@ impl<T> Default for Inbox<T> {
 impl<T> Inbox<T> {
     fn messages(&self) -> MutexGuard<'_, Messages<T>> {
         // A push or a removal cannot leave the queue half changed.
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.messages)
     }
 
     /// From here on messages wake their reader. Those sent before wait for its first `take`.

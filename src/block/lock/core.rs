@@ -4,7 +4,7 @@ use super::claims::{Claim, Claims};
 use super::domain::{CopyState, CopyTicket, Granted, LockDomain, announce};
 use crate::block::LeafId;
 use crate::sys::owned::{Owned, Owner};
-use crate::sys::sync::{AtomicBool, Mutex, Ordering, lock};
+use crate::sys::sync::{AtomicBool, Mutex, Ordering, lock_modelled as lock};
 use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;

@@ -3,7 +3,7 @@
 use super::claims::{ClaimSet, Claims};
 use super::core::{Core, CoreLocks, Message};
 use crate::block::{Error, Kind, LeafId, Result};
-use crate::sys::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock};
+use crate::sys::sync::{AtomicBool, AtomicU32, Mutex, Ordering, lock_modelled as lock};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::fmt;

@@ -8,7 +8,7 @@
 //! Pure: it makes no system call and never blocks. Who cannot go on keeps a [`Ticket`] and is woken. `docs/notes/007-one-way.md`.
 
 use super::ByteRange;
-use crate::sys::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, lock};
+use crate::sys::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, lock_modelled as lock};
 use slab::Slab;
 use smallvec::SmallVec;
 use std::collections::VecDeque;

@@ -1,10 +1,11 @@
 //! What the closes of a written file answer: some file systems say only there that what was written is lost.
 
 use crate::block::{Error, Result};
+use crate::sys::sync::{held, lock};
 use std::io;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// The closes of one opening of a file, in whichever thread they are made.
 #[derive(Debug, Default)]
@@ -23,7 +24,7 @@ struct State {
 
 impl Closes {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Takes down what a close answered.
@@ -39,7 +40,7 @@ impl Closes {
     pub fn check(&self, name: &str) -> Result<()> {
         let mut state = self.state();
         while state.under_way > 0 {
-            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = held(self.ended.wait(state));
         }
         let Some(error) = &state.failed else { return Ok(()) };
         // The kernel tells it once; whoever asks later is told the same.

@@ -11,11 +11,12 @@ use super::transfer::ended_early;
 use super::{size_of, way};
 use crate::block::{ByteRange, Content, Error, LEN_MAX, Result};
 use crate::sys::ioctl;
+use crate::sys::sync::lock;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// `cachestat` has failed once: its answer will not change.
 static CACHESTAT_OFF: AtomicBool = AtomicBool::new(false);
@@ -156,7 +157,7 @@ impl Holes {
 
     fn look(&self, file: &impl Asked, range: ByteRange, size: u64) -> Result<(Content, u64)> {
         let at = range.offset();
-        let known = *self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = *lock(&self.data);
         if known.offset() <= at && at < known.end() {
             return Ok((Content::Data, known.end()));
         }
@@ -223,7 +224,7 @@ impl Holes {
     }
 
     fn remember(&self, start: u64, end: u64) {
-        *self.data.lock().unwrap_or_else(PoisonError::into_inner) = ByteRange::between(start, end);
+        *lock(&self.data) = ByteRange::between(start, end);
     }
 }
 

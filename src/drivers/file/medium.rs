@@ -12,6 +12,7 @@ use crate::block::{
 use crate::reactor::{self, CallDone, IoDone, IoOp, Port, Reactor};
 use crate::sys::aligned::PAGE;
 use crate::sys::ioctl;
+use crate::sys::sync::lock;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use slab::Slab;
@@ -19,7 +20,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Bytes read at once where they need a buffer of their own.
 const STEP: usize = 1 << 20;
@@ -189,10 +190,6 @@ struct MediumQueue {
 struct Carried {
     buf: Buf,
     result: Result<()>,
-}
-
-fn lock(carried: &Mutex<Carried>) -> MutexGuard<'_, Carried> {
-    carried.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl MediumQueue {

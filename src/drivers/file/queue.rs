@@ -12,12 +12,13 @@ use crate::block::{
     Request, Result,
 };
 use crate::reactor::{self, CallDone, IoDone, IoOp, Port, Reactor};
+use crate::sys::sync::lock;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Requests in flight at most; the rest waits with the submitter.
 const IN_FLIGHT_MAX: usize = 256;
@@ -109,10 +110,6 @@ struct Carried {
     poisons: bool,
     /// Direct I/O was refused, and nothing was done.
     refused: bool,
-}
-
-fn lock(carried: &Mutex<Carried>) -> MutexGuard<'_, Carried> {
-    carried.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_fua(request: &Request) -> bool {

@@ -4,11 +4,12 @@
 use crate::block::way::Gate;
 use crate::block::{Buf, ByteRange, Call, Counters, LeafId};
 use crate::sys::ioctl;
+use crate::sys::sync::lock;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
 
 /// Memory for one step of direct I/O at odd offsets, in bytes.
 const BOUNCE: usize = 1 << 20;
@@ -18,7 +19,7 @@ static GATES: LazyLock<Mutex<HashMap<LeafId, Weak<Gate>>>> = LazyLock::new(Mutex
 /// The gate of a leaf: one in this process, for as long as anybody has it open.
 pub(super) fn gate_of(leaf: LeafId) -> Arc<Gate> {
     // An insertion cannot leave the table half changed.
-    let mut gates = GATES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut gates = lock(&GATES);
     if let Some(gate) = gates.get(&leaf).and_then(Weak::upgrade) {
         return gate;
     }

@@ -6,12 +6,12 @@
 
 use super::Why;
 use super::admin::{DEPTH, Facts};
-use super::controller::lock;
 use super::link::{Link, Received, broken};
 use super::wire::Wire;
 use crate::block::Counters;
 use crate::nvme::tcp::host::{Data, Event};
 use crate::nvme::{Cqe, Sqe};
+use crate::sys::sync::lock;
 use rustix::net::{Shutdown, shutdown};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;

@@ -11,13 +11,14 @@ use super::{Options, Why};
 use crate::block::{Error, Kind, Result};
 use crate::nvme::Sqe;
 use crate::nvme::tcp::host::Data;
+use crate::sys::sync::{held, lock};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -33,11 +34,6 @@ const QUEUE_LINGERS: Duration = Duration::from_secs(1);
 /// Controllers of this process that somebody uses.
 static CONTROLLERS: Mutex<Vec<Weak<Controller>>> = Mutex::new(Vec::new());
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
-
-/// Locks what no panic can leave half changed: every change under these locks is one assignment or one push.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What namespaces and queues hold on to. When the last of them goes, the association ends.
 pub(super) struct Controller {
@@ -185,7 +181,7 @@ impl Controller {
                 let text = format!("no connection to {} in time", self.shared.peer.address);
                 return Err(Error::new(Kind::Io, text));
             }
-            state = self.shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state = held(self.shared.changed.wait_timeout(state, wait)).0;
         }
     }
 
@@ -348,7 +344,7 @@ impl Drop for Controller {
             let state = lock(&self.shared.state);
             let most = 2 * GOODBYE;
             let ended = self.shared.changed.wait_timeout_while(state, most, |state| !state.ended);
-            if !ended.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+            if !held(ended).1.timed_out() {
                 let _ = thread.join();
             }
         }

@@ -13,10 +13,11 @@ use crate::block::{
     Method, Queue, Resolution, Result, Scope, Storage,
 };
 use crate::nvme::identify::oncs;
+use crate::sys::sync::lock;
 use std::any::Any;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The size of one read or write that serves best, in bytes, where the controller takes as much.
@@ -122,7 +123,7 @@ impl WriteCache {
 
     /// This association is lost, and with it maybe what was written and not flushed.
     fn association_ended(&self, association: u64, why: &Why) {
-        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+        *lock(&self.why) = Some(why.clone());
         self.ended.fetch_max(association, Ordering::SeqCst);
         if self.is_volatile() && self.dirty.load(Ordering::SeqCst) > self.clean.load(Ordering::Acquire) {
             self.lost.fetch_max(association, Ordering::AcqRel);
@@ -149,7 +150,7 @@ impl WriteCache {
         if self.lost.load(Ordering::Acquire) < opened {
             return Ok(());
         }
-        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = lock(&self.why);
         let why = why.as_ref().map_or(String::new(), |w| format!(" ({w})"));
         let text = format!(
             "the connection was lost{why} when bytes were written and not yet flushed, and nobody can say whether the target has \
@@ -262,7 +263,7 @@ impl Namespace {
         if self.is_there() {
             return Ok(());
         }
-        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = lock(&self.gone);
         Err(gone.as_ref().map_or_else(|| Error::new(Kind::Io, "is gone"), Why::error))
     }
 
@@ -316,7 +317,7 @@ impl Namespace {
 
     /// It can be used no more.
     pub(super) fn is_gone(&self, why: &Why) {
-        *self.gone.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+        *lock(&self.gone) = Some(why.clone());
         self.there.store(false, Ordering::Release);
     }
 

@@ -1,7 +1,7 @@
 //! What a target has: the subsystems of its discovery log, and the namespaces of each.
 
 use super::admin::{self, Admin, Ask, Facts, NamespaceFacts, Peer, Purpose};
-use super::identity::{Host, hex, uuid_text};
+use super::identity::{Host, hex};
 use super::url::{Address, Url};
 use super::{Options, Why};
 use crate::block::{Error, Kind, Result};
@@ -10,6 +10,7 @@ use crate::nvme::discovery::{Entry, Header, SubsystemType};
 use crate::nvme::log::lid;
 use serde::Serialize;
 use std::time::Instant;
+use uuid::Uuid;
 
 /// Entries read at most: more than anybody has, and a bound on what a target can make us read.
 const ENTRIES_MAX: u64 = 1024;
@@ -236,7 +237,7 @@ impl NamespaceInfo {
             block_size: page.block_bytes(),
             metadata_bytes: page.lba_format().metadata_bytes,
             read_only: page.write_protected,
-            uuid: namespace.ids.uuid.as_ref().map(uuid_text),
+            uuid: namespace.ids.uuid.map(|id| Uuid::from_bytes(id).to_string()),
             nguid: namespace.ids.nguid.as_ref().map(|id| hex(id)),
             eui64: namespace.ids.eui64.as_ref().map(|id| hex(id)),
             copy: page.copy.filter(|_| facts.has(crate::nvme::identify::oncs::COPY)).map(|most| CopyInfo {

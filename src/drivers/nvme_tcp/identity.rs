@@ -4,6 +4,7 @@ use crate::block::{Error, Kind, Result};
 use crate::nvme::Nqn;
 use std::fmt::Write as _;
 use std::fs;
+use uuid::{Builder, Uuid};
 
 /// A host's name and identifier. Targets expect one identifier with each name.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,22 +39,15 @@ impl Host {
             let text = "this machine has no name (/etc/nvme/hostnqn, /etc/machine-id); give the URL one: &hostnqn=NQN";
             return Err(Error::new(Kind::InvalidInput, text));
         };
-        let mut id = [0; 16];
-        id.copy_from_slice(&blake3::derive_key("blkcopy nvme host id", machine.as_bytes())[..16]);
-        id[6] = id[6] & 0x0f | 0x80;
-        id[8] = id[8] & 0x3f | 0x80;
-        let nqn = Nqn::new(&format!("nqn.2014-08.org.nvmexpress:uuid:{}", uuid_text(&id)))?;
-        Ok(Self { nqn, id })
+        let uuid = Builder::from_custom_bytes(digest(&machine)).into_uuid();
+        let nqn = Nqn::new(&format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}"))?;
+        Ok(Self { nqn, id: uuid.into_bytes() })
     }
 
     /// A host by its name: the identifier is the UUID in the name, or a digest of it.
     fn of(nqn: Nqn) -> Self {
         let in_name = nqn.as_str().rsplit_once("uuid:").and_then(|(_, text)| uuid(text));
-        let id = in_name.unwrap_or_else(|| {
-            let mut id = [0; 16];
-            id.copy_from_slice(&blake3::derive_key("blkcopy nvme host id", nqn.as_str().as_bytes())[..16]);
-            id
-        });
+        let id = in_name.unwrap_or_else(|| digest(nqn.as_str()));
         Self { nqn, id }
     }
 }
@@ -62,26 +56,15 @@ fn line(path: &str) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// The bytes of a UUID, in the order they are written.
-fn uuid(text: &str) -> Option<[u8; 16]> {
-    let digits: String = text.chars().filter(|&c| c != '-').collect();
-    if digits.len() != 32 || !digits.is_ascii() {
-        return None;
-    }
+fn digest(text: &str) -> [u8; 16] {
     let mut id = [0; 16];
-    for (i, byte) in id.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(id)
+    id.copy_from_slice(&blake3::derive_key("blkcopy nvme host id", text.as_bytes())[..16]);
+    id
 }
 
-/// A UUID as it is written.
-pub(super) fn uuid_text(id: &[u8; 16]) -> String {
-    let mut text = hex(id);
-    for at in [20, 16, 12, 8] {
-        text.insert(at, '-');
-    }
-    text
+/// The bytes of a UUID, in the order they are written.
+fn uuid(text: &str) -> Option<[u8; 16]> {
+    Uuid::try_parse(text).ok().map(Uuid::into_bytes)
 }
 
 /// Bytes as lower-case hex.
@@ -101,6 +84,9 @@ mod tests {
         let me = Host::new(None).unwrap();
         assert_eq!(me, Host::new(None).unwrap());
         let id = |text: &str| Some(text.to_owned());
+        let known = Host::of_machine(id("a"), None).unwrap();
+        assert_eq!((known.id[6] >> 4, known.id[8] >> 6), (8, 2), "version and variant of the UUID");
+        assert_eq!(Host::of(known.nqn.clone()), known);
         assert_ne!(Host::of_machine(id("a"), None).unwrap(), Host::of_machine(id("b"), None).unwrap());
         let booted = Host::of_machine(None, id("b")).unwrap();
         assert_eq!(Host::of_machine(id("uninitialized"), id("b")).unwrap(), booted);
@@ -108,7 +94,7 @@ mod tests {
         let text = "01234567-89ab-cdef-0123-456789abcdef";
         let named = Nqn::new(&format!("nqn.2014-08.org.nvmexpress:uuid:{text}")).unwrap();
         let host = Host::new(Some(named)).unwrap();
-        assert_eq!(uuid_text(&host.id), text);
+        assert_eq!(Uuid::from_bytes(host.id).to_string(), text);
         assert_eq!(host.id[..4], [0x01, 0x23, 0x45, 0x67]);
         let odd = Nqn::new("nqn.2014-08.org.nvmexpress:uuid:not-one").unwrap();
         let other = Nqn::new("nqn.x:y").unwrap();

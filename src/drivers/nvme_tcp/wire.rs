@@ -4,8 +4,8 @@
 use super::Why;
 use super::admin::Facts;
 use super::channel::{Channel, Ended};
-use super::controller::lock;
 use crate::reactor::Waker;
+use crate::sys::sync::lock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;

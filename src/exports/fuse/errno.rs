@@ -31,30 +31,11 @@ pub(super) fn copy_errno(error: &Error) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use strum::IntoEnumIterator as _;
 
     #[test]
     fn a_copy_never_answers_what_makes_the_kernel_copy_by_itself() {
-        let kinds = [
-            Kind::Unsupported,
-            Kind::TooLarge { max_bytes: 1 },
-            Kind::InvalidInput,
-            Kind::Misaligned,
-            Kind::OutOfRange,
-            Kind::Overlap,
-            Kind::ReadOnly,
-            Kind::InUse,
-            Kind::NotFound,
-            Kind::Permission,
-            Kind::NoSpace,
-            Kind::NoMemory,
-            Kind::Io,
-            Kind::Aborted,
-            Kind::Cancelled,
-            Kind::Poisoned,
-            Kind::Mismatch,
-            Kind::SourceChanged,
-        ];
-        for kind in kinds {
+        for kind in Kind::iter() {
             let number = copy_errno(&Error::new(kind, "x")).code();
             assert!(![libc::ENOSYS, libc::EOPNOTSUPP, libc::EXDEV].contains(&number), "{kind:?}");
         }

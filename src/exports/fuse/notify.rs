@@ -5,9 +5,10 @@
 
 use crate::block::ByteRange;
 use crate::reactor::local::Interrupt;
+use crate::sys::sync::{held, lock};
 use fuser::{INodeNo, Notifier};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
 /// Pages of files that the kernel is to write back and forget, and who waits for that.
@@ -31,7 +32,7 @@ pub(super) struct Notices(Arc<(Mutex<NoticeQueue>, Condvar)>);
 impl Notices {
     fn queue(&self) -> MutexGuard<'_, NoticeQueue> {
         // A push cannot leave the queue half changed.
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.0)
     }
 
     /// Has the kernel write back and forget pages; set when that is done, or when the mount is gone.
@@ -73,7 +74,7 @@ impl Notices {
         loop {
             let mut queue = self.queue();
             while queue.notices.is_empty() && queue.changed.is_empty() && !queue.ends {
-                queue = self.0.1.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = held(self.0.1.wait(queue));
             }
             let (notices, changed) = (std::mem::take(&mut queue.notices), std::mem::take(&mut queue.changed));
             if notices.is_empty() && changed.is_empty() {

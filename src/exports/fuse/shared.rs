@@ -6,12 +6,13 @@ use super::options::MountOptions;
 use super::refresh::Cut;
 use super::volume::{Files, Vol};
 use crate::reactor::local::Interrupt;
+use crate::sys::sync::lock;
 use crate::workers::Ending;
 use fuser::{Generation, INodeNo};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 /// Time for which the kernel may keep the attributes of a file.
@@ -74,6 +75,6 @@ impl MountShared {
 
     pub(super) fn refresher(&self) -> MutexGuard<'_, Option<Sender<Cut>>> {
         // An assignment cannot leave it half changed.
-        self.refresh.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.refresh)
     }
 }

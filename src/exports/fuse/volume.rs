@@ -6,12 +6,13 @@ use super::pace::Pace;
 use crate::block::receipt::HostBytes;
 use crate::block::{ByteRange, Content, Device, Error, Identity, Kind, Method, Result};
 use crate::reactor::helpers::{self, Helpers};
+use crate::sys::sync::lock;
 use fuser::{FileAttr, FileType, INodeNo};
 use serde_json::{Value, json};
 use slab::Slab;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Copies a volume remembers.
@@ -44,11 +45,6 @@ pub(super) struct Vol {
     /// Bytes of storage it took when that was last asked for.
     allocated: AtomicU64,
     copies: Mutex<Copies>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is held under these locks cannot be left half changed.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn nanos(time: SystemTime) -> u64 {

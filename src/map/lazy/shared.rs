@@ -3,8 +3,9 @@
 use super::list::{LazyList, Parts};
 use crate::block::device::check_range;
 use crate::block::{ByteRange, Device, Result};
+use crate::sys::sync::lock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Hears of each range that a queue has changed.
 pub(super) type Tell = Arc<dyn Fn(ByteRange) + Send + Sync>;
@@ -32,7 +33,7 @@ impl Shared {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, LazyList> {
         // Changed by calls that do not panic half-way.
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.owed)
     }
 
     /// Owes `range`; false when the list is full.

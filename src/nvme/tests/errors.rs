@@ -4,6 +4,7 @@ use crate::block::{Error, Kind};
 use crate::nvme::status::Retry;
 use crate::nvme::{Doing, Status};
 use std::error::Error as _;
+use strum::IntoEnumIterator as _;
 
 const ALL: [Doing; 8] = [
     Doing::Read,
@@ -16,26 +17,13 @@ const ALL: [Doing; 8] = [
     Doing::Admin,
 ];
 
-const KINDS: [Kind; 18] = [
-    Kind::Unsupported,
-    Kind::TooLarge { max_bytes: 4096 },
-    Kind::InvalidInput,
-    Kind::Misaligned,
-    Kind::OutOfRange,
-    Kind::Overlap,
-    Kind::ReadOnly,
-    Kind::InUse,
-    Kind::NotFound,
-    Kind::Permission,
-    Kind::NoSpace,
-    Kind::NoMemory,
-    Kind::Io,
-    Kind::Aborted,
-    Kind::Cancelled,
-    Kind::Poisoned,
-    Kind::Mismatch,
-    Kind::SourceChanged,
-];
+/// Every kind, with a maximum that a device may have.
+fn kinds() -> impl Iterator<Item = Kind> {
+    Kind::iter().map(|kind| match kind {
+        Kind::TooLarge { .. } => Kind::TooLarge { max_bytes: 4096 },
+        kind => kind,
+    })
+}
 
 fn of(kind: Kind, doing: Doing) -> Status {
     Status::of(&Error::new(kind, "it failed"), doing)
@@ -72,7 +60,7 @@ fn the_answers_of_a_target() {
         Status::new(0, 0x02),
         "1h/83h means something else"
     );
-    for (kind, doing) in KINDS.iter().flat_map(|&k| ALL.map(|d| (k, d))) {
+    for (kind, doing) in kinds().flat_map(|k| ALL.map(|d| (k, d))) {
         let status = of(kind, doing);
         assert!(!status.is_success() && status.text().is_some(), "{kind:?} {doing:?}");
         let may_help = matches!(kind, Kind::NoMemory | Kind::InUse | Kind::Aborted | Kind::SourceChanged);
@@ -108,7 +96,7 @@ fn too_large_is_said_only_with_the_maximum() {
 fn what_a_target_says_a_host_understands() {
     // Kinds that have a status of their own come back; the others become what their status says.
     for doing in ALL {
-        for sent in KINDS {
+        for sent in kinds() {
             let got = kind(of(sent, doing), doing);
             let expected = match sent {
                 Kind::Unsupported => Kind::Unsupported,
