@@ -24,14 +24,29 @@ use exerciser::ops::{How, Op, Pair, Span, Way, Wrong};
 use exerciser::{Copied, Run, exercise, minimise};
 use places::{Place, Under};
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex};
 
-/// One mount at a time: they share two cores, and a mount that waits for its turn looks like one that hangs.
-static ONE: Mutex<()> = Mutex::new(());
+/// Mounts that may run beside each other: more would share two cores, and a mount that waits long looks like one that hangs.
+static FREE: (Mutex<u32>, Condvar) = (Mutex::new(2), Condvar::new());
 
-/// Waits for the turn of this place. Plain files, which nothing watches, have theirs at once.
-fn turn(place: Place) -> Option<MutexGuard<'static, ()>> {
-    place.is_mount().then(|| ONE.lock().unwrap_or_else(PoisonError::into_inner))
+/// The turn of a mount, given back when dropped.
+struct Turn;
+
+/// Waits for the turn of this place. Plain files, which nothing watches, need none.
+fn turn(place: Place) -> Option<Turn> {
+    if !place.is_mount() {
+        return None;
+    }
+    let free = FREE.0.lock().unwrap();
+    *FREE.1.wait_while(free, |free| *free == 0).unwrap() -= 1;
+    Some(Turn)
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *FREE.0.lock().unwrap() += 1;
+        FREE.1.notify_one();
+    }
 }
 
 /// Not a test: the server process of others.
