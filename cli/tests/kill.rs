@@ -77,9 +77,9 @@ impl Drop for Served {
     }
 }
 
-/// A free port that the system gives to nobody by itself while the target is down.
-fn quiet_port() -> u16 {
-    (20000..30000).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).unwrap()
+/// A free port from `first` on that the system gives to nobody by itself while the target is down.
+fn quiet_port(first: u16) -> u16 {
+    (first..30000).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).unwrap()
 }
 
 /// Marks blocks as being changed to `stamp`. False: one of them is busy.
@@ -160,10 +160,27 @@ fn check(image: &Path, model: &Shared) {
     }
 }
 
+/// Targets that are killed, side by side: a host waits many seconds before it takes a target back that died.
+const TARGETS: u16 = 4;
+
 //= promise 5, 6, events
 #[test]
 fn a_killed_target_leaves_every_block_old_or_new() {
-    let kills = if std::env::var_os("BLKCOPY_SOAK").is_some() { 50 } else { 8 };
+    let kills = if std::env::var_os("BLKCOPY_SOAK").is_some() { 13 } else { 3 };
+    let worlds: Vec<_> = (0..TARGETS).map(|n| std::thread::spawn(move || killed(n, kills))).collect();
+    let (mut copies, mut flushes) = (0, 0);
+    for world in worlds {
+        let model = world.join().unwrap();
+        let model = lock(&model);
+        copies += model.copies;
+        flushes += model.flushes;
+    }
+    assert!(copies > 0 && flushes > 0);
+}
+
+/// One target under load, killed `kills` times: what was done.
+fn killed(target: u16, kills: u32) -> Shared {
+    const TASKS: u64 = 12;
     let dir = folder();
     let image = dir.path().join("disk.img");
     // Every block begins with a stamp of its own.
@@ -175,7 +192,8 @@ fn a_killed_target_leaves_every_block_old_or_new() {
     let model = Shared::default();
     lock(&model).acknowledged = (1..=3 * BLOCKS).collect();
     lock(&model).in_flight = vec![None; 3 * BLOCKS as usize];
-    let port = quiet_port();
+    // Each searches among ports of its own.
+    let port = quiet_port(20000 + 2000 * target);
     let mut served = Served::start(&image, port);
     let stop = Interrupt::default();
     let (theirs, stopped) = (model.clone(), stop.clone());
@@ -185,7 +203,8 @@ fn a_killed_target_leaves_every_block_old_or_new() {
         let local = Local::new(choose(EngineChoice::Auto, false).unwrap().0);
         local.block_on(async {
             let client = Client::open(device).unwrap();
-            let tasks: Vec<_> = (1..=12)
+            let first = 1 + TASKS * u64::from(target);
+            let tasks: Vec<_> = (first..first + TASKS)
                 .map(|seed| spawn(load(client.clone(), theirs.clone(), stopped.clone(), seed)))
                 .collect();
             for task in tasks {
@@ -195,7 +214,7 @@ fn a_killed_target_leaves_every_block_old_or_new() {
             assert!(flushed.is_err_and(|e| e.to_string().contains("not yet flushed")));
         });
     });
-    let mut rng = Rng::new(1);
+    let mut rng = Rng::new(1 + u64::from(target));
     let mut before = 0;
     for kill in 0..kills {
         // Not before the host got something done with this target.
@@ -207,14 +226,15 @@ fn a_killed_target_leaves_every_block_old_or_new() {
         drop(served);
         check(&image, &model);
         before = lock(&model).writes;
-        eprintln!("kill {kill}: {before} writes so far");
+        eprintln!("target {target}, kill {kill}: {before} writes so far");
         served = Served::start(&image, port);
     }
     stop.set();
     host.join().unwrap();
     check(&image, &model);
-    let model = lock(&model);
-    assert!(model.in_flight.iter().all(Option::is_none), "everything was answered");
-    assert!(model.copies > 0 && model.flushes > 0);
-    eprintln!("{} writes, {} copies, {} flushes, {kills} kills", model.writes, model.copies, model.flushes);
+    let end = lock(&model);
+    assert!(end.in_flight.iter().all(Option::is_none), "everything was answered");
+    eprintln!("{} writes, {} copies, {} flushes, {kills} kills", end.writes, end.copies, end.flushes);
+    drop(end);
+    model
 }

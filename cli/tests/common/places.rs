@@ -92,7 +92,8 @@ impl Place {
         Some(Self { under: bug.or(known)?, cache })
     }
 
-    fn is_mount(self) -> bool {
+    /// False for plain files.
+    pub(crate) fn is_mount(self) -> bool {
         !matches!(self.under, Under::Tmpfs | Under::Ext4 | Under::Xfs)
     }
 

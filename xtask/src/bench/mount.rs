@@ -1,8 +1,9 @@
-//! `cargo xtask bench mount`: the mount beside servers that do less, and beside `nbdfuse`, alternating A B A B in one run.
+//! `cargo xtask bench mount`: the mount beside servers that do less, and beside `nbdfuse`, alternating A B A B in
+//! one run.
 //!
-//! A request is answered by another thread than the one that asks, so where the scheduler puts the two decides more than
-//! either does: rows "on one core" hold client and server there, the others leave them alone. Servers run all the time and
-//! sleep while it is not their turn.
+//! A request is answered by another thread than the one that asks, so where the scheduler puts the two decides more
+//! than either does: rows "on one core" hold client and server there, the others leave them alone. Servers run all
+//! the time and sleep while it is not their turn.
 
 use super::flags::Timed;
 use super::mounted::{Mounted, Xfs};

@@ -1,4 +1,5 @@
-//! Servers that show files under a folder, and file systems on a loop device: made for a benchmark, taken apart when dropped.
+//! Servers that show files under a folder, and file systems on a loop device: made for a benchmark, taken apart
+//! when dropped.
 
 use super::programs::scratch;
 use crate::tool::{cannot, is_root, output, run, words};
@@ -19,8 +20,8 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    /// Starts a server that prints a line beginning with `ready` or `mounted on` when it shows its files under the folder
-    /// that `command` is given.
+    /// Starts a server that prints a line beginning with `ready` or `mounted on` when it shows its files under the
+    /// folder that `command` is given.
     pub(crate) fn start(command: impl FnOnce(&Path) -> Result<Command, String>) -> Result<Self, String> {
         let folder = scratch()?;
         let dir = folder.path().join("mnt");

@@ -1,9 +1,11 @@
-//! `cargo xtask bench target`: the NVMe/TCP target and host driver over loopback, one core for each, beside what else is here.
+//! `cargo xtask bench target`: the NVMe/TCP target and host driver over loopback, one core for each, beside what
+//! else is here.
 //!
-//! The generator is `benches/load.rs` (our host driver) for every row, so that targets are compared by one hand; nbdkit, which
-//! speaks another protocol, is driven by fio. CPU of the target's process stands beside the speed: where the generator's core is
-//! the limit, that is the figure that counts. When SPDK's programs are on PATH, its target takes the same loads in turn with
-//! ours, and `spdk_nvme_perf` drives both. The target whose turn it is not is stopped: SPDK's keeps its core busy always.
+//! The generator is `benches/load.rs` (our host driver) for every row, so that targets are compared by one hand;
+//! nbdkit, which speaks another protocol, is driven by fio. CPU of the target's process stands beside the speed:
+//! where the generator's core is the limit, that is the figure that counts. When SPDK's programs are on PATH, its
+//! target takes the same loads in turn with ours, and `spdk_nvme_perf` drives both. The target whose turn it is not
+//! is stopped: SPDK's keeps its core busy always.
 
 use super::flags::Timed;
 use super::programs::{bench, build, kernel_and_load, pinned, pinned_blkcopy, scratch};
@@ -31,7 +33,8 @@ const GENERATOR_CORE: usize = 1;
 struct Row {
     name: &'static str,
     load: &'static str,
-    /// What SPDK's target is asked for instead, where it cannot do the same: one range of its own namespace is all it copies.
+    /// What SPDK's target is asked for instead, where it cannot do the same: one range of its own namespace is all
+    /// it copies.
     theirs: Option<&'static str>,
     ranges: &'static str,
     from: u32,
@@ -185,8 +188,8 @@ fn cpu_seconds(pid: u32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
-/// SPDK's target with `namespaces` of `mib` each, in huge pages, which takes `need` MiB of them in all; stopped. `None`, aloud:
-/// it cannot be had.
+/// SPDK's target with `namespaces` of `mib` each, in huge pages, which takes `need` MiB of them in all; stopped.
+/// `None`, aloud: it cannot be had.
 fn spdk_target(namespaces: usize, mib: u64, need: u64) -> Result<Option<Theirs>, String> {
     if let Some(missing) = ["nvmf_tgt", "spdk_nvme_perf"].into_iter().find(|p| !have(p)) {
         println!("SKIPPED SPDK beside ours: no {missing} on PATH");
@@ -313,8 +316,8 @@ fn quotients(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a / b).collect()
 }
 
-/// One run: the generator's `key=value` words and the target's CPU microseconds for each operation. `None`: this pair does not
-/// have that row.
+/// One run: the generator's `key=value` words and the target's CPU microseconds for each operation. `None`: this
+/// pair does not have that row.
 fn measure(
     pair: Pair,
     ours: &Target,
@@ -465,7 +468,8 @@ fn idle(report: &mut Report) -> Result<(), String> {
 /// Makes 1 GiB that nothing can compress or share; takes `of=`.
 const RANDOM_GIB: &str = "dd if=/dev/urandom bs=1M count=1024 iflag=fullblock conv=fsync status=none";
 
-/// Clones of 1 GiB from one namespace to another: by Copy, by read and write through the host, and a local `cp` beside them.
+/// Clones of 1 GiB from one namespace to another: by Copy, by read and write through the host, and a local `cp`
+/// beside them.
 fn clones(report: &mut Report, flags: &Timed) -> Result<(), String> {
     report.line("");
     report.head(&[

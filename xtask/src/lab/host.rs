@@ -4,10 +4,10 @@
 //!
 //! | words | what is done |
 //! |---|---|
-//! | `serve ARGS..` | `blkcopy serve ARGS`, on the port of the last one; `disk:NAME:MIB` is a sparse file of the run's folder. Answer: the port |
+//! | `serve ARGS..` | `blkcopy serve ARGS`, on the last port; `disk:NAME:MIB`: a sparse file in its folder. Answer: the port |
 //! | `kill`, `term`, `stop`, `cont` | SIGKILL, SIGTERM (answer: its exit status), SIGSTOP, SIGCONT to the target |
 //! | `port` | the port of the target, for a guest that boots anew |
-//! | `run PROGRAM ARGS..` | runs it in the run's folder (`blkcopy` and `blkcopy-lab` are found). Answer: what it printed |
+//! | `run PROGRAM ARGS..` | runs it in the run's folder, `blkcopy` and `blkcopy-lab` on PATH. Answer: what it printed |
 //! | `reset` | the next boot is meant: the guest resets itself |
 //! | `cut` | QEMU is killed and started again; never answered |
 //! | `boot`, `start NAME`, `ended STATUS`, `poweroff` | the guest's init says where it is |

@@ -1,8 +1,8 @@
 //! `cargo xtask spdk`: SPDK as a second opinion, with its programs found on PATH.
 //!
-//! Three passes: SPDK's hosts attach to our target; our host driver attaches to SPDK's target; and SPDK's target re-exports a
-//! namespace of ours, so that SPDK's host driver sends ours what our host driver sent it, Copy included. Data is compared by
-//! `cmp`. Everything runs in ordinary memory: no huge pages, no privileges.
+//! Three passes: SPDK's hosts attach to our target; our host driver attaches to SPDK's target; and SPDK's target
+//! re-exports a namespace of ours, so that SPDK's host driver sends ours what our host driver sent it, Copy
+//! included. Data is compared by `cmp`. Everything runs in ordinary memory: no huge pages, no privileges.
 
 mod running;
 
@@ -22,7 +22,8 @@ const WHERE_FROM: &str = "SPDK 22.05 or later (https://spdk.io), its build/bin o
 
 /// Most bytes our host asks for in one Copy, whatever a controller allows.
 const COPY_BYTES_MAX: u64 = 64 << 20;
-/// Size of a namespace, and of what is copied within one: more than SPDK takes in one command (65535 blocks of 512 bytes).
+/// Size of a namespace, and of what is copied within one: more than SPDK takes in one command (65535 blocks of 512
+/// bytes).
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 96 * MIB;
 const WITHIN: u64 = 40 * MIB;
@@ -105,7 +106,7 @@ impl Checks {
     }
 }
 
-// --- SPDK's hosts, our target ----------------------------------------------------------------------------------------------
+// --- SPDK's hosts, our target ------------------------------------------------------------------------------
 
 fn their_hosts(checks: &mut Checks, block: u64, backend: &str, args: &[&str]) -> Result<(), String> {
     let ours = Ours::start(args)?;
@@ -194,7 +195,7 @@ fn values(said: &str, key: &str) -> Vec<String> {
     values.map(|v| v.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
 }
 
-// --- our host driver, SPDK's target ----------------------------------------------------------------------------------------
+// --- our host driver, SPDK's target ------------------------------------------------------------------------
 
 fn our_host(folder: &Path, checks: &mut Checks) -> Result<(), String> {
     let (data, backing) = (random(folder, "data")?, disk(folder, "theirs")?);
@@ -294,7 +295,7 @@ fn between(folder: &Path, theirs: &Theirs, backing: &Path, checks: &mut Checks) 
     Ok(())
 }
 
-// --- our host driver, SPDK's target and host driver, our target ------------------------------------------------------------
+// --- our host driver, SPDK's target and host driver, our target --------------------------------------------
 
 fn both(folder: &Path, checks: &mut Checks) -> Result<(), String> {
     let (data, disk) = (random(folder, "data")?, disk(folder, "relayed")?);
@@ -322,7 +323,7 @@ fn both(folder: &Path, checks: &mut Checks) -> Result<(), String> {
     Ok(())
 }
 
-// --- copies and files ------------------------------------------------------------------------------------------------------
+// --- copies and files --------------------------------------------------------------------------------------
 
 /// `blkcopy` with these arguments: the JSON it prints.
 fn told(args: &[&str]) -> Result<Value, String> {
@@ -371,7 +372,8 @@ fn copied_within(folder: &Path, data: &Path) -> Result<PathBuf, String> {
     write(folder, "within", &bytes)
 }
 
-/// Copies of each `(from MiB, to MiB, bytes)` by Copy only; `want` is the namespace's content before, and afterwards after.
+/// Copies of each `(from MiB, to MiB, bytes)` by Copy only; `want` is the namespace's content before, and
+/// afterwards after.
 fn scattered(folder: &Path, url: &str, want: &Path, segments: &[(u64, u64, u64)]) -> Result<(), String> {
     let mut bytes = fs::read(want).map_err(|e| cannot(want, &e))?;
     let mut cp = vec!["--offload".to_owned(), "require".to_owned()];

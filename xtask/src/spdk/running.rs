@@ -118,8 +118,8 @@ pub(crate) struct Theirs {
 }
 
 impl Theirs {
-    /// Starts it on core 0. `huge`: in pages of 2 MiB, as it is meant to be run, which the machine must have set aside; ordinary
-    /// memory otherwise.
+    /// Starts it on core 0. `huge`: in pages of 2 MiB, as it is meant to be run, which the machine must have set
+    /// aside; ordinary memory otherwise.
     pub(crate) fn start(bdevs: &[Bdev], huge: bool) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|e| cannot("a temporary folder", &e))?;
         let port = free_port()?;
