@@ -13,6 +13,7 @@
 //! | [`net`] | streams under both ends of NVMe/TCP |
 //! | [`nvme`] | NVMe types and protocol machines, without I/O |
 //! | [`nvmet`] | NVMe commands to requests: subsystems, namespaces, controllers |
+//! | [`workers`] | threads that do I/O: reactor and range locks, inbox, start and end |
 //! | [`exports`] | the ways out: sockets and threads around the target |
 //! | [`drivers`] | devices: memory, null, regular file, block device, NVMe/TCP namespace |
 //! | [`map`] | one device from several: linear, stripe, mirror |
@@ -38,3 +39,4 @@ pub mod reactor;
 pub mod sim;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod workers;

@@ -16,7 +16,7 @@ use blkcopy::nvme::io::Extent;
 use blkcopy::nvme::property::{Cc, offset};
 use blkcopy::nvme::{Blocks, Count16, IoCommand, Nqn, Sgl, Sqe};
 use blkcopy::nvmet::{
-    Answer, ConnectionId, Core, From, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target,
+    Answer, CommandId, ConnectionId, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target, Worker,
 };
 use blkcopy::reactor::Waker;
 use std::collections::VecDeque;
@@ -139,7 +139,7 @@ fn a_small_io_allocates_nothing_where_nothing_is_owed() {
 
 /// A host on one core of a target that serves the null device.
 struct Host {
-    core: Core,
+    worker: Worker,
     pool: Rc<BufPool>,
     answers: Vec<Answer>,
 }
@@ -154,14 +154,14 @@ impl Host {
         target.serve(subsystem).unwrap();
         let locks = Rc::new(LockDomain::new().attach(|| ()).unwrap());
         let pool = Rc::new(BufPool::new(64 << 20, 1 << 20).unwrap());
-        let core = Core::new(target, locks, pool.clone(), Waker::new(|| ())).unwrap();
-        Self { core, pool, answers: Vec::new() }
+        let worker = Worker::new(target, locks, Waker::new(|| ()));
+        Self { worker, pool, answers: Vec::new() }
     }
 
     fn run(&mut self, connection: ConnectionId, sqe: &Sqe, data: &[u8]) -> u64 {
         let sqe = sqe.with_sgl(Sgl::transport(data.len() as u32));
-        self.core.submit(From { connection, slot: 0 }, &sqe, Buf::copy_of(data).unwrap());
-        self.core.poll(&mut self.answers);
+        self.worker.submit(CommandId { connection, slot: 0 }, &sqe, Buf::copy_of(data).unwrap());
+        self.worker.poll(&mut self.answers);
         let answer = self.answers.pop().unwrap();
         assert!(answer.cqe.status.is_success(), "{}", answer.cqe.status);
         answer.cqe.result
@@ -170,7 +170,7 @@ impl Host {
     /// An I/O queue.
     fn connect(&mut self) -> ConnectionId {
         let local = "127.0.0.1:4420".parse().unwrap();
-        let (admin, io) = (self.core.open(local).unwrap(), self.core.open(local).unwrap());
+        let (admin, io) = (self.worker.open(local).unwrap(), self.worker.open(local).unwrap());
         let entries = Count16::from_wire(127);
         let connect = |qid| {
             FabricsCommand::Connect(Connect { qid, entries, no_flow_control: true, keep_alive_ms: None })
@@ -192,20 +192,20 @@ impl Host {
 
     /// `count` reads (every eighth a write) in one turn.
     fn turn(&mut self, connection: ConnectionId, count: u16) {
-        self.core.tick(std::time::Duration::ZERO, &mut Vec::new());
+        self.worker.tick(std::time::Duration::ZERO, &mut Vec::new());
         for slot in 0..count {
             let extent = Extent::new(1, u64::from(slot) * 8, Blocks::new(8).unwrap());
             let write = slot.is_multiple_of(8);
             let command = if write { IoCommand::Write(extent) } else { IoCommand::Read(extent) };
             let sqe = command.to_sqe().with_sgl(Sgl::transport(LEN as u32));
-            let data = if write { self.pool.take(LEN as usize).unwrap() } else { Buf::default() };
-            self.core.submit(From { connection, slot }, &sqe, data);
+            let data = self.pool.take(LEN as usize).unwrap();
+            self.worker.submit(CommandId { connection, slot }, &sqe, data);
         }
-        self.core.poll(&mut self.answers);
+        self.worker.poll(&mut self.answers);
         assert_eq!(self.answers.len(), usize::from(count));
         for answer in self.answers.drain(..) {
             assert!(answer.cqe.status.is_success());
-            assert_eq!(answer.data.is_some(), !answer.from.slot.is_multiple_of(8));
+            assert_eq!(answer.data.is_some(), !answer.id.slot.is_multiple_of(8));
         }
     }
 }

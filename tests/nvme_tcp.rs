@@ -5,7 +5,7 @@
 use blkcopy::block::request::{Cancel, CopyRequest};
 use blkcopy::block::{Buf, ByteRange, Device, Method, Op};
 use blkcopy::drivers::mem::Mem;
-use blkcopy::exports::nvme_tcp::{OnCopy, Options, Server};
+use blkcopy::exports::nvme_tcp::{OnCopy, Server, ServerOptions};
 use blkcopy::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsCommand, Width};
 use blkcopy::nvme::io::Extent;
 use blkcopy::nvme::property::{Cc, offset};
@@ -27,10 +27,10 @@ const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00006
 
 /// A target with two memory namespaces on `cores` threads.
 fn start(cores: usize, engine: EngineChoice) -> Server {
-    start_with(Options { cores, engine, ..Options::default() })
+    start_with(ServerOptions { cores, engine, ..ServerOptions::default() })
 }
 
-fn start_with(options: Options) -> Server {
+fn start_with(options: ServerOptions) -> Server {
     let target = Target::new(Settings::default()).unwrap();
     let subsystem = Subsystem::new(SubsystemOptions { nqn: Nqn::new(NQN).unwrap(), serial: None });
     for name in ["one", "two"] {
@@ -39,7 +39,7 @@ fn start_with(options: Options) -> Server {
     }
     target.serve(subsystem).unwrap();
     let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
-    Server::start(target, Options { listen, ..options }).unwrap()
+    Server::start(target, ServerOptions { listen, ..options }).unwrap()
 }
 
 fn open(address: SocketAddr, nsid: u32) -> Arc<dyn Device> {
@@ -325,7 +325,7 @@ fn copy(address: SocketAddr) {
 fn a_thread_that_stood_still_blames_nobody_for_what_it_did_not_hear() {
     // Whoever is told of copies is told on the thread that serves the connections.
     let pause: OnCopy = Arc::new(|_| std::thread::sleep(Duration::from_secs(3)));
-    let server = start_with(Options { on_copy: Some(pause), ..Options::default() });
+    let server = start_with(ServerOptions { on_copy: Some(pause), ..ServerOptions::default() });
     let address = server.addresses()[0];
     let (mut admin, _) = queue_with(address, 0, CNTLID_DYNAMIC, NonZeroU32::new(1000));
     std::thread::scope(|scope| {
@@ -345,7 +345,7 @@ fn a_thread_that_stood_still_blames_nobody_for_what_it_did_not_hear() {
 #[test]
 fn a_thread_that_panics_takes_the_server_with_it() {
     let panic: OnCopy = Arc::new(|_| panic!("planted by the test"));
-    let server = start_with(Options { cores: 2, on_copy: Some(panic), ..Options::default() });
+    let server = start_with(ServerOptions { cores: 2, on_copy: Some(panic), ..ServerOptions::default() });
     let address = server.addresses()[0];
     // One connection on each thread: both are closed.
     let mut both = [queue(address, 0, CNTLID_DYNAMIC).0, queue(address, 0, CNTLID_DYNAMIC).0];

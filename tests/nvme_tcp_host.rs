@@ -9,7 +9,7 @@ use blkcopy::copy::{Job, Segment};
 use blkcopy::drivers::mem::Mem;
 use blkcopy::drivers::nvme_tcp::{Namespace, Options, Url, discover};
 use blkcopy::drivers::{File, FileOptions};
-use blkcopy::exports::nvme_tcp::{Options as ServerOptions, Server};
+use blkcopy::exports::nvme_tcp::{Server, ServerOptions};
 use blkcopy::nvme::Nqn;
 use blkcopy::nvmet::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use blkcopy::reactor::local::{Client, Local};

@@ -8,7 +8,7 @@ mod counting;
 
 use blkcopy::block::{Buf, ByteRange, Device, Op, Submitter};
 use blkcopy::drivers::mem::Mem;
-use blkcopy::exports::nvme_tcp::{Options, Server};
+use blkcopy::exports::nvme_tcp::{Server, ServerOptions};
 use blkcopy::nvme::Nqn;
 use blkcopy::nvmet::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use blkcopy::open::{Name, open_dest};
@@ -29,7 +29,7 @@ fn a_small_io_over_the_wire_allocates_nothing() {
     subsystem.add(mem, NamespaceOptions::default()).unwrap();
     target.serve(subsystem).unwrap();
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
-    let server = Server::start(target, Options { listen, ..Options::default() }).unwrap();
+    let server = Server::start(target, ServerOptions { listen, ..ServerOptions::default() }).unwrap();
     let name = Name::parse(format!("nvme-tcp://{}/{NQN}?nsid=1", server.addresses()[0])).unwrap();
     let device: Arc<dyn Device> = open_dest(&name, false).unwrap();
     let (reactor, _) = choose(EngineChoice::Auto, false).unwrap();

@@ -36,7 +36,7 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     if Offload::from(args.ends.offload) == Offload::Require {
         require_offload(args, &ends)?;
     }
-    let engine = run::engine(args.io_engine.into(), args.quiet)?;
+    let bench = run::engine(args.io_engine.into(), args.quiet)?;
     let receipt_file = args.receipt.as_ref().map(|path| ReceiptFile::open(path, &ends)).transpose()?;
     interrupts.doing("copying");
     let go_on = GoOn::new(&ends);
@@ -51,13 +51,13 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
         cancel: interrupts.cancel.clone(),
         abandon: true,
         pulse: std::rc::Rc::default(),
-        io_engine: engine.name.clone(),
-        locks: Some(engine.locks.clone()),
+        io_engine: bench.engine.clone(),
+        locks: Some(bench.locks.clone()),
         in_order: ready.in_order,
     };
     let show = Show::choose(args.quiet);
     let what = What { source: ready.source, dest: ready.dest, job: &ready.job, hold: ready.source_hold };
-    let ended = run::run(&engine, &interrupts, what, &options, show);
+    let ended = run::run(&bench, &interrupts, what, &options, show);
     let mut receipt = ended.receipt;
     run::name_ends(&mut receipt, &shown(&args.ends.source), &shown(&args.ends.dest));
 

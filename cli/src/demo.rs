@@ -5,17 +5,18 @@ use crate::args::DemoArgs;
 use crate::fail::{Code, Fail};
 use crate::output::{self, by, seconds, size, table};
 use crate::progress::Show;
-use crate::run::{self, Engine, Interrupts, What};
+use crate::run::{self, Interrupts, What};
 use blkcopy::block::receipt::{Outcome, Receipt};
 use blkcopy::block::{Error, Kind};
 use blkcopy::copy::run::{Options, Verify};
 use blkcopy::copy::{Job, Offload, Policy, Segment};
 use blkcopy::drivers::{File as FileDevice, FileOptions};
-use blkcopy::exports::nvme_tcp::{self, Server};
+use blkcopy::exports::nvme_tcp::{Server, ServerOptions};
 use blkcopy::nvme::Nqn;
 use blkcopy::nvmet::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use blkcopy::open::{Name, open_dest, open_source};
 use blkcopy::reactor::EngineChoice;
+use blkcopy::workers::Workbench;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
@@ -55,7 +56,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Code, Fail> {
         size(IMAGE_LEN),
         size(holes),
     ));
-    let engine = run::engine(EngineChoice::Auto, false)?;
+    let bench = run::engine(EngineChoice::Auto, false)?;
     let head = ["clone", "time", "sent", "received", "method", "digest", "outcome"];
     let mut rows = vec![head.iter().map(|&s| s.to_owned()).collect::<Vec<_>>()];
     let mut receipts = Vec::new();
@@ -64,7 +65,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Code, Fail> {
         if interrupts.cancel.is_set() {
             return Ok(Code::Cancelled);
         }
-        let receipt = clone(&engine, &interrupts, address, nsid, offload)?;
+        let receipt = clone(&bench, &interrupts, address, nsid, offload)?;
         code = worst(code, receipt.outcome);
         rows.push(row(what, &receipt));
         receipts.push(receipt);
@@ -73,7 +74,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Code, Fail> {
     for (receipt, (what, ..)) in receipts.iter().zip(&CLONES) {
         output::out(&format!("\nreceipt, {what}\n{}", output::json(receipt)));
     }
-    drop(engine);
+    drop(bench);
     server.stop();
     Ok(code)
 }
@@ -92,14 +93,13 @@ fn serve(dir: &Path) -> Result<Server, Fail> {
         subsystem.add(device, NamespaceOptions::default())?;
     }
     target.serve(subsystem)?;
-    let options =
-        nvme_tcp::Options { listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))], ..Default::default() };
+    let options = ServerOptions { listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))], ..Default::default() };
     Ok(Server::start(target, options)?)
 }
 
 /// Clones namespace 1 to namespace `nsid` over the network, and reads both back.
 fn clone(
-    engine: &Engine,
+    bench: &Workbench,
     interrupts: &Interrupts,
     address: SocketAddr,
     nsid: u32,
@@ -114,12 +114,12 @@ fn clone(
         policy: Policy { offload, ..Policy::default() },
         verify: Verify::Digest,
         cancel: interrupts.cancel.clone(),
-        io_engine: engine.name.clone(),
-        locks: Some(engine.locks.clone()),
+        io_engine: bench.engine.clone(),
+        locks: Some(bench.locks.clone()),
         ..Options::default()
     };
     let what = What { source, dest, job: &job, hold: None };
-    let mut ended = run::run(engine, interrupts, what, &options, Show::Nothing);
+    let mut ended = run::run(bench, interrupts, what, &options, Show::Nothing);
     run::name_ends(&mut ended.receipt, &from.text(), &to.text());
     match ended.error.filter(|e| e.kind() != Kind::Cancelled) {
         Some(error) => Err(error.into()),

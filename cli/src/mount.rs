@@ -6,7 +6,7 @@ use crate::output::{self, note, size};
 use crate::run::Interrupts;
 use crate::served::{self, How, Served};
 use blkcopy::block::{Device as _, Error, Kind};
-use blkcopy::exports::fuse::{Mount, Options, Volume};
+use blkcopy::exports::fuse::{Mount, MountOptions, Volume};
 use blkcopy::reactor::Waker;
 use std::path::Path;
 
@@ -27,8 +27,12 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
     if all.is_empty() {
         return Err(Fail::invalid("no volume is given").hint("blkcopy mount DIR NAME=DEV..."));
     }
-    let mut options =
-        Options { cache: args.cache, owner: args.owner, engine: args.io_engine.into(), ..Options::default() };
+    let mut options = MountOptions {
+        cache: args.cache,
+        owner: args.owner,
+        engine: args.io_engine.into(),
+        ..MountOptions::default()
+    };
     if let Some(threads) = args.threads {
         options.readers = threads;
     }
@@ -43,7 +47,7 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
 }
 
 /// Mounts what is served, and says so.
-pub(crate) fn start(dir: &Path, all: &[Served], options: Options) -> Result<Mount, Fail> {
+pub(crate) fn start(dir: &Path, all: &[Served], options: MountOptions) -> Result<Mount, Fail> {
     // A dead mount cannot even be looked at; the mount itself says so, and what to do.
     let dead = |e: std::io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
     if !dir.is_dir() && !dir.metadata().is_err_and(dead) {

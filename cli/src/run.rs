@@ -4,14 +4,14 @@ use crate::fail::Fail;
 use crate::output::{note, size_exact};
 use crate::progress::{self, Show};
 pub(crate) use crate::signals::Interrupts;
-use blkcopy::block::lock::{CoreLocks, LockDomain};
 use blkcopy::block::receipt::{Outcome, Receipt};
 use blkcopy::block::{ByteRange, Device, Error, Kind};
 use blkcopy::copy::Job;
 use blkcopy::copy::run::{Ended, Options, Progress, copy};
 use blkcopy::drivers::{File, Hold};
-use blkcopy::reactor::local::{Local, sleep};
-use blkcopy::reactor::{EngineChoice, choose};
+use blkcopy::reactor::EngineChoice;
+use blkcopy::reactor::local::sleep;
+use blkcopy::workers::Workbench;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,27 +23,13 @@ const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// Buffered writes are made by the submitting thread: cheapest, and this thread serves nobody else.
 const INLINE_WRITES: bool = true;
 
-/// The executor of this process and what its engine is called.
-pub(crate) struct Engine {
-    pub(crate) local: Local,
-    /// This thread's range locks.
-    pub(crate) locks: Rc<CoreLocks>,
-    pub(crate) name: String,
-}
-
 /// Starts the engine. One line on stderr when it is not the one that was hoped for.
-pub(crate) fn engine(choice: EngineChoice, quiet: bool) -> Result<Engine, Fail> {
-    let (reactor, why) = choose(choice, INLINE_WRITES)
-        .map_err(|e| Fail::from(Error::os("the I/O engine cannot be started", e)).hint("--io-engine auto"))?;
-    if choice == EngineChoice::Auto && why.contains("because") && !quiet {
-        note(&why);
+pub(crate) fn engine(choice: EngineChoice, quiet: bool) -> Result<Workbench, Fail> {
+    let bench = Workbench::new(choice, INLINE_WRITES).map_err(|e| Fail::from(e).hint("--io-engine auto"))?;
+    if choice == EngineChoice::Auto && bench.engine.contains("because") && !quiet {
+        note(&format!("io engine: {}", bench.engine));
     }
-    let name = why.strip_prefix("io engine: ").unwrap_or(&why).to_owned();
-    let local = Local::new(reactor);
-    let waker = local.waker();
-    let locks = Rc::new(LockDomain::process().attach(move || waker.wake())?);
-    local.serve_locks(&locks);
-    Ok(Engine { local, locks, name })
+    Ok(bench)
 }
 
 /// What is copied.
@@ -57,23 +43,23 @@ pub(crate) struct What<'a> {
 
 /// Copies, showing how far it is. The receipt's source state is the hold's; a source that changed is told in a note.
 pub(crate) fn run(
-    engine: &Engine,
+    bench: &Workbench,
     interrupts: &Interrupts,
     what: What<'_>,
     options: &Options,
     show: Show,
 ) -> Ended {
     let What { source, dest, job, hold } = what;
-    interrupts.wakes(engine.local.waker());
+    interrupts.wakes(bench.local.waker());
     let (source_name, source_size) = (source.name().to_owned(), source.size());
     let in_order = options.in_order;
     let progress = Rc::new(Progress::default());
-    let meter = progress::start(&engine.local, show, interrupts.board(), &progress, job.total());
+    let meter = progress::start(&bench.local, show, interrupts.board(), &progress, job.total());
     let hold = Rc::new(RefCell::new(hold));
     let watched = Rc::downgrade(&hold);
     let was_cut = Rc::new(Cell::new(None));
     let (cut, file) = (was_cut.clone(), dest.clone());
-    let _looks = engine.local.spawn(async move {
+    let _looks = bench.local.spawn(async move {
         let Some(file) = file.as_any().downcast_ref::<File>().filter(|_| !in_order) else { return };
         // It has its whole length from the start: what is shorter was cut by another program, and what is written to it then makes it
         // as long as before.
@@ -82,7 +68,7 @@ pub(crate) fn run(
             sleep(WATCH_EVERY).await;
         }
     });
-    let _runs_on = engine.local.spawn(async move {
+    let _runs_on = bench.local.spawn(async move {
         // A program that wants to write waits for our lease: it is given back soon after it is asked for.
         while let Some(hold) = watched.upgrade() {
             if hold.borrow_mut().as_mut().is_some_and(|h| h.check().is_err()) {
@@ -93,7 +79,7 @@ pub(crate) fn run(
         }
     });
     let dest_name = dest.name().to_owned();
-    let mut ended = engine.local.block_on(copy(source, dest, job, options, &progress));
+    let mut ended = bench.local.block_on(copy(source, dest, job, options, &progress));
     meter.finish();
     if let Some(len) = was_cut.get() {
         let text = format!("another program cut it to {len} bytes while it was copied to; copy again");

@@ -7,8 +7,8 @@ use crate::output::{self, note, size};
 use crate::run::Interrupts;
 use crate::served::{self, How, Served};
 use blkcopy::block::{Device, Error, Kind};
-use blkcopy::exports::fuse::{self, Mount};
-use blkcopy::exports::nvme_tcp::{OnCopy, Options, Server};
+use blkcopy::exports::fuse::{Mount, MountOptions};
+use blkcopy::exports::nvme_tcp::{OnCopy, Server, ServerOptions};
 use blkcopy::nvme::Nqn;
 use blkcopy::nvmet::{Hosts, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use blkcopy::reactor::Waker;
@@ -32,8 +32,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let mount = match &args.mount {
         Some(dir) => {
             let engine = args.io_engine.into();
-            let options =
-                fuse::Options { cache: args.cache, shared: true, engine, ..fuse::Options::default() };
+            let options = MountOptions { cache: args.cache, shared: true, engine, ..MountOptions::default() };
             Some(mount::start(dir, &served, options)?)
         }
         None => None,
@@ -80,13 +79,13 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
             "warning: {open}: whoever reaches this address may read and write the namespaces: there is no authentication yet"
         ));
     }
-    let options = Options {
+    let options = ServerOptions {
         listen,
         cores: args.cores,
         spin: Duration::from_micros(args.spin_us),
         engine: args.io_engine.into(),
         on_copy,
-        ..Options::default()
+        ..ServerOptions::default()
     };
     let server = Server::start(target, options)?;
     interrupts.serves();

@@ -225,7 +225,7 @@ pub enum LeafSpace {
     /// (process-wide serial, 0): memory and test devices.
     Memory,
     /// NVMe namespaces: a digest of what the namespace calls itself, the same through every address and controller. Equal
-    /// numbers prove nothing by themselves: a cloned box says what the first one does. See [`is_one_device`].
+    /// numbers prove nothing by themselves: a cloned box says what the first one does. see [`super::places::is_one_device`].
     Namespace,
     /// What is behind disks that say so: the unit with a name (WWID), a volume of a thin pool. No device is such a leaf itself.
     Unit,

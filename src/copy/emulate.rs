@@ -1,7 +1,8 @@
 //! Read and write through this process: many pieces in flight, bounded memory, exact good length.
 
+use super::moved::{Moved, Then};
 use super::plan::{Order, Step};
-use super::shared::Shared;
+use super::shared::{PIECE, Shared};
 use crate::block::{Buf, ByteRange, Error, Kind, Method, Op, Result};
 use crate::reactor::local;
 use smallvec::SmallVec;
@@ -10,10 +11,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Size of a piece in bytes: buffered writes of 128 to 512 KiB were measured fastest, and direct I/O gains nothing above.
-pub(super) const PIECE: u64 = 512 << 10;
-/// Pieces in flight over all steps: enough for a fast disk, few enough that their buffers stay in the processor's cache.
-pub(super) const DEPTH: usize = 16;
 /// Unit in which zeroes are searched for, in bytes: the usual file system block.
 const ZERO_UNIT: usize = 4096;
 
@@ -69,6 +66,23 @@ pub(super) struct Emulated {
     pub(super) legs: SmallVec<[LegDone; 1]>,
     /// What ended it for all legs: the source failed, or the copy was stopped.
     pub(super) error: Option<Error>,
+}
+
+/// Moves the bytes of a step to some of its legs; one answer each.
+pub(super) async fn legs(shared: &Rc<Shared>, step: &Rc<Step>, legs: &[usize]) -> SmallVec<[Moved; 1]> {
+    let mut done = emulate(shared, step, legs, 0..step.len, Bytes::Source).await;
+    let ends = legs.iter().zip(done.legs).map(|(&leg, one)| {
+        let then = match one.error {
+            Some(e) => Then::Failed(e),
+            None if one.good < step.len => {
+                Then::Failed(done.error.take().unwrap_or_else(|| shared.stop_reason()))
+            }
+            None => Then::Done,
+        };
+        shared.moved(leg, Method::Emulated, one.good);
+        Moved { good: one.good, touched: 0, then }
+    });
+    ends.collect()
 }
 
 /// Moves the bytes `part` of `step` (offsets into it) to those of its legs named in `legs`, by reading once and writing to

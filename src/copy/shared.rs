@@ -1,22 +1,22 @@
 //! What all steps of one running copy share: devices opened on this thread, buffers, locks, pace, and the tally.
 
 use super::Job;
-use super::emulate::{DEPTH, PIECE};
 use super::facts::{DeviceFacts, content, cover, is_leaf};
 use super::lasting::Lasting;
+use super::options::{Options, Progress};
 use super::plan::{LeafNo, Planner, Step};
-use super::run::{Options, Pins, Progress};
-use crate::block::lock::{Claim, Claims, CopyTicket, CoreLocks};
-use crate::block::receipt::{DEVIATIONS_MAX, Deviation, HostBytes, Reason, Span};
+use super::tally::Tally;
+use super::wait::{LOOK_AGAIN, hold, unless};
+use crate::block::lock::{Claim, Claims, CopyTicket};
+use crate::block::receipt::{DEVIATIONS_MAX, Deviation, Reason, Span};
 use crate::block::{
-    Access, Buf, BufPool, ByteRange, Content, Counters, Device, Error, Guard, Identity, Kind, LeafId, Method,
-    Op, Resolution, Result,
+    Access, Buf, BufPool, ByteRange, Content, Counters, Device, Error, Identity, Kind, LeafId, Method, Op,
+    Result,
 };
 use crate::reactor::away::look;
 use crate::reactor::local::{self, Client, Notify};
 use smallvec::SmallVec;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -24,9 +24,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-/// Longest sleep before a copy looks again whether it is to stop: well inside the second that is promised.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
-
+/// Size of a piece in bytes: buffered writes of 128 to 512 KiB were measured fastest, and direct I/O gains nothing above.
+pub(super) const PIECE: u64 = 512 << 10;
+/// Pieces in flight over all steps: enough for a fast disk, few enough that their buffers stay in the processor's cache.
+const DEPTH: usize = 16;
 /// How often a cancelled copy looks whether its flush is done before it gives up.
 const FLUSH_LOOKS: u32 = 3;
 /// The same for its steps in flight: with the flush, less than the second that is promised.
@@ -77,63 +78,6 @@ struct Leaf {
     device: Arc<dyn Device>,
     client: Client,
     block_size: u64,
-}
-
-/// What was done so far.
-#[derive(Default)]
-pub(super) struct Tally {
-    /// Good bytes in all.
-    pub(super) good: u64,
-    /// Good bytes from the front of the job without a gap.
-    pub(super) prefix: u64,
-    stretches: BTreeMap<u64, u64>,
-    pub(super) methods: BTreeMap<Method, u64>,
-    pub(super) host: HostBytes,
-    pub(super) deviations: Vec<Deviation>,
-    pub(super) deviations_total: u64,
-    pub(super) undefined: Vec<Span>,
-    /// Bytes copied once more, because they may have been lost.
-    pub(super) copied_again: u64,
-}
-
-impl Tally {
-    /// Counts bytes moved by a method.
-    pub(super) fn by(&mut self, method: Method, bytes: u64) {
-        if bytes > 0 {
-            *self.methods.entry(method).or_default() += bytes;
-        }
-    }
-
-    /// How far the copy is, without what it cost.
-    pub(super) fn progress(&self) -> Self {
-        Self {
-            good: self.good,
-            prefix: self.prefix,
-            stretches: self.stretches.clone(),
-            methods: self.methods.clone(),
-            ..Self::default()
-        }
-    }
-
-    /// No more than this is known to be good.
-    fn back_to(&mut self, before: Self) {
-        (self.good, self.prefix) = (before.good, before.prefix);
-        (self.stretches, self.methods) = (before.stretches, before.methods);
-    }
-
-    fn good_at(&mut self, position: u64, len: u64) {
-        if len == 0 {
-            return;
-        }
-        self.good += len;
-        self.stretches.insert(position, position + len);
-        while let Some(entry) = self.stretches.first_entry() {
-            if *entry.key() != self.prefix {
-                break;
-            }
-            self.prefix = entry.remove();
-        }
-    }
 }
 
 impl Shared {
@@ -331,6 +275,8 @@ impl Shared {
     pub(super) async fn is_still_zero(&self, step: &Step) -> Result<bool> {
         let parts: SmallVec<[ByteRange; 1]> =
             step.sources.iter().map(|part| ByteRange::between(part.offset, part.offset + part.len)).collect();
+        // A source that does not answer is seen to stand still here too.
+        let _in_flight = self.options.pulse.reads();
         let looked = look(&self.source, move |source| all_zero(source, &parts));
         self.unless_stopped(looked).await.ok_or_else(|| self.stop_reason())??
     }
@@ -339,6 +285,7 @@ impl Shared {
     /// waiting. `None`: the plan is at its end, or the copy was stopped while the source did not answer, and the planner is gone.
     pub(super) async fn next_step(&self, planner: &mut Option<Planner<DeviceFacts>>) -> Option<Result<Step>> {
         let mut taken = planner.take()?;
+        let _in_flight = self.options.pulse.reads();
         let looked = look(&self.source, move |_| {
             let step = taken.next();
             (taken, step)
@@ -456,34 +403,6 @@ impl Shared {
     }
 
     // --- mapping and locks -------------------------------------------------------------------------------------------
-
-    /// Pins the mappings of a step on both ends; `None` when they are not what the step was planned on.
-    pub(super) fn pin(&self, step: &Step) -> Result<Option<Pins>> {
-        let mut pins =
-            Pins { source: SmallVec::new(), dest: Guard::none(), skip: 0, pieces: SmallVec::new() };
-        if !is_leaf(&self.source) {
-            for part in &step.sources {
-                let wanted = [(self.leaf(step.source_leaf), part.leaf_offset)];
-                let range = ByteRange::between(part.offset, part.offset + part.len);
-                let Some(Pinned { guard, .. }) = pin_range(&self.source, range, Access::Read, &wanted)?
-                else {
-                    return Ok(None);
-                };
-                pins.source.push(guard);
-            }
-        }
-        if !is_leaf(&self.dest) {
-            let wanted: SmallVec<[_; 2]> =
-                step.legs.iter().map(|l| (self.leaf(l.place.leaf), l.place.offset)).collect();
-            let found = pin_range(&self.dest, step.dest_range(), Access::Write, &wanted)?;
-            let Some(found) = found else {
-                pins.source.into_iter().for_each(Guard::release);
-                return Ok(None);
-            };
-            (pins.dest, pins.skip, pins.pieces) = (found.guard, found.skip, found.pieces);
-        }
-        Ok(Some(pins))
-    }
 
     /// Locks a step's sources and destination, all at once; `None` where no locks are kept.
     pub(super) async fn lock(&self, step: &Step) -> Result<Option<CopyTicket>> {
@@ -640,22 +559,6 @@ impl Shared {
     }
 }
 
-/// Waits for `work`, or until `stopped` says so and it is still not done.
-pub(super) async fn unless<T>(stopped: impl Fn() -> bool, work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
-    loop {
-        let mut look_again = pin!(local::sleep(LOOK_AGAIN));
-        let done = poll_fn(|cx| match work.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(Some(done)),
-            Poll::Pending => look_again.as_mut().poll(cx).map(|()| None),
-        });
-        match done.await {
-            None if !stopped() => {}
-            done => return done,
-        }
-    }
-}
-
 /// True when ranges of a device are known to read as zero.
 fn all_zero(source: &Arc<dyn Device>, ranges: &[ByteRange]) -> Result<bool> {
     for range in ranges {
@@ -681,66 +584,9 @@ impl Drop for RaggedTurn<'_> {
     }
 }
 
-/// Waits until the claims are held, or `stop` says why not to.
-pub(super) async fn hold(
-    locks: &CoreLocks,
-    claims: Claims,
-    stop: impl Fn() -> Option<Error>,
-) -> Result<CopyTicket> {
-    let ticket = locks.begin_copy(claims);
-    while !ticket.is_granted() {
-        if let Some(reason) = stop() {
-            return Err(reason);
-        }
-        let mut look_again = pin!(local::sleep(LOOK_AGAIN));
-        poll_fn(|cx| match ticket.poll_granted(cx) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => look_again.as_mut().poll(cx),
-        })
-        .await;
-    }
-    Ok(ticket)
-}
-
 fn moves_bytes(method: Method) -> bool {
     matches!(method, Method::CopyFileRange | Method::NvmeCopy | Method::Memory | Method::Emulated)
 }
 
 /// Makes a claim to read or to change.
 type MakeClaim = fn(LeafId, ByteRange) -> Claim;
-
-/// A held mapping.
-struct Pinned {
-    guard: Guard,
-    /// Bytes it covers before the range asked for.
-    skip: u64,
-    /// Lengths of its pieces, in bytes.
-    pieces: SmallVec<[u64; 1]>,
-}
-
-/// Resolves a range and holds it when it lies on just the wanted places, in one run or in several that follow each other
-/// there.
-fn pin_range(
-    device: &Arc<dyn Device>,
-    range: ByteRange,
-    access: Access,
-    wanted: &[(Arc<dyn Device>, u64)],
-) -> Result<Option<Pinned>> {
-    let covered = cover(device, range);
-    let skip = range.offset() - covered.offset();
-    let Resolution { pieces, guard } = device.clone().resolve(covered, access)?;
-    let mut at = 0;
-    let same = pieces.iter().all(|piece| {
-        let here = at;
-        at += piece.len;
-        piece.legs.len() == wanted.len()
-            && piece.legs.iter().zip(wanted).all(|(leg, (device, offset))| {
-                Arc::ptr_eq(&leg.device, device) && leg.offset + skip == offset + here
-            })
-    });
-    if same {
-        return Ok(Some(Pinned { guard, skip, pieces: pieces.iter().map(|p| p.len).collect() }));
-    }
-    guard.release();
-    Ok(None)
-}

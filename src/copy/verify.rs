@@ -3,7 +3,7 @@
 
 use super::Job;
 use super::emulate::read_bytes;
-use super::run::Verify;
+use super::options::Verify;
 use super::shared::Shared;
 use crate::block::device::copies_of;
 use crate::block::receipt::{DestRead, Verification};

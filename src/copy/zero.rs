@@ -1,39 +1,40 @@
 //! Steps that make zeroes: by the device where it can, by writing where it cannot.
 
 use super::emulate::{self, Bytes};
+use super::moved::{Moved, Then};
 use super::plan::{Sparse, Step};
 use super::shared::Shared;
-use crate::block::receipt::Reason;
-use crate::block::{ByteRange, Kind, Method, Op, Result};
+use crate::block::{ByteRange, Kind, Method, Op};
+use std::ops::Range;
 use std::rc::Rc;
 
-/// Zeroes one leg: whole blocks by the device where it can, ragged edges and the rest by writing.
-pub(super) async fn zero_leg(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -> (u64, Result<()>) {
+/// Zeroes one leg: whole blocks by the device, ragged edges by writing. `Refused` where the device does not know how and writing is
+/// allowed.
+pub(super) async fn by_device(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -> Moved {
     let place = step.legs[leg].place;
     let block = shared.block_size(place.leaf);
     let end = place.offset + step.len;
     let first = place.offset.next_multiple_of(block).min(end);
     let last = (end - end % block).max(first);
     let (head, tail) = (first - place.offset, last - place.offset);
-
     if shared.stopped() {
-        return (0, Err(shared.stop_reason()));
+        return Moved::failed(0, shared.stop_reason());
     }
     if head > 0 {
-        let (good, result) = write_zeroes(shared, step, leg, 0, head).await;
-        if result.is_err() {
-            return (good, result);
+        let moved = by_writing(shared, step, leg, 0..head).await;
+        if !matches!(moved.then, Then::Done) {
+            return moved;
         }
     }
     if head < tail && shared.options.in_order {
         // Zeroing makes no file longer.
-        return write_zeroes(shared, step, leg, head, step.len).await;
+        return by_writing(shared, step, leg, head..step.len).await;
     }
     if head < tail {
         let may_unmap = shared.options.policy.sparse != Sparse::Never;
         let op = Op::WriteZeroes { range: ByteRange::between(first, last), may_unmap, lazy: false };
         if shared.abandoned() {
-            return (head, Err(shared.stop_reason()));
+            return Moved::failed(head, shared.stop_reason());
         }
         let in_flight = shared.options.pulse.writes();
         let done = shared.client(place.leaf).submit(op).await;
@@ -44,31 +45,26 @@ pub(super) async fn zero_leg(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -
                 shared.good_so_far(step.dest + head, step.dest + tail);
             }
             Err(e) if e.kind() == Kind::Unsupported && !shared.requires_offload() => {
-                shared.deviation(step, Method::WriteZeroes, Method::Emulated, Reason::Refused, &e);
-                return write_zeroes(shared, step, leg, head, step.len).await;
+                return Moved { good: head, touched: 0, then: Then::Refused(e) };
             }
             Err(e) => {
                 let good = done.good_bytes.min(tail - head);
                 shared.moved(leg, Method::WriteZeroes, good);
-                return (head + good, Err(e));
+                return Moved::failed(head + good, e);
             }
         }
     }
-    if tail < step.len { write_zeroes(shared, step, leg, tail, step.len).await } else { (step.len, Ok(())) }
+    if tail < step.len { by_writing(shared, step, leg, tail..step.len).await } else { Moved::all(step.len) }
 }
 
-async fn write_zeroes(
-    shared: &Rc<Shared>,
-    step: &Rc<Step>,
-    leg: usize,
-    from: u64,
-    to: u64,
-) -> (u64, Result<()>) {
-    let mut done = emulate::emulate(shared, step, &[leg], from..to, Bytes::Zero).await;
+/// Writes zeroes to a part of a step's leg.
+pub(super) async fn by_writing(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize, part: Range<u64>) -> Moved {
+    let from = part.start;
+    let mut done = emulate::emulate(shared, step, &[leg], part, Bytes::Zero).await;
     let one = done.legs.swap_remove(0);
     shared.moved(leg, Method::Emulated, one.good - from);
     match one.error.or(done.error) {
-        Some(e) => (one.good, Err(e)),
-        None => (one.good, Ok(())),
+        Some(e) => Moved::failed(one.good, e),
+        None => Moved { good: one.good, touched: 0, then: Then::Done },
     }
 }

@@ -288,8 +288,8 @@ fn a_request_for_an_event_that_its_host_forgot_takes_no_event() {
     // A host that uses the id again, in another slot.
     let mut sqe = AdminCommand::KeepAlive.to_sqe();
     sqe.set_cid(cid(forgotten));
-    let from = From { slot: 77, ..forgotten };
-    world.cores[0].borrow_mut().submit(from, &sqe, crate::block::Buf::default());
+    let from = CommandId { slot: 77, ..forgotten };
+    world.workers[0].borrow_mut().submit(from, &sqe, crate::block::Buf::default());
     assert!(admin.wait(forgotten).status.is(Status::ABORT_REQUESTED), "which the transport keeps to itself");
     world.subsystem.remove(2).unwrap();
     assert!(admin.wait(kept).status.is_success(), "the event");
@@ -346,7 +346,7 @@ fn features_with_data_and_by_command() {
 #[test]
 fn changes_of_namespaces_are_told_to_those_who_see_them() {
     let mut make = make();
-    make.cores = 2;
+    make.workers = 2;
     let world = make.world();
     let admin = world.host("nqn.h").admin();
     let far = world.host("nqn.other").on_core(1).admin();
@@ -404,7 +404,7 @@ fn requests_for_events_are_limited_and_can_be_aborted() {
     let world = make().world();
     let admin = world.host("nqn.h").admin();
     let ask = || admin.send(AdminCommand::AsyncEventRequest.to_sqe(), &[]);
-    let waiting: Vec<From> = (0..4).map(|_| ask()).collect();
+    let waiting: Vec<CommandId> = (0..4).map(|_| ask()).collect();
     assert_eq!(admin.wait(ask()).status, Status::ASYNC_EVENT_LIMIT_EXCEEDED);
     let abort = AdminCommand::Abort { sqid: 0, cid: cid(waiting[2]) };
     assert_eq!(admin.admin(abort).result, 0);

@@ -19,7 +19,7 @@ const OK: Status = Status::SUCCESS;
 fn try_connect(host: &Host<'_>, connect: Connect, data: &ConnectData) -> (Status, u64) {
     let queue = host.open();
     let told = queue.tell(connect_sqe(connect), &data.to_bytes());
-    let is_queue = host.world.cores[host.core].borrow().queue(queue.id).id().is_some();
+    let is_queue = host.world.workers[host.core].borrow().queue(queue.id).id().is_some();
     assert_eq!(is_queue, told.status.is_success());
     (told.status, told.result)
 }
@@ -136,10 +136,10 @@ fn an_io_queue_is_of_before_a_reset_or_of_behind_it() {
     let world = World::new([mem(64) as Dev]);
     let host = world.host("nqn.h");
     let admin = host.connect(0);
-    let controller = world.cores[0].borrow().queue(admin.id).controller().unwrap().clone();
+    let controller = world.workers[0].borrow().queue(admin.id).controller().unwrap().clone();
     // A reset on another thread may come between any two looks of the thread that connects: what counts is seen in one.
-    let bell = world.cores[0].borrow().bell.clone();
-    let join = || controller.connect(1, &bell);
+    let wakeup = Arc::new(super::wakeup::Wakeup::new(crate::reactor::Waker::new(|| ())));
+    let join = || controller.connect(1, &wakeup);
     assert_eq!(join(), Err(Status::COMMAND_SEQUENCE_ERROR.into()));
     admin.enable();
     assert_eq!(join(), Ok(controller.epoch()));
@@ -189,7 +189,7 @@ fn nothing_is_taken_before_connect() {
     assert_eq!(queue.get_property(offset::CAP, Width::Eight).status, refused);
     assert_eq!(queue.set_cc(Cc::for_host(0).with_enabled(true)).status, refused);
     assert_eq!(queue.admin(AdminCommand::KeepAlive).status, refused);
-    let state = world.cores[0].borrow();
+    let state = world.workers[0].borrow();
     let pair = state.queue(queue.id);
     assert_eq!((pair.id(), pair.entries(), pair.flow_control()), (None, 0, false));
 }
@@ -202,7 +202,7 @@ fn a_connected_queue_is_what_was_asked_for() {
     let io = host.open();
     let asked = Connect { entries: Count16::from_wire(63), no_flow_control: false, ..connect(5) };
     assert_eq!(io.tell(connect_sqe(asked), &host.data(admin.cntlid.get()).to_bytes()).status, OK);
-    let state = world.cores[0].borrow();
+    let state = world.workers[0].borrow();
     let pair = state.queue(io.id);
     assert_eq!((pair.id(), pair.entries(), pair.flow_control()), (Some(5), 64, true));
     assert!(!state.queue(admin.id).flow_control());
@@ -372,7 +372,7 @@ fn a_shutdown_completes_even_when_a_device_cannot_flush() {
 fn a_silent_host_loses_its_association_on_every_thread() {
     // 35
     let mut make = Make::new([mem(64) as Dev]);
-    make.cores = 2;
+    make.workers = 2;
     let world = make.world();
     let host = world.host("nqn.h");
     let admin = host.connect(1500);
@@ -413,7 +413,7 @@ fn a_silent_host_loses_its_association_on_every_thread() {
 #[test]
 fn tick_says_when_it_wants_to_be_called() {
     let world = World::new([mem(64) as Dev]);
-    let tick = || world.cores[0].borrow_mut().tick(world.now(), &mut Vec::new());
+    let tick = || world.workers[0].borrow_mut().tick(world.now(), &mut Vec::new());
     assert_eq!(tick(), None);
     let admin = world.host("nqn.h").connect(3000);
     let due = tick().expect("a time-out is running");
@@ -442,17 +442,17 @@ fn controllers_end_with_their_admin_queue_and_numbers_go_round() {
 #[test]
 fn controllers_are_bounded() {
     let mut make = Make::new([mem(64) as Dev]);
-    make.cores = 2;
+    make.workers = 2;
     let world = make.world();
     let host = world.host("nqn.h");
-    let mut core = world.cores[0].borrow_mut();
+    let mut core = world.workers[0].borrow_mut();
     let data = host.data(CNTLID_DYNAMIC).to_bytes();
     let sqe = connect_sqe(connect(0)).with_sgl(Sgl::transport(1024));
     let mut answers = Vec::new();
     let mut opened = Vec::new();
     while let Some(connection) = core.open("127.0.0.1:1".parse().unwrap()) {
         opened.push(connection);
-        core.submit(From { connection, slot: 0 }, &sqe, crate::block::Buf::copy_of(&data).unwrap());
+        core.submit(CommandId { connection, slot: 0 }, &sqe, crate::block::Buf::copy_of(&data).unwrap());
     }
     core.poll(&mut answers);
     assert_eq!(opened.len(), CONNECTIONS_MAX);
@@ -462,7 +462,7 @@ fn controllers_are_bounded() {
     // One more, on another thread.
     let (status, _) = try_connect(&host.clone().on_core(1), connect(0), &host.data(CNTLID_DYNAMIC));
     assert_eq!(status, Status::CONNECT_CONTROLLER_BUSY.retryable());
-    let mut core = world.cores[0].borrow_mut();
+    let mut core = world.workers[0].borrow_mut();
     core.disconnect(opened[0]);
     assert!(core.open("127.0.0.1:1".parse().unwrap()).is_some());
 }

@@ -2,10 +2,10 @@
 //!
 //! The hot path reads atomics only; everything behind a lock is for admin commands, connects and copies.
 
-use super::Subsystem;
-use super::bell::Bell;
 use super::events::Events;
 use super::features::Features;
+use super::namespace_set::NamespaceSet;
+use super::wakeup::Wakeup;
 use crate::block::request::Cancel;
 use crate::nvme::fabrics::{Refusal, Width};
 use crate::nvme::log::ErrorEntry;
@@ -29,16 +29,16 @@ const QID_AT: u16 = 42;
 pub(super) const ERRORS_MAX: usize = 64;
 
 /// A host, as the connections of all its associations with one subsystem share it.
-pub(super) struct Host {
+pub(super) struct TargetHost {
     pub(super) nqn: Nqn,
     pub(super) id: [u8; 16],
     /// Connections of this host that are closed, or whose association has ended, and that may have operations in the backend.
     late: AtomicUsize,
     /// Threads with a Connect of this host that waits for those.
-    waiters: Mutex<Vec<Arc<Bell>>>,
+    waiters: Mutex<Vec<Arc<Wakeup>>>,
 }
 
-impl Host {
+impl TargetHost {
     pub(super) fn new(nqn: Nqn, id: [u8; 16]) -> Self {
         Self { nqn, id, late: AtomicUsize::new(0), waiters: Mutex::default() }
     }
@@ -51,41 +51,41 @@ impl Host {
     /// Nothing of it is left there.
     fn late_ends(&self) {
         if self.late.fetch_sub(1, Ordering::AcqRel) == 1 {
-            lock(&self.waiters).drain(..).for_each(|bell| bell.ring());
+            lock(&self.waiters).drain(..).for_each(|wakeup| wakeup.wake());
         }
     }
 
-    /// True when nothing of an earlier connection can reach the backend's blocks any more. Else the bell is rung when that is so.
-    pub(super) fn is_drained(&self, bell: &Arc<Bell>) -> bool {
+    /// True when nothing of an earlier connection can reach the backend's blocks any more. Else `wakeup` is used once that is so.
+    pub(super) fn is_drained(&self, wakeup: &Arc<Wakeup>) -> bool {
         if self.late.load(Ordering::Acquire) == 0 {
             return true;
         }
         let mut waiters = lock(&self.waiters);
-        // Connects that wait are looked at again and again: a bell rings once for all of its thread's.
-        if !waiters.iter().any(|b| Arc::ptr_eq(b, bell)) {
-            waiters.push(bell.clone());
+        // Connects that wait are tried again and again: one wake-up serves all of a thread's.
+        if !waiters.iter().any(|b| Arc::ptr_eq(b, wakeup)) {
+            waiters.push(wakeup.clone());
         }
         drop(waiters);
-        // Looked at again behind the registration: it may have ended in between.
+        // Checked again after the registration: it may have ended in between.
         self.late.load(Ordering::Acquire) == 0
     }
 }
 
 /// A copy that has begun and not ended, where an Abort finds it.
-struct Running {
+struct RunningCopy {
     qid: u16,
     cid: u16,
     cancel: Cancel,
-    /// Of its thread: a copy that waits for its turn is given up at once.
-    bell: Arc<Bell>,
+    /// Wakes the thread that runs this copy: one that waits for its turn is given up at once.
+    wakeup: Arc<Wakeup>,
     abort: Option<Arc<AbortTicket>>,
 }
 
 /// What became of a copy that was to be aborted. The Abort is answered when it is known.
 pub(super) struct AbortTicket {
     state: AtomicU8,
-    /// Of the thread with the admin queue.
-    bell: Arc<Bell>,
+    /// Wakes the thread with the admin queue.
+    wakeup: Arc<Wakeup>,
 }
 
 const UNDECIDED: u8 = 0;
@@ -103,9 +103,9 @@ impl AbortTicket {
 }
 
 /// An I/O or admin queue that is connected.
-struct Connected {
+struct ConnectedQueue {
     qid: u16,
-    bell: Arc<Bell>,
+    wakeup: Arc<Wakeup>,
 }
 
 struct Inner {
@@ -115,7 +115,7 @@ struct Inner {
     resetting: bool,
     features: Features,
     events: Events,
-    queues: Vec<Connected>,
+    queues: Vec<ConnectedQueue>,
     /// I/O queues that were connected and may have operations in the backend, closed or not.
     undrained: usize,
     errors: VecDeque<ErrorEntry>,
@@ -124,7 +124,7 @@ struct Inner {
 
 /// What a Property Set asks its caller to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Effect {
+pub(super) enum CcEffect {
     /// Nothing.
     None,
     /// The controller was reset: what runs on its queues is over.
@@ -136,8 +136,8 @@ pub(super) enum Effect {
 /// One association with one host.
 pub struct Controller {
     id: u16,
-    subsystem: Arc<Subsystem>,
-    host: Arc<Host>,
+    namespaces: Arc<NamespaceSet>,
+    host: Arc<TargetHost>,
     cap: Cap,
     /// Odd while enabled; counts on with every change, so that a queue of before a reset is known.
     epoch: AtomicU32,
@@ -148,7 +148,7 @@ pub struct Controller {
     /// The host has switched the volatile write cache off.
     write_through: AtomicBool,
     inner: Mutex<Inner>,
-    running: Mutex<Vec<Running>>,
+    running: Mutex<Vec<RunningCopy>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -157,11 +157,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Controller {
-    pub(super) fn new(id: u16, subsystem: Arc<Subsystem>, host: Arc<Host>, cap: CapParts) -> Self {
+    pub(super) fn new(id: u16, namespaces: Arc<NamespaceSet>, host: Arc<TargetHost>, cap: CapParts) -> Self {
         let features = Features::new(cap.io_queues);
         Self {
             id,
-            subsystem,
+            namespaces,
             host,
             cap: Cap::new(cap.entries, READY_MS, Cap::CSS_NVM | Cap::CSS_CSI),
             epoch: AtomicU32::new(0),
@@ -188,9 +188,9 @@ impl Controller {
         self.id
     }
 
-    /// What it is a controller of.
-    pub fn subsystem(&self) -> &Arc<Subsystem> {
-        &self.subsystem
+    /// The namespaces of its subsystem.
+    pub(super) fn namespaces(&self) -> &Arc<NamespaceSet> {
+        &self.namespaces
     }
 
     /// The host's name.
@@ -237,7 +237,7 @@ impl Controller {
     /// Writes a property: only CC can be.
     ///
     /// Errors: Invalid Field for any other, and for the wrong width.
-    pub(super) fn set_property(&self, offset: u32, width: Width, value: u64) -> Result<Effect, Status> {
+    pub(super) fn set_property(&self, offset: u32, width: Width, value: u64) -> Result<CcEffect, Status> {
         if offset != property::offset::CC || width != Width::Four {
             return Err(Status::INVALID_FIELD);
         }
@@ -247,11 +247,11 @@ impl Controller {
         match (before.enabled(), cc.enabled()) {
             (false, true) => {
                 self.enable(&mut inner);
-                Ok(Effect::None)
+                Ok(CcEffect::None)
             }
             (true, false) => {
                 self.reset(&mut inner);
-                Ok(Effect::Reset)
+                Ok(CcEffect::Reset)
             }
             _ => Ok(self.shut_down(&mut inner, before)),
         }
@@ -262,7 +262,7 @@ impl Controller {
         let is_ours = cc.page_bytes() == 4096
             && cc.arbitration() == 0
             && matches!(cc.command_set(), Cc::CSS_NVM | Cc::CSS_CSI)
-            && (self.subsystem.is_discovery() || (cc.sqe_shift() == 6 && cc.cqe_shift() == 4));
+            && (self.namespaces.is_discovery() || (cc.sqe_shift() == 6 && cc.cqe_shift() == 4));
         if !is_ours {
             // What the standard has for a configuration a controller cannot run with: fatal until it is disabled.
             inner.csts = inner.csts.with_fatal(true);
@@ -286,23 +286,23 @@ impl Controller {
         inner.events = Events::default();
         self.show(&inner.features);
         self.cancel_copies(|_| true);
-        inner.queues.iter().for_each(|q| q.bell.ring());
+        inner.queues.iter().for_each(|q| q.wakeup.wake());
     }
 
-    fn shut_down(&self, inner: &mut Inner, before: Cc) -> Effect {
+    fn shut_down(&self, inner: &mut Inner, before: Cc) -> CcEffect {
         match inner.cc.shutdown() {
             None => {
                 inner.csts = inner.csts.with_shutdown(ShutdownStatus::None);
-                Effect::None
+                CcEffect::None
             }
-            same if same == before.shutdown() => Effect::None,
+            same if same == before.shutdown() => CcEffect::None,
             Some(Shutdown::Normal) => {
                 inner.csts = inner.csts.with_shutdown(ShutdownStatus::Occurring);
-                Effect::Flush
+                CcEffect::Flush
             }
             Some(Shutdown::Abrupt) => {
                 inner.csts = inner.csts.with_shutdown(ShutdownStatus::Complete);
-                Effect::None
+                CcEffect::None
             }
         }
     }
@@ -317,11 +317,11 @@ impl Controller {
 
     // --- queues ------------------------------------------------------------------------------------------------------
 
-    /// Takes a queue in; returns the epoch it belongs to, so that it is of before a reset or of behind it, never of both.
+    /// Takes a queue in; returns the epoch it belongs to, so that it belongs to the time before or after a reset, never both.
     ///
     /// Errors: of an I/O queue Command Sequence Error while the controller is not enabled, Connect Invalid Parameters for a number
     /// that the host was not granted; of any queue Command Sequence Error when it is there already.
-    pub(super) fn connect(&self, qid: u16, bell: &Arc<Bell>) -> Result<u32, Refusal> {
+    pub(super) fn connect(&self, qid: u16, wakeup: &Arc<Wakeup>) -> Result<u32, Refusal> {
         let mut inner = self.inner();
         // Enabling and resetting hold this lock too.
         let epoch = self.epoch();
@@ -329,14 +329,14 @@ impl Controller {
             if epoch & 1 == 0 {
                 return Err(Status::COMMAND_SEQUENCE_ERROR.into());
             }
-            if qid > inner.features.io_queues() || self.subsystem.is_discovery() {
+            if qid > inner.features.io_queues() || self.namespaces.is_discovery() {
                 return Err(Refusal::in_command(QID_AT));
             }
         }
         if inner.queues.iter().any(|q| q.qid == qid) || self.is_gone() {
             return Err(Status::COMMAND_SEQUENCE_ERROR.into());
         }
-        inner.queues.push(Connected { qid, bell: bell.clone() });
+        inner.queues.push(ConnectedQueue { qid, wakeup: wakeup.clone() });
         inner.undrained += usize::from(qid != 0);
         Ok(epoch)
     }
@@ -374,9 +374,7 @@ impl Controller {
         if !self.gone.swap(true, Ordering::AcqRel) {
             inner.queues.iter().for_each(|_| self.host.late_begins());
         }
-        inner.queues.iter().for_each(|q| q.bell.ring());
-        drop(inner);
-        self.subsystem.forget(self.id);
+        inner.queues.iter().for_each(|q| q.wakeup.wake());
     }
 
     /// True once the association has ended.
@@ -425,7 +423,7 @@ impl Controller {
         let mut inner = self.inner();
         let wanted = inner.features.wants_namespace_events();
         inner.events.namespace_changed(nsid, wanted);
-        inner.queues.iter().filter(|q| q.qid == 0).for_each(|q| q.bell.ring());
+        inner.queues.iter().filter(|q| q.qid == 0).for_each(|q| q.wakeup.wake());
     }
 
     /// Keeps an error for the error log.
@@ -446,8 +444,8 @@ impl Controller {
     // --- copies that can be aborted ----------------------------------------------------------------------------------
 
     /// Lets an Abort find this copy.
-    pub(super) fn copy_begins(&self, qid: u16, cid: u16, cancel: Cancel, bell: Arc<Bell>) {
-        lock(&self.running).push(Running { qid, cid, cancel, bell, abort: None });
+    pub(super) fn copy_begins(&self, qid: u16, cid: u16, cancel: Cancel, wakeup: Arc<Wakeup>) {
+        lock(&self.running).push(RunningCopy { qid, cid, cancel, wakeup, abort: None });
     }
 
     /// The copy has ended; an Abort that waits for it hears whether it was aborted.
@@ -458,17 +456,17 @@ impl Controller {
         drop(running);
         if let Some(ticket) = ended.abort {
             ticket.state.store(if aborted { ABORTED } else { NOT_ABORTED }, Ordering::Release);
-            ticket.bell.ring();
+            ticket.wakeup.wake();
         }
     }
 
     /// Asks a copy to stop. `None`: there is no such copy (any more).
-    pub(super) fn abort_copy(&self, qid: u16, cid: u16, bell: &Arc<Bell>) -> Option<Arc<AbortTicket>> {
+    pub(super) fn abort_copy(&self, qid: u16, cid: u16, wakeup: &Arc<Wakeup>) -> Option<Arc<AbortTicket>> {
         let mut running = lock(&self.running);
         let found = running.iter_mut().find(|r| (r.qid, r.cid) == (qid, cid))?;
         found.cancel.set();
-        found.bell.ring();
-        let fresh = || Arc::new(AbortTicket { state: AtomicU8::new(UNDECIDED), bell: bell.clone() });
+        found.wakeup.wake();
+        let fresh = || Arc::new(AbortTicket { state: AtomicU8::new(UNDECIDED), wakeup: wakeup.clone() });
         Some(found.abort.get_or_insert_with(fresh).clone())
     }
 
@@ -488,7 +486,7 @@ pub(super) struct CapParts {
 
 impl fmt::Debug for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "controller {} of {} for {}", self.id, self.subsystem.nqn(), self.host.nqn)
+        write!(f, "controller {} of {} for {}", self.id, self.namespaces.nqn(), self.host.nqn)
     }
 }
 
@@ -499,15 +497,15 @@ mod tests {
 
     #[test]
     fn a_bell_waits_once_however_often_it_is_looked() {
-        let host = Host::new(Nqn::new("nqn.h").unwrap(), [1; 16]);
-        let bell = |_| Arc::new(Bell::new(Waker::new(|| {})));
-        let bells: Vec<_> = (0..2).map(bell).collect();
+        let host = TargetHost::new(Nqn::new("nqn.h").unwrap(), [1; 16]);
+        let wakeup = |_| Arc::new(Wakeup::new(Waker::new(|| {})));
+        let wakeups: Vec<_> = (0..2).map(wakeup).collect();
         host.late_begins();
         for _ in 0..100 {
-            assert!(bells.iter().all(|bell| !host.is_drained(bell)));
+            assert!(wakeups.iter().all(|wakeup| !host.is_drained(wakeup)));
         }
         assert_eq!(lock(&host.waiters).len(), 2);
         host.late_ends();
-        assert!(bells.iter().all(|bell| bell.take() && host.is_drained(bell)));
+        assert!(wakeups.iter().all(|wakeup| wakeup.take() && host.is_drained(wakeup)));
     }
 }

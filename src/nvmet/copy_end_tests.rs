@@ -211,7 +211,7 @@ fn nobody_sees_half_a_copy() {
     for native in [true, false] {
         let slow = Arc::new(DelayDevice::new(mem(64), 5, 6));
         let mut make = Make::new([slow as Dev, mem(66), disk(64)]);
-        make.cores = 2;
+        make.workers = 2;
         let world = make.world();
         let (admin, io) = world.host("nqn.h").both();
         admin.enable_formats(BOTH);
@@ -310,7 +310,7 @@ fn a_copy_holds_up_no_other_command() {
     admin.enable_formats(BOTH);
     let queues = [host.io(&admin, 1), host.io(&admin, 2)];
     queues[0].write(2, 0, &pattern(36, 20));
-    let copies: Vec<From> = queues
+    let copies: Vec<CommandId> = queues
         .iter()
         .flat_map(|queue| (0..20).map(move |i| queue.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))))
         .collect();
@@ -342,13 +342,13 @@ fn copies_in_memory_take_turns_with_other_commands() {
     let world = World::new([device as Dev]);
     let (_admin, io) = world.host("nqn.h").both();
     // 32 MiB each, twice what one turn may copy.
-    let copies: Vec<From> =
+    let copies: Vec<CommandId> =
         (0..3).map(|i| io.send_copy(&Copy::local(1, 1 << 17, &[(i, 32768), (i + 32768, 32768)]))).collect();
     let read = io.send(read_sqe(1, 0, 1).with_sgl(crate::nvme::Sgl::transport(512)), &[]);
     world.poll();
     assert!(io.taken(read).is_some(), "the read is done in the first turn");
     assert!(io.taken(copies[0]).is_some() && io.taken(copies[2]).is_none(), "and not every copy");
-    let more = world.cores[0].borrow_mut().poll(&mut Vec::new());
+    let more = world.workers[0].borrow_mut().poll(&mut Vec::new());
     assert!(more || world.is_idle());
 }
 
@@ -358,7 +358,7 @@ fn an_aborted_copy_ends_once_and_the_abort_says_truly_what_became_of_it() {
     // 33, 34
     let gate = Gate::writes(disk(64));
     let mut make = Make::new([gate.clone() as Dev, mem(64)]);
-    make.cores = 2;
+    make.workers = 2;
     let world = make.world();
     let admin = world.host("nqn.h").admin();
     admin.enable_formats(BOTH);
@@ -411,7 +411,7 @@ fn a_copy_that_waits_for_its_turn_is_aborted_at_once_and_one_that_is_over_is_not
     admin.enable_formats(BOTH);
     io.write(2, 0, &pattern(33, 16));
     let abort = |sqid, cid| end(admin.admin(AdminCommand::Abort { sqid, cid }));
-    let copies: Vec<From> =
+    let copies: Vec<CommandId> =
         (0..10).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
     world.until("the first run", || gate.held() == 8);
     assert_eq!(abort(1, cid(copies[9])), (OK, 0), "the last one waits");
@@ -442,16 +442,16 @@ fn aborts_are_limited() {
     let (admin, io) = world.host("nqn.h").both();
     admin.enable_formats(BOTH);
     io.write(2, 0, &pattern(33, 16));
-    let copies: Vec<From> =
+    let copies: Vec<CommandId> =
         (0..6).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
     world.until("they run", || gate.held() == 6);
-    let abort = |copy: From| AdminCommand::Abort { sqid: 1, cid: cid(copy) }.to_sqe();
-    let aborts: Vec<From> = copies[..4].iter().map(|&copy| admin.send(abort(copy), &[])).collect();
+    let abort = |copy: CommandId| AdminCommand::Abort { sqid: 1, cid: cid(copy) }.to_sqe();
+    let aborts: Vec<CommandId> = copies[..4].iter().map(|&copy| admin.send(abort(copy), &[])).collect();
     assert_eq!(admin.go(abort(copies[4])).status, Status::ABORT_LIMIT_EXCEEDED);
     gate.permit(1000);
     aborts.into_iter().for_each(|a| assert_eq!(admin.wait(a).status, OK));
     copies.into_iter().for_each(|c| drop(io.wait(c)));
-    assert_eq!(end(admin.go(abort(From { slot: 3, connection: io.id }))), (OK, 1));
+    assert_eq!(end(admin.go(abort(CommandId { slot: 3, connection: io.id }))), (OK, 1));
 }
 
 //= promise 5, events
@@ -493,7 +493,7 @@ fn a_closed_connections_copy_is_drained_before_its_host_connects_again() {
 fn an_association_that_ended_is_drained_on_threads_that_have_not_heard_of_it() {
     let gate = Gate::writes(disk(64));
     let mut make = Make::new([gate.clone() as Dev]);
-    make.cores = 2;
+    make.workers = 2;
     let world = make.world();
     let host = world.host("nqn.h");
     let admin = host.admin();
@@ -548,7 +548,7 @@ fn a_copy_of_a_namespace_that_is_removed_ends_cleanly() {
     let (admin, io) = world.host("nqn.h").both();
     admin.enable_formats(BOTH);
     io.write(2, 0, &pattern(33, 16));
-    let copies: Vec<From> =
+    let copies: Vec<CommandId> =
         (0..10).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
     let inside = io.send_copy(&Copy::local(2, 0, &[(8, 8)]));
     world.until("they run", || gate.held() == 8);
@@ -609,7 +609,8 @@ fn a_copy_that_waits_for_its_turn_has_no_more_time_than_others() {
     io.write(2, 0, &pattern(49, 256));
     // The device is slow; eight are tasks at a time. Ranges that others have written go one after the other.
     let chained = |i: u64| (0..100).map(|range| (i * 200 + 50 + range, 1)).collect::<Vec<_>>();
-    let copies: Vec<From> = (0..10).map(|i| io.send_copy(&Copy::local(1, i * 200, &chained(i)))).collect();
+    let copies: Vec<CommandId> =
+        (0..10).map(|i| io.send_copy(&Copy::local(1, i * 200, &chained(i)))).collect();
     world.until("they run", || gate.held() >= 8);
     for _ in 0..19 {
         assert_eq!(gate.held(), 8);

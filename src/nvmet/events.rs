@@ -3,7 +3,7 @@
 //! One event is claimed: a change of the attached namespaces. Told once, it is masked until the host reads the log page
 //! (Base Specification 2.1, 5.2.2: "clear the event").
 
-use super::subsystem::NSID_MAX;
+use super::namespace_set::NSID_MAX;
 use std::collections::BTreeSet;
 
 /// Events of one controller.

@@ -46,9 +46,9 @@ fn a_command_of_many_requests_leaves_turns_to_others() {
     let mut turns = 0;
     loop {
         let mut answers = Vec::new();
-        let more = world.cores[0].borrow_mut().poll(&mut answers);
+        let more = world.workers[0].borrow_mut().poll(&mut answers);
         if let [answer] = &answers[..] {
-            assert_eq!((answer.from, answer.cqe.status), (long, Status::SUCCESS));
+            assert_eq!((answer.id, answer.cqe.status), (long, Status::SUCCESS));
             break;
         }
         assert!(more, "to be called again without a sleep");
@@ -297,57 +297,6 @@ fn what_is_to_be_durable_is_when_its_answer_comes() {
 }
 
 #[test]
-fn a_dry_pool_makes_commands_wait_and_nothing_fail() {
-    let mut make = Make::new([mem(64) as Dev]);
-    make.buffers = 2;
-    let world = make.world();
-    let (admin, io) = world.host("nqn.h").both();
-    io.write(1, 0, &pattern(8, 8));
-    let held: Vec<_> = std::iter::from_fn(|| world.pool.take(1)).collect();
-    let reads: Vec<From> =
-        (0..6).map(|i| io.send(read_sqe(1, i, 1).with_sgl(Sgl::transport(512)), &[])).collect();
-    let identify = admin.send(
-        crate::nvme::AdminCommand::Identify(crate::nvme::admin::Identify::new(1, 0))
-            .to_sqe()
-            .with_sgl(Sgl::transport(4096)),
-        &[],
-    );
-    // What needs no buffer goes on.
-    assert!(io.write(1, 8, &pattern(9, 1)).status.is_success());
-    assert!(admin.admin(crate::nvme::AdminCommand::KeepAlive).status.is_success());
-    world.turns(20);
-    assert!(reads.iter().all(|&r| io.taken(r).is_none()), "they wait");
-    assert!(!world.is_idle());
-    drop(held);
-    for (i, read) in reads.into_iter().enumerate() {
-        let told = io.wait(read);
-        assert!(told.status.is_success());
-        assert_eq!(told.data, pattern(8, 8)[i * 512..][..512]);
-    }
-    assert!(admin.wait(identify).status.is_success());
-    assert_eq!(world.free_buffers(), 2);
-}
-
-#[test]
-fn what_waits_for_a_buffer_is_forgotten_with_its_connection() {
-    let mut make = Make::new([mem(64) as Dev]);
-    make.buffers = 1;
-    let world = make.world();
-    let host = world.host("nqn.h");
-    let (admin, io) = host.both();
-    let other = host.io(&admin, 2);
-    let held = world.pool.take(1);
-    io.send(read_sqe(1, 0, 1).with_sgl(Sgl::transport(512)), &[]);
-    let theirs = other.send(read_sqe(1, 0, 1).with_sgl(Sgl::transport(512)), &[]);
-    io.close();
-    drop(held);
-    assert!(other.wait(theirs).status.is_success());
-    world.turns(3);
-    assert!(world.is_idle());
-    assert_eq!(world.free_buffers(), 1);
-}
-
-#[test]
 fn a_later_connection_never_gets_an_old_answer() {
     let gate = Gate::new(mem(64), |op| matches!(op, Op::Read { .. }));
     let world = World::new([gate.clone() as Dev]);
@@ -372,7 +321,7 @@ fn a_later_connection_never_gets_an_old_answer() {
 #[test]
 fn two_hosts_and_several_queues_share_one_namespace() {
     let mut make = Make::new([mem(256) as Dev]);
-    make.cores = 2;
+    make.workers = 2;
     let world = make.world();
     let (a, b) = (world.host("nqn.a"), world.host("nqn.b").on_core(1));
     let ((admin_a, io_a), (_admin_b, io_b)) = (a.both(), b.both());

@@ -1,42 +1,46 @@
 //! The target: NVMe commands become requests, completions become answers. No sockets and no PDUs here.
 //!
-//! A [`Target`] has [`Subsystem`]s with [`Namespace`]s; a host's association is a [`Controller`]. Each thread has a [`Core`],
-//! which takes commands of its connections and gives answers. `docs/notes/005-nvme-tcp.md` has the interface,
-//! `docs/conformance.md` what is claimed.
+//! A [`Target`] has [`Subsystem`]s with [`Namespace`]s; a host's association is a [`Controller`]. Each thread has a [`Worker`],
+//! which takes commands of its connections and gives answers: `command` has the handlers, `connections`, `backends` and
+//! `copy_queue` what a worker keeps. `docs/notes/005-nvme-tcp.md` has the interface, `docs/conformance.md` what is claimed.
 
-mod admin;
 #[cfg(test)]
 mod admin_tests;
-mod bell;
-mod closing;
-mod connect;
+mod backends;
+mod command;
 #[cfg(test)]
 mod connect_tests;
+mod connections;
 mod controller;
-mod copy;
 #[cfg(test)]
 mod copy_end_tests;
+mod copy_queue;
 #[cfg(test)]
 mod copy_tests;
-mod copying;
-mod core;
-mod discovery;
 mod events;
 mod features;
-mod identify;
-mod io;
 #[cfg(test)]
 mod io_tests;
 #[cfg(test)]
 mod model_tests;
 mod namespace;
+mod namespace_set;
+mod pending;
+mod settings;
 mod subsystem;
+mod target;
 #[cfg(test)]
 mod testing;
+mod view;
+mod wakeup;
+mod worker;
 
-pub use self::core::{Answer, CONNECTIONS_MAX, ConnectionId, Core, From, QueuePair};
+pub use connections::{CONNECTIONS_MAX, CommandId, ConnectionId, QueuePair};
 pub use controller::Controller;
-pub use copying::CopyLine;
-pub use discovery::{Settings, Target};
-pub use namespace::{CopyLimits, Hosts, Namespace, NamespaceOptions};
-pub use subsystem::{CONTROLLERS_MAX, NSID_MAX, Subsystem, SubsystemOptions};
+pub use copy_queue::CopyLine;
+pub use namespace::{CopyCommandLimits, Hosts, Namespace, NamespaceOptions};
+pub use namespace_set::NSID_MAX;
+pub use settings::Settings;
+pub use subsystem::{CONTROLLERS_MAX, Subsystem, SubsystemOptions};
+pub use target::Target;
+pub use worker::{Answer, Worker};

@@ -169,7 +169,7 @@ impl Model {
 }
 
 /// Sends a command; `holds` is what the blocks of a Compare hold.
-fn send(queue: &Queue<'_>, command: &Command, holds: Option<Vec<u8>>) -> From {
+fn send(queue: &Queue<'_>, command: &Command, holds: Option<Vec<u8>>) -> CommandId {
     match command {
         Command::Read { nsid, lba, blocks } => {
             queue.send(read_sqe(*nsid, *lba, *blocks).with_sgl(Sgl::transport(blocks * 512)), &[])
@@ -222,7 +222,7 @@ fn world(seed: u64) -> World {
     ]);
     let hosts = Hosts::These(vec!["nqn.a".to_owned()]);
     make.devices.push((mem(SIZES[2]), NamespaceOptions { hosts, ..Default::default() }));
-    make.cores = 2;
+    make.workers = 2;
     make.world()
 }
 
@@ -298,7 +298,7 @@ fn commands_at_once_leave_whole_blocks_and_each_is_answered() {
         let world = world(seed);
         let (queues, eyes, _admins) = queues(&world);
         let mut rng = Rng::new(seed);
-        let mut out: Vec<(usize, From)> = Vec::new();
+        let mut out: Vec<(usize, CommandId)> = Vec::new();
         for id in 1..400u64 {
             let who = rng.index(3);
             let nsid = 1 + rng.below(eyes[who].sees.into()) as u32;

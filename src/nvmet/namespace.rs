@@ -58,7 +58,7 @@ pub struct NamespaceOptions {
 
 /// What one Copy command may ask of a namespace as its destination, in blocks of that namespace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct CopyLimits {
+pub struct CopyCommandLimits {
     /// Longest source range (MSSRL); counts, not 0's based.
     pub range_blocks: u16,
     /// Longest copy, all ranges together (MCL).
@@ -79,13 +79,13 @@ pub struct Namespace {
     blocks: u64,
     read_only: bool,
     hosts: Hosts,
-    copy: CopyLimits,
+    copy: CopyCommandLimits,
     /// Copies that were ended because the device answered none of their requests, which are still there.
     stalled: AtomicUsize,
 }
 
 /// What the subsystem has decided about a new namespace.
-pub(super) struct Place<'a> {
+pub(super) struct NamespacePlace<'a> {
     pub(super) nsid: u32,
     pub(super) subsystem_nqn: &'a str,
     /// Namespaces of the subsystem that have the same stable name.
@@ -96,7 +96,11 @@ impl Namespace {
     /// The namespace of `device`; its size is the one the device has now, cut to whole blocks.
     ///
     /// Errors: `InvalidInput` for a block size that cannot be, or a device shorter than a block.
-    pub(super) fn new(device: Arc<dyn Device>, options: NamespaceOptions, place: &Place<'_>) -> Result<Self> {
+    pub(super) fn new(
+        device: Arc<dyn Device>,
+        options: NamespaceOptions,
+        place: &NamespacePlace<'_>,
+    ) -> Result<Self> {
         let block_bytes = block_bytes(&device, options.block_bytes)?;
         let block_shift = block_bytes.trailing_zeros();
         let blocks = device.size() >> block_shift;
@@ -196,7 +200,7 @@ impl Namespace {
     }
 
     /// What a Copy to it may ask.
-    pub fn copy_limits(&self) -> CopyLimits {
+    pub fn copy_limits(&self) -> CopyCommandLimits {
         self.copy
     }
 
@@ -246,7 +250,7 @@ fn block_bytes(device: &Arc<dyn Device>, asked: Option<u32>) -> Result<u32> {
 }
 
 /// What the device surely copies within a third of the 30 seconds a host gives a command.
-fn copy_limits(device: &Arc<dyn Device>, shift: u32) -> CopyLimits {
+fn copy_limits(device: &Arc<dyn Device>, shift: u32) -> CopyCommandLimits {
     let (limits, paths) = (device.limits(), device.copy_paths());
     let best = paths.iter().find(|p| p.preferred && p.carries_holes).map(|p| p.method);
     let bound = match best {
@@ -258,7 +262,7 @@ fn copy_limits(device: &Arc<dyn Device>, shift: u32) -> CopyLimits {
     let range = best.and(limits.copy_max_range_bytes.get()).map_or(u64::MAX, |most| most.get() >> shift);
     let range = u32::try_from(range).unwrap_or(u32::MAX).clamp(1, MSSRL_MAX).min(blocks);
     let range_blocks = u16::try_from(range).expect("at most MSSRL_MAX");
-    CopyLimits { range_blocks, blocks, ranges: Count8::MAX }
+    CopyCommandLimits { range_blocks, blocks, ranges: Count8::MAX }
 }
 
 /// What the names of a device are made of, where nothing else is said.
@@ -267,7 +271,7 @@ pub(super) fn bound_to(device: &Arc<dyn Device>) -> String {
 }
 
 /// 16 bytes that stay the same as long as subsystem, name and number of namesakes do.
-fn identifier(kind: &str, name: &str, place: &Place<'_>) -> [u8; 16] {
+fn identifier(kind: &str, name: &str, place: &NamespacePlace<'_>) -> [u8; 16] {
     container::identifier(kind, &[place.subsystem_nqn, name, &place.namesakes.to_string()])
 }
 
@@ -289,7 +293,7 @@ mod tests {
     }
 
     fn make(device: Arc<dyn Device>, options: NamespaceOptions) -> Result<Namespace> {
-        Namespace::new(device, options, &Place { nsid: 7, subsystem_nqn: "nqn.x", namesakes: 0 })
+        Namespace::new(device, options, &NamespacePlace { nsid: 7, subsystem_nqn: "nqn.x", namesakes: 0 })
     }
 
     fn asked(block_bytes: u32) -> NamespaceOptions {
@@ -373,7 +377,7 @@ mod tests {
     //= promise 1
     #[test]
     fn names_end_with_the_bytes_they_name() {
-        let place = || Place { nsid: 1, subsystem_nqn: "nqn.x", namesakes: 0 };
+        let place = || NamespacePlace { nsid: 1, subsystem_nqn: "nqn.x", namesakes: 0 };
         let of = |device: Arc<dyn Device>, name: Option<&str>| {
             let options =
                 NamespaceOptions { stable_name: name.map(str::to_owned), ..NamespaceOptions::default() };
@@ -407,7 +411,8 @@ mod tests {
         let named = |name: &str, nsid, subsystem_nqn, namesakes| {
             let options = NamespaceOptions { stable_name: Some(name.to_owned()), ..Default::default() };
             let ns =
-                Namespace::new(mem(4096, 1), options, &Place { nsid, subsystem_nqn, namesakes }).unwrap();
+                Namespace::new(mem(4096, 1), options, &NamespacePlace { nsid, subsystem_nqn, namesakes })
+                    .unwrap();
             (ns.nguid(), ns.uuid())
         };
         let first = named("/a", 1, "nqn.x", 0);

@@ -12,6 +12,7 @@ use crate::drivers::mem::Mem;
 use crate::drivers::null::Null;
 use crate::drivers::{File, FileOptions};
 use crate::nvme::admin::{GetLogPage, Identify, SetFeatures};
+use crate::nvme::command::Transfer;
 use crate::nvme::copy::{Format, write_ranges};
 use crate::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsCommand, Width};
 use crate::nvme::feature::{HostBehavior, fid};
@@ -88,12 +89,12 @@ pub(super) fn settings() -> Settings {
 
 /// A target on one thread: several cores, polled in turn.
 pub(super) struct World {
-    pub(super) cores: Vec<RefCell<Core>>,
+    pub(super) workers: Vec<RefCell<Worker>>,
     pub(super) lines: Rc<RefCell<Vec<CopyLine>>>,
     pub(super) target: Arc<Target>,
     pub(super) subsystem: Arc<Subsystem>,
     pub(super) pool: Rc<BufPool>,
-    answers: RefCell<HashMap<(usize, From), core::Answer>>,
+    answers: RefCell<HashMap<(usize, CommandId), Answer>>,
     pub(super) lost: RefCell<Vec<(usize, ConnectionId)>>,
     pub(super) reactor: Rc<Sim>,
     pub(super) local: Local,
@@ -102,7 +103,7 @@ pub(super) struct World {
 /// What a test makes a world of.
 pub(super) struct Make {
     pub(super) devices: Vec<(Dev, NamespaceOptions)>,
-    pub(super) cores: usize,
+    pub(super) workers: usize,
     /// Buffers of the pool.
     pub(super) buffers: usize,
     pub(super) settings: Settings,
@@ -111,7 +112,7 @@ pub(super) struct Make {
 impl Make {
     pub(super) fn new(devices: impl IntoIterator<Item = Dev>) -> Self {
         let devices = devices.into_iter().map(|d| (d, NamespaceOptions::default())).collect();
-        Self { devices, cores: 1, buffers: 64, settings: settings() }
+        Self { devices, workers: 1, buffers: 64, settings: settings() }
     }
 
     pub(super) fn world(self) -> World {
@@ -129,15 +130,15 @@ impl Make {
         assert_eq!(pool.count(), self.buffers);
         let domain = LockDomain::new();
         let lines = Rc::new(RefCell::new(Vec::new()));
-        let cores = (0..self.cores).map(|_| {
+        let cores = (0..self.workers).map(|_| {
             let locks: Rc<CoreLocks> = Rc::new(domain.attach(|| ()).unwrap());
-            let mut core = Core::new(target.clone(), locks, pool.clone(), reactor.waker()).unwrap();
+            let mut worker = Worker::new(target.clone(), locks, reactor.waker());
             let kept = lines.clone();
-            core.on_copy(move |line| kept.borrow_mut().push(line.clone()));
-            RefCell::new(core)
+            worker.on_copy(move |line| kept.borrow_mut().push(line.clone()));
+            RefCell::new(worker)
         });
         World {
-            cores: cores.collect(),
+            workers: cores.collect(),
             lines: lines.clone(),
             target,
             subsystem,
@@ -161,13 +162,13 @@ impl World {
 
     /// One turn of every core, without time going by.
     pub(super) fn poll(&self) {
-        for (at, core) in self.cores.iter().enumerate() {
+        for (at, core) in self.workers.iter().enumerate() {
             let (mut answers, mut lost) = (Vec::new(), Vec::new());
             core.borrow_mut().tick(self.now(), &mut lost);
             core.borrow_mut().poll(&mut answers);
             self.lost.borrow_mut().extend(lost.into_iter().map(|id| (at, id)));
             for answer in answers {
-                let twice = self.answers.borrow_mut().insert((at, answer.from), answer);
+                let twice = self.answers.borrow_mut().insert((at, answer.id), answer);
                 assert!(twice.is_none(), "a command is answered once");
             }
         }
@@ -225,7 +226,7 @@ impl World {
 
     /// True when no core has anything in flight.
     pub(super) fn is_idle(&self) -> bool {
-        self.cores.iter().all(|core| core.borrow().is_idle())
+        self.workers.iter().all(|core| core.borrow().is_idle())
     }
 }
 
@@ -255,7 +256,7 @@ impl<'w> Host<'w> {
 
     pub(super) fn open(&self) -> Queue<'w> {
         let local = "192.0.2.7:4420".parse().unwrap();
-        let id = self.world.cores[self.core].borrow_mut().open(local).unwrap();
+        let id = self.world.workers[self.core].borrow_mut().open(local).unwrap();
         Queue { world: self.world, core: self.core, id, cntlid: Cell::new(0), next: Cell::new(0) }
     }
 
@@ -324,25 +325,31 @@ pub(super) struct Queue<'w> {
 
 impl Queue<'_> {
     /// Sends a command and does not wait.
-    pub(super) fn send(&self, mut sqe: Sqe, data: &[u8]) -> From {
+    pub(super) fn send(&self, mut sqe: Sqe, data: &[u8]) -> CommandId {
         let slot = self.next.get();
         self.next.set(slot + 1);
         sqe.set_cid(cid_of(slot));
-        let from = From { connection: self.id, slot };
-        let data = Buf::copy_of(data).unwrap();
-        self.world.cores[self.core].borrow_mut().submit(from, &sqe, data);
+        let from = CommandId { connection: self.id, slot };
+        let (len, pool) = (sqe.sgl().len as usize, &self.world.pool);
+        let data = match sqe.transfer() {
+            // No pool has a buffer for what is longer than any transfer.
+            Transfer::ToHost if len > pool.chunk_bytes() => Buf::default(),
+            Transfer::ToHost if len > 0 => pool.take(len).unwrap(),
+            _ => Buf::copy_of(data).unwrap(),
+        };
+        self.world.workers[self.core].borrow_mut().submit(from, &sqe, data);
         from
     }
 
     /// The answer, if it is there; once.
-    pub(super) fn taken(&self, from: From) -> Option<Told> {
+    pub(super) fn taken(&self, from: CommandId) -> Option<Told> {
         let answer = self.world.answers.borrow_mut().remove(&(self.core, from))?;
         assert_eq!(answer.cqe.cid, cid_of(from.slot), "the command id comes back");
         let data = answer.data.map(|d| d.to_vec()).unwrap_or_default();
         Some(Told { status: answer.cqe.status, result: answer.cqe.result, data })
     }
 
-    pub(super) fn wait(&self, from: From) -> Told {
+    pub(super) fn wait(&self, from: CommandId) -> Told {
         let mut told = None;
         self.world.until("a command", || {
             told = self.taken(from);
@@ -357,7 +364,7 @@ impl Queue<'_> {
         self.wait(from)
     }
 
-    pub(super) fn send_data(&self, sqe: Sqe, data: &[u8]) -> From {
+    pub(super) fn send_data(&self, sqe: Sqe, data: &[u8]) -> CommandId {
         self.send(sqe.with_sgl(Sgl::transport(u32::try_from(data.len()).unwrap())), data)
     }
 
@@ -374,7 +381,7 @@ impl Queue<'_> {
     }
 
     pub(super) fn close(&self) {
-        self.world.cores[self.core].borrow_mut().disconnect(self.id);
+        self.world.workers[self.core].borrow_mut().disconnect(self.id);
     }
 
     // --- properties and admin ----------------------------------------------------------------------------------------
@@ -441,7 +448,7 @@ impl Queue<'_> {
         self.wait(from)
     }
 
-    pub(super) fn send_copy(&self, copy: &Copy) -> From {
+    pub(super) fn send_copy(&self, copy: &Copy) -> CommandId {
         let (sqe, list) = copy.command();
         self.send_data(sqe, &list)
     }
@@ -452,7 +459,7 @@ fn cid_of(slot: u16) -> u16 {
 }
 
 /// The command id a command of this slot has.
-pub(super) fn cid(from: From) -> u16 {
+pub(super) fn cid(from: CommandId) -> u16 {
     cid_of(from.slot)
 }
 

@@ -8,7 +8,7 @@
 use crate::common::{BIN, sh};
 use blkcopy::block::{Device, Kind as ErrorKind};
 use blkcopy::drivers::mem::Mem;
-use blkcopy::exports::fuse::{Mount, Options, Serve, Volume};
+use blkcopy::exports::fuse::{Mount, MountOptions, Serve, Volume};
 use blkcopy::map::{LazyDevice, Linear};
 use blkcopy::sim::{CopyBug, DelayDevice, ErrorDevice, Fault, FaultPlan, MiscopyDevice, Ops, VolatileDisk};
 use serde::{Deserialize, Serialize};
@@ -194,7 +194,8 @@ pub(crate) fn serve_if_asked() {
         Volume { name, device, read_only: false, serve: kind.serve() }
     };
     let volumes = spec.devices.iter().enumerate().map(volume).collect();
-    let mut options = Options { cache: spec.cache, resizable: spec.resizable, ..Options::default() };
+    let mut options =
+        MountOptions { cache: spec.cache, resizable: spec.resizable, ..MountOptions::default() };
     if spec.few {
         (options.readers, options.workers) = (2, 2);
     }

@@ -1,31 +1,24 @@
 //! Copies: what one answer of `copy_file_range` or one entry of an ioctl becomes.
 
-use super::abi::{self, Asked, Call};
+use super::abi;
 use super::errno::copy_errno;
-use super::lane::{self, Tried};
+use super::job::{CopyJob, Ends, IoctlJob, Job};
+use super::reader::{self, Tried};
+use super::shared::{MountShared, ino_of};
 use super::volume::Copied;
-use super::worker::{Job, Worker};
-use super::{Shared, ino_of};
+use super::worker::MountWorker;
 use crate::block::receipt::HostBytes;
 use crate::block::request::Cancel;
 use crate::block::{ByteRange, Completion, CopyRequest, Device, Error, Kind, Method, Op, Result};
-use crate::copy::native::one_request;
+use crate::copy::one_request::one_request;
+use crate::copy::ranges::{Part, check_offloaded, copy_ranges};
 use crate::copy::run::Options;
-use crate::copy::whole::{Part, check_offloaded, copy_ranges};
 use crate::copy::{Offload, Policy};
-use fuser::{INodeNo, ReplyIoctl, ReplyWrite};
+use fuser::{INodeNo, ReplyWrite};
 use smallvec::{SmallVec, smallvec};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Longest answer of `copy_file_range`, in bytes.
-const ANSWER_MAX: u64 = 64 << 20;
-/// Longest answer while nothing is known of how fast copies are, in bytes.
-const ANSWER_FIRST: u64 = 8 << 20;
-/// The least that answers are shortened to, in bytes.
-const ANSWER_MIN: u64 = 1 << 20;
-/// How long an answer may take: whoever interrupts a program waits for the one in flight.
-const ANSWER_TIME: Duration = Duration::from_millis(250);
 /// Longest copy in memory that a reader makes itself, in bytes: about 50 microseconds.
 const INLINE_MAX: u64 = 256 << 10;
 /// Longest `copy_file_range` of the kernel that a reader makes itself, in bytes: as long as the longest write.
@@ -34,39 +27,6 @@ const CALL_MAX: u64 = 1 << 20;
 const PAYLOAD: usize = 8 << 20;
 /// How many invalidations a call asks for by range; with more entries, one range around all.
 const PAGES_MAX: usize = 16;
-
-/// A range of one volume to a place on another.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Ends {
-    pub(super) source: usize,
-    pub(super) from: ByteRange,
-    pub(super) dest: usize,
-    pub(super) to: u64,
-}
-
-impl Ends {
-    fn to(&self) -> ByteRange {
-        ByteRange::between(self.to, self.to + self.from.len())
-    }
-}
-
-/// A `copy_file_range` that was handed over.
-pub(super) struct CopyJob {
-    pub(super) ends: Ends,
-    pub(super) durable: bool,
-    pub(super) reply: ReplyWrite,
-}
-
-/// A checked ioctl.
-pub(super) struct IoctlJob {
-    pub(super) asked: Asked,
-    pub(super) argument: Vec<u8>,
-    pub(super) call: Call,
-    pub(super) source: usize,
-    pub(super) dest: usize,
-    pub(super) durable: bool,
-    pub(super) reply: ReplyIoctl,
-}
 
 /// What became of a copy.
 #[derive(Default)]
@@ -80,7 +40,7 @@ struct End {
 /// How much one answer copies, given what is asked for and the room on both sides: `Ok(0)` only at the end of the source.
 ///
 /// Errors: ENOSPC at or behind the end of the destination; EINVAL where both overlap (the kernel looks too, at its own sizes).
-pub(super) fn answer_len(shared: &Shared, ends: &Ends, asked: u64) -> Result<u64, fuser::Errno> {
+pub(super) fn answer_len(shared: &MountShared, ends: &Ends, asked: u64) -> Result<u64, fuser::Errno> {
     let (source, dest) = (&shared.volumes[ends.source], &shared.volumes[ends.dest]);
     let left = source.size().saturating_sub(ends.from.offset()).min(asked);
     let room = dest.capacity.saturating_sub(ends.to);
@@ -101,39 +61,13 @@ pub(super) fn answer_len(shared: &Shared, ends: &Ends, asked: u64) -> Result<u64
     Ok(len.min(dest.pace.answer_max()))
 }
 
-/// How long answers may be, by how fast copies onto a volume have been.
-pub(super) struct Pace(std::sync::atomic::AtomicU64);
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self(std::sync::atomic::AtomicU64::new(ANSWER_FIRST))
-    }
-}
-
-impl Pace {
-    fn answer_max(&self) -> u64 {
-        self.0.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    fn learn(&self, bytes: u64, time: Duration) {
-        if bytes < ANSWER_MIN {
-            return;
-        }
-        let fits = u128::from(bytes) * ANSWER_TIME.as_nanos() / time.as_nanos().max(1);
-        let fits = u64::try_from(fits).unwrap_or(u64::MAX);
-        // Half the way there: one slow answer says little.
-        let next = u64::midpoint(self.answer_max(), fits.clamp(ANSWER_MIN, ANSWER_MAX));
-        self.0.store(next - next % ANSWER_MIN, std::sync::atomic::Ordering::Relaxed);
-    }
-}
-
 /// A copy in one request, and so short that a reader makes it itself.
 pub(super) type Brief = (Method, SmallVec<[ByteRange; 1]>);
 
 /// How a reader would make the copy itself, if it is short enough. `may_wait`: this reader may make calls that wait.
-pub(super) fn is_brief(shared: &Shared, ends: &Ends, may_wait: bool) -> Option<Brief> {
+pub(super) fn is_brief(shared: &MountShared, ends: &Ends, may_wait: bool) -> Option<Brief> {
     let (source, dest) = (&shared.volumes[ends.source], &shared.volumes[ends.dest]);
-    let (method, sources) = one_request(&source.device, &[ends.from], &dest.device, ends.to())?;
+    let (method, sources) = one_request(&source.device, &[ends.from], &dest.device, ends.dest_range())?;
     let is_short = match method {
         Method::Null => true,
         Method::Memory => ends.from.len() <= INLINE_MAX,
@@ -147,7 +81,7 @@ pub(super) fn is_brief(shared: &Shared, ends: &Ends, may_wait: bool) -> Option<B
 
 /// Makes the copy on this reader if nothing is in its way; else says no, and nothing was begun.
 pub(super) fn inline(
-    shared: &Shared,
+    shared: &MountShared,
     ends: &Ends,
     (method, sources): Brief,
 ) -> Option<Result<u64, fuser::Errno>> {
@@ -156,12 +90,12 @@ pub(super) fn inline(
         method,
         source: source.device.clone(),
         sources,
-        dest: ends.to(),
+        dest: ends.dest_range(),
         fua: false,
         cancel: Cancel::default(),
     };
     let begun = Instant::now();
-    let tried = lane::with(shared, |lane| lane.run(shared, ends.dest, Op::Copy(Box::new(request))));
+    let tried = reader::with(shared, |reader| reader.run(shared, ends.dest, Op::Copy(Box::new(request))));
     let done = match tried {
         Ok(Ok(Tried::Done(done))) => done,
         // Whoever it is handed to finds out what the matter is.
@@ -196,7 +130,7 @@ fn answer_of(end: &End) -> Result<u64, fuser::Errno> {
 
 /// Takes down what became of a copy.
 fn ended(
-    shared: &Shared,
+    shared: &MountShared,
     call: &'static str,
     ends: &Ends,
     end: End,
@@ -224,7 +158,7 @@ fn ended(
     dest.copied(copied, inline);
 }
 
-impl Worker {
+impl MountWorker {
     /// One copy, whole under the range locks.
     async fn copy_one(&self, ends: &Ends, offload: Offload, durable: bool) -> End {
         let source = self.volume(ends.source).device.clone();
@@ -263,12 +197,12 @@ impl Worker {
         source: &Arc<dyn Device>,
         dest: &Arc<dyn Device>,
     ) -> Option<End> {
-        let (method, sources) = one_request(source, &[ends.from], dest, ends.to())?;
+        let (method, sources) = one_request(source, &[ends.from], dest, ends.dest_range())?;
         let request = CopyRequest {
             method,
             source: source.clone(),
             sources,
-            dest: ends.to(),
+            dest: ends.dest_range(),
             fua: false,
             cancel: Cancel::default(),
         };
@@ -360,6 +294,6 @@ fn pages(ino: INodeNo, ranges: impl ExactSizeIterator<Item = ByteRange>) -> Vec<
 }
 
 /// Hands a copy over.
-pub(super) fn hand_over(shared: &Arc<Shared>, ends: Ends, durable: bool, reply: ReplyWrite) {
+pub(super) fn hand_over(shared: &Arc<MountShared>, ends: Ends, durable: bool, reply: ReplyWrite) {
     shared.copier().leave(Job::Copy(CopyJob { ends, durable, reply }));
 }

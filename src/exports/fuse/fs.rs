@@ -1,13 +1,15 @@
 //! The file system: requests of the kernel, checked, then served by this reader or handed over.
 
 use super::abi::{self, Asked, TOKEN};
-use super::copying::{self, Ends, IoctlJob};
+use super::copying;
 use super::errno::errno;
-use super::lane::{self, TRANSFER_MAX, Tried};
+use super::job::{Ends, IoctlJob, Job};
+use super::options::Serve;
+use super::reader::{self, TRANSFER_MAX, Tried};
+use super::shared::{MountShared, SERVICE, TTL, TTL_NONE, ino_of};
 use super::volume::{Vol, syncs};
-use super::worker::Job;
-use super::{Serve, Shared, TTL, TTL_NONE, ino_of};
 use crate::block::{Buf, ByteRange, Op, storage};
+use crate::workers::{PanicGuard, panicked};
 use fuser::{
     CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
@@ -29,23 +31,12 @@ const LIMITS: &str = "user.blkcopy.limits";
 const RECEIPT: &str = "user.blkcopy.receipt";
 
 /// The file system that the FUSE library drives.
-pub(super) struct Volumes(pub(super) Arc<Shared>);
-
-/// Held while a request is looked at: a reader that panics ends the mount.
-struct Watch<'a>(&'a Shared);
-
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.fail();
-        }
-    }
-}
+pub(super) struct Volumes(pub(super) Arc<MountShared>);
 
 /// A reader that serves a request which may block it. Let go before the answer: whoever gets that asks again at once, and another
 /// reader would think itself the last.
 struct Busy<'a> {
-    shared: &'a Shared,
+    shared: &'a MountShared,
     /// Another reader waits for requests meanwhile.
     is_joined: bool,
 }
@@ -57,8 +48,8 @@ impl Drop for Busy<'_> {
 }
 
 impl Volumes {
-    fn watch(&self) -> Watch<'_> {
-        Watch(&self.0)
+    fn watch(&self) -> PanicGuard<impl FnMut()> {
+        PanicGuard::new(|| self.0.ending.end(Some(panicked(SERVICE))))
     }
 
     fn occupy(&self) -> Busy<'_> {
@@ -94,7 +85,7 @@ impl Volumes {
 
     /// Hands the attributes of a volume to `answer`. This reader looks them up while that keeps nobody else waiting, otherwise the
     /// helpers of the device do. Of a device that does not answer they are as they were known last.
-    fn with_attr(&self, volume: usize, answer: impl FnOnce(&Shared, FileAttr) + Send + 'static) {
+    fn with_attr(&self, volume: usize, answer: impl FnOnce(&MountShared, FileAttr) + Send + 'static) {
         let vol = &self.0.volumes[volume];
         let Some(helpers) = &vol.helpers else {
             vol.look_at_allocated();
@@ -308,10 +299,10 @@ impl Filesystem for Volumes {
         }
         let busy = self.occupy();
         if busy.serves(vol) && vol.cover(range) == range {
-            let tried = lane::with(&self.0, |lane| {
+            let tried = reader::with(&self.0, |reader| {
                 let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
-                let buf = lane.buffer(len)?;
-                Some(lane.run(&self.0, volume, Op::Read { range, buf }))
+                let buf = reader.buffer(len)?;
+                Some(reader.run(&self.0, volume, Op::Read { range, buf }))
             });
             drop(busy);
             match tried {
@@ -324,9 +315,9 @@ impl Filesystem for Volumes {
                             reply.error(errno(error));
                         }
                     }
-                    return lane::give_back(done.buf);
+                    return reader::give_back(done.buf);
                 }
-                Ok(Some(Ok(Tried::InTheWay(buf)))) => lane::give_back(buf),
+                Ok(Some(Ok(Tried::InTheWay(buf)))) => reader::give_back(buf),
                 // A worker finds out what the matter is, and says so.
                 Ok(Some(Err(_)) | None) | Err(_) => {}
             }
@@ -360,10 +351,10 @@ impl Filesystem for Volumes {
         let mut taken = None;
         let busy = self.occupy();
         if busy.serves(vol) && !durable && vol.cover(range) == range {
-            let tried = lane::with(&self.0, |lane| {
-                let mut buf = lane.buffer(data.len())?;
+            let tried = reader::with(&self.0, |reader| {
+                let mut buf = reader.buffer(data.len())?;
                 buf.copy_from_slice(data);
-                Some(lane.run(&self.0, volume, Op::Write { range, buf, fua: false }))
+                Some(reader.run(&self.0, volume, Op::Write { range, buf, fua: false }))
             });
             drop(busy);
             match tried {
@@ -381,7 +372,7 @@ impl Filesystem for Volumes {
                         Ok(()) if good == 0 || (whole && good < range.len()) => reply.error(Errno::EIO),
                         _ => reply.written(u32::try_from(good).unwrap_or(u32::MAX)),
                     }
-                    return lane::give_back(done.buf);
+                    return reader::give_back(done.buf);
                 }
                 Ok(Some(Ok(Tried::InTheWay(buf)))) => taken = Some(buf),
                 Ok(Some(Err(_)) | None) | Err(_) => {}

@@ -2,7 +2,7 @@
 //!
 //! On a thread that nobody waits for: it takes the file's inode lock, which a client may hold for as long as it likes.
 
-use super::device_at;
+use super::attach::device_at;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -1,8 +1,8 @@
 //! A volume as the mount sees it: one file, its attributes, its open files, and what was copied onto it.
 
 use super::abi::TOKEN;
-use super::copying::Pace;
-use super::{Serve, Volume};
+use super::options::{Serve, Volume};
+use super::pace::Pace;
 use crate::block::receipt::HostBytes;
 use crate::block::{ByteRange, Content, Device, Error, Identity, Kind, Method, Result};
 use crate::reactor::helpers::{self, Helpers};

@@ -1,25 +1,22 @@
-//! Worker threads: what readers hand over. Each serves many jobs at once, as small tasks over its own queues.
+//! MountWorker threads: what readers hand over. Each serves many jobs at once, as small tasks over its own queues.
 
-use super::copying::{CopyJob, IoctlJob};
 use super::errno::errno;
-use super::lane::TRANSFER_MAX;
+use super::job::Job;
+use super::reader::TRANSFER_MAX;
+use super::shared::{IO_WORKER, MountShared, TTL_NONE, ino_of};
 use super::volume::{OpenFile, Vol};
-use super::{Shared, TTL_NONE, ino_of};
 use crate::block::lazy;
 use crate::block::lock::CoreLocks;
-use crate::block::lock::{Claims, CopyTicket, LockDomain, LockedQueue, Mode, claims_of};
+use crate::block::lock::{Claims, CopyTicket, LockedQueue, Mode, claims_of};
 use crate::block::{Buf, BufPool, ByteRange, Completion, Error, Kind, Op, Result};
 use crate::reactor::away::look;
-use crate::reactor::local::{self, Client, Interrupt, Local, Notify};
-use crate::reactor::{self, Waker};
-use fuser::{ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite};
+use crate::reactor::local::{self, Client, Interrupt, Notify};
+use crate::workers::{Started, Workbench};
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Memory for payload of a worker, in bytes: address space until it is used.
@@ -34,119 +31,9 @@ const STORE_AFTER: Duration = Duration::from_secs(5);
 /// One buffer: a transfer, and the rest of the blocks its edges lie in.
 const BUFFER: usize = TRANSFER_MAX as usize + (64 << 10);
 
-/// A request that was handed over, with the means to answer it.
-pub(super) enum Job {
-    Read {
-        volume: usize,
-        range: ByteRange,
-        reply: ReplyData,
-    },
-    /// `whole`: nobody looks at a count, so anything less is an error.
-    Write {
-        volume: usize,
-        range: ByteRange,
-        buf: Buf,
-        durable: bool,
-        whole: bool,
-        reply: ReplyWrite,
-    },
-    Flush {
-        volume: usize,
-        /// Whose bytes.
-        file: Option<Arc<OpenFile>>,
-        reply: ReplyEmpty,
-    },
-    Zero {
-        volume: usize,
-        range: ByteRange,
-        may_unmap: bool,
-        durable: bool,
-        reply: ReplyEmpty,
-    },
-    Truncate {
-        volume: usize,
-        size: u64,
-        reply: ReplyAttr,
-    },
-    Seek {
-        volume: usize,
-        from: u64,
-        data: bool,
-        reply: ReplyLseek,
-    },
-    /// Stores what a volume owes.
-    Store {
-        volume: usize,
-    },
-    Copy(CopyJob),
-    Ioctl(Box<IoctlJob>),
-    /// Flushes every volume.
-    FlushAll(mpsc::Sender<Result<()>>),
-}
-
-impl Job {
-    /// The volumes it uses.
-    fn volumes(&self) -> impl Iterator<Item = usize> + use<> {
-        let (one, other) = match self {
-            Self::Read { volume, .. }
-            | Self::Write { volume, .. }
-            | Self::Flush { volume, .. }
-            | Self::Zero { volume, .. }
-            | Self::Truncate { volume, .. }
-            | Self::Seek { volume, .. }
-            | Self::Store { volume, .. } => (Some(*volume), None),
-            Self::Copy(job) => (Some(job.ends.dest), Some(job.ends.source)),
-            Self::Ioctl(job) => (Some(job.dest), Some(job.source)),
-            Self::FlushAll(_) => (None, None),
-        };
-        let other = other.filter(|_| one != other);
-        one.into_iter().chain(other)
-    }
-}
-
-/// Where jobs for one worker are left.
-#[derive(Default)]
-pub(super) struct Post {
-    inbox: Mutex<VecDeque<Job>>,
-    waker: Mutex<Option<Waker>>,
-    /// Jobs left and not ended.
-    pub(super) load: AtomicUsize,
-    /// Nobody takes jobs any more.
-    closed: AtomicBool,
-}
-
-impl Post {
-    /// Leaves a job; once the worker has stopped it is dropped, and whoever asked hears of an I/O error.
-    pub(super) fn leave(&self, job: Job) {
-        if self.closed.load(Ordering::Acquire) {
-            return;
-        }
-        self.load.fetch_add(1, Ordering::Relaxed);
-        // A push cannot leave the list half changed.
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
-        if let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner) {
-            waker.wake();
-        }
-    }
-
-    /// Nobody takes jobs from here on; those that are left are dropped.
-    pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        let left = std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
-        drop(left);
-    }
-
-    /// The first job whose volumes there is room for: jobs of one that does not answer keep no other waiting.
-    fn take(&self, has_room: impl Fn(&Job) -> bool) -> Option<Job> {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = inbox.iter().position(has_room)?;
-        inbox.remove(at)
-    }
-}
-
 /// A worker's own.
-pub(super) struct Worker {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct MountWorker {
+    pub(super) shared: Arc<MountShared>,
     pub(super) locks: Rc<CoreLocks>,
     clients: RefCell<Vec<Option<Client>>>,
     /// The losses of each volume's device when its client was opened, and when this worker last told of a loss.
@@ -160,44 +47,12 @@ pub(super) struct Worker {
     ended: Notify,
 }
 
-/// Starts the worker that serves `posts[index]` of the mount; returns when it can take jobs.
-pub(super) fn start(shared: &Arc<Shared>, index: usize) -> Result<JoinHandle<()>> {
-    let (shared, (begun, begins)) = (shared.clone(), mpsc::channel());
-    let name = format!("blkcopy-work-{index}");
-    let run = move || {
-        let _watch = Watch(&shared);
-        let told = begun.clone();
-        if let Err(error) = run(&shared, index, || drop(begun.send(Ok(())))) {
-            drop(told.send(Err(error)));
-        }
-    };
-    let thread = thread::Builder::new().name(name).spawn(run);
-    let thread = thread.map_err(|e| Error::os("a thread cannot be started", e))?;
-    begins.recv().map_err(|_| Error::new(Kind::Aborted, "a worker ended while it began"))??;
-    Ok(thread)
-}
-
-/// Held by a worker while it runs.
-struct Watch<'a>(&'a Shared);
-
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.fail();
-        }
-    }
-}
-
-fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
+/// Serves `jobs[index]` of the mount until the mount stops. `started` is told when it can take jobs.
+pub(super) fn run(shared: &Arc<MountShared>, index: usize, started: Started) -> Result<()> {
     // It serves all volumes: no call that may wait for one of them is made here.
-    let (reactor, _) = reactor::choose(shared.options.engine, false)
-        .map_err(|e| Error::os("the I/O engine cannot be started", e))?;
-    let local = Local::new(reactor);
-    let woken = local.waker();
-    let locks = Rc::new(LockDomain::process().attach(move || woken.wake())?);
-    local.serve_locks(&locks);
+    let Workbench { local, locks, .. } = Workbench::new(shared.options.engine, false)?;
     let none = || shared.volumes.iter().map(|_| None).collect();
-    let worker = Rc::new(Worker {
+    let worker = Rc::new(MountWorker {
         shared: shared.clone(),
         locks,
         clients: RefCell::new(none()),
@@ -210,14 +65,14 @@ fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
         busy: RefCell::new(vec![0; shared.volumes.len()]),
         ended: Notify::default(),
     });
-    let post = &shared.posts[index];
-    *post.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(local.waker());
+    shared.jobs[index].inbox.open(local.waker());
     let (taking, from) = (worker.clone(), shared.clone());
-    let most = if index == 0 { IO_MAX } else { COPIES_MAX };
+    let most = if index == IO_WORKER { IO_MAX } else { COPIES_MAX };
     local.on_turn(move || {
         let mut busy = false;
+        // Jobs of a volume that does not answer keep no other waiting.
         let has_room = |job: &Job| job.volumes().all(|volume| taking.busy.borrow()[volume] < most);
-        while let Some(job) = from.posts[index].take(has_room) {
+        while let Some(job) = from.jobs[index].inbox.take(has_room) {
             busy = true;
             taking.running.set(taking.running.get() + 1);
             let volumes = job.volumes();
@@ -226,14 +81,14 @@ fn run(shared: &Arc<Shared>, index: usize, begun: impl FnOnce()) -> Result<()> {
             drop(local::spawn(async move {
                 worker.clone().serve(job).await;
                 volumes.for_each(|volume| worker.busy.borrow_mut()[volume] -= 1);
-                from.posts[index].load.fetch_sub(1, Ordering::Release);
+                from.jobs[index].ended();
                 worker.running.set(worker.running.get() - 1);
                 worker.ended.notify_one();
             }));
         }
         busy
     });
-    begun();
+    started.ready();
     let stop: Interrupt = shared.stop.clone();
     local.block_on(async {
         stop.wait().await;
@@ -260,7 +115,7 @@ fn whole(done: Completion, len: u64) -> Result<()> {
     Ok(())
 }
 
-impl Worker {
+impl MountWorker {
     pub(super) fn volume(&self, volume: usize) -> &Vol {
         &self.shared.volumes[volume]
     }

@@ -5,7 +5,7 @@ use crate::net::Stream;
 use crate::nvme::command::Transfer;
 use crate::nvme::tcp::controller::{Connection, Event};
 use crate::nvme::{Cqe, Sgl, Sqe};
-use crate::nvmet::{ConnectionId, Core, From};
+use crate::nvmet::{CommandId, ConnectionId, Worker};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -54,7 +54,12 @@ impl Buffers {
     }
 
     /// Serves those who wait. True when anybody got one.
-    pub(super) fn hand_out(&mut self, links: &mut [Option<Link>], core: &mut Core, now: Duration) -> bool {
+    pub(super) fn hand_out(
+        &mut self,
+        links: &mut [Option<Link>],
+        worker: &mut Worker,
+        now: Duration,
+    ) -> bool {
         let (mut any, mut passed_over) = (false, 0);
         while passed_over < self.line.len() {
             let Some(place) = self.line.pop_front() else { break };
@@ -72,7 +77,7 @@ impl Buffers {
                 && let Some(buf) = self.pool.take(want.len())
                 && let Some(want) = link.wants.pop_front()
             {
-                link.grant(want, buf, core, now);
+                link.grant(want, buf, worker, now);
                 (any, passed_over) = (true, 0);
             } else {
                 passed_over += 1;
@@ -121,16 +126,16 @@ pub(super) struct Link {
     served: Duration,
     /// Buffers of the pool it has.
     held: usize,
-    /// A bit for each slot whose command, with the core now, has one.
+    /// A bit for each slot whose command, with the worker now, has one.
     has_buffer: [u64; SLOTS_MAX / 64],
     /// When its host last did its part in giving them back, and bytes towards the next time.
     got_on: Duration,
     moved: usize,
     /// The machine knows the queue's properties.
     pub(super) announced: bool,
-    /// The core has a command of it, before that: a Connect that waits, most likely.
+    /// The worker has a command of it, before that: a Connect that waits, most likely.
     pub(super) connects: bool,
-    /// The core has been told that it is gone.
+    /// The worker has been told that it is gone.
     pub(super) left: bool,
     /// To be closed when what there is to say has been sent.
     pub(super) parting: bool,
@@ -186,7 +191,7 @@ impl Link {
     }
 
     /// Its clocks start again: this thread itself stood still.
-    pub(super) fn forgive(&mut self, now: Duration) {
+    pub(super) fn restart_timers(&mut self, now: Duration) {
         (self.served, self.got_on) = (now, now);
     }
 
@@ -197,7 +202,7 @@ impl Link {
     /// Reads what there is, as far as one turn goes; with `anyhow` also when nobody has told that there is something.
     pub(super) fn read(
         &mut self,
-        core: &mut Core,
+        worker: &mut Worker,
         buffers: &mut Buffers,
         now: Duration,
         anyhow: bool,
@@ -223,7 +228,7 @@ impl Link {
                     self.last = now;
                     self.moved(n.min(payload), now);
                     self.machine.filled(n);
-                    self.take_events(core, buffers, now);
+                    self.take_events(worker, buffers, now);
                     if n < room {
                         break; // most likely all there was
                     }
@@ -247,7 +252,7 @@ impl Link {
         }
     }
 
-    pub(super) fn take_events(&mut self, core: &mut Core, buffers: &mut Buffers, now: Duration) {
+    pub(super) fn take_events(&mut self, worker: &mut Worker, buffers: &mut Buffers, now: Duration) {
         while !self.parting
             && let Some(event) = self.machine.next()
         {
@@ -262,12 +267,12 @@ impl Link {
                     self.note_buffer(slot, wants || asked);
                     self.connects = !self.announced;
                     if wants {
-                        self.want(Want::Command { slot, sqe }, core, buffers, now);
+                        self.want(Want::Command { slot, sqe }, worker, buffers, now);
                     } else {
-                        core.submit(From { connection: self.id, slot }, &sqe, data);
+                        worker.submit(CommandId { connection: self.id, slot }, &sqe, data);
                     }
                 }
-                Event::NeedBuffer { slot, len } => self.want(Want::Data { slot, len }, core, buffers, now),
+                Event::NeedBuffer { slot, len } => self.want(Want::Data { slot, len }, worker, buffers, now),
                 Event::Broken(why) => tracing::warn!(peer = %self.peer, "{why}; the connection is closed"),
             }
         }
@@ -281,12 +286,12 @@ impl Link {
         before
     }
 
-    fn want(&mut self, want: Want, core: &mut Core, buffers: &mut Buffers, now: Duration) {
+    fn want(&mut self, want: Want, worker: &mut Worker, buffers: &mut Buffers, now: Duration) {
         if buffers.line.is_empty()
             && may_take(self.held, buffers.pool.free())
             && let Some(buf) = buffers.pool.take(want.len())
         {
-            return self.grant(want, buf, core, now);
+            return self.grant(want, buf, worker, now);
         }
         if !std::mem::replace(&mut self.in_line, true) {
             self.served = now;
@@ -295,7 +300,7 @@ impl Link {
         self.wants.push_back(want);
     }
 
-    fn grant(&mut self, want: Want, buf: Buf, core: &mut Core, now: Duration) {
+    fn grant(&mut self, want: Want, buf: Buf, worker: &mut Worker, now: Duration) {
         self.held += 1;
         self.served = now;
         match want {
@@ -303,7 +308,7 @@ impl Link {
                 self.got_on = now; // it is asked only now
                 self.machine.give(slot, buf);
             }
-            Want::Command { slot, sqe } => core.submit(From { connection: self.id, slot }, &sqe, buf),
+            Want::Command { slot, sqe } => worker.submit(CommandId { connection: self.id, slot }, &sqe, buf),
         }
     }
 

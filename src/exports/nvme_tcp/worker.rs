@@ -1,15 +1,15 @@
 //! One thread of a server: reads sockets, feeds the machines and the core, sends what they answer.
 
 use super::link::{Buffers, Link};
-use super::{Shared, lock};
-use crate::block::lock::LockDomain;
+use super::shared::ServerShared;
 use crate::block::{Buf, BufPool, Error, Kind, Result};
 use crate::net::Stream;
 use crate::nvme::Status;
 use crate::nvme::tcp::controller::{Connection, QueueFacts};
-use crate::nvmet::{Answer, ConnectionId, Core};
-use crate::reactor::local::{Local, sleep};
-use crate::reactor::{self, IoDone, IoOp, Port, Reactor};
+use crate::nvmet::{Answer, ConnectionId, Worker};
+use crate::reactor::local::sleep;
+use crate::reactor::{IoDone, IoOp, Port, Reactor};
+use crate::workers::{Started, Workbench};
 use rustix::net::sockopt;
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -39,12 +39,12 @@ const SILENCE_MAX_MS: u32 = 60_000;
 /// Connections of one thread; more are closed at once.
 const CONNECTIONS_MAX: usize = 1024;
 
-struct Worker {
-    shared: Arc<Shared>,
+struct ServerThread {
+    shared: Arc<ServerShared>,
     index: usize,
     reactor: Rc<dyn Reactor>,
     port: Port,
-    core: Core,
+    worker: Worker,
     buffers: Buffers,
     listeners: Vec<Listening>,
     /// Places of their own: a link may outlive its connection of the core, whose index is then another's.
@@ -53,7 +53,7 @@ struct Worker {
     places: Vec<usize>,
     live: usize,
     serial: u32,
-    next_door: usize,
+    next_inbox: usize,
     stopping: bool,
     /// When patience is looked at next.
     look: Duration,
@@ -82,29 +82,24 @@ struct Listening {
 /// Token of the readiness of listener `n`: `LISTENER + n`. Others are `serial << 32 | place << 1 | write`.
 const LISTENER: u64 = 1 << 63;
 
-/// Runs until the server stops. `begun` is called once when connections can be taken.
+/// Runs until the server stops. `started` is told when connections can be taken.
 pub(super) fn run(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerShared>,
     index: usize,
     listeners: Vec<TcpListener>,
-    begun: impl FnOnce(),
+    started: Started,
 ) -> Result<()> {
-    let (reactor, _) = reactor::choose(shared.options.engine, false)
-        .map_err(|e| Error::os("the I/O engine cannot be started", e))?;
-    let local = Local::new(reactor.clone());
+    let Workbench { local, locks, reactor, .. } = Workbench::new(shared.options.engine, false)?;
     let waker = local.waker();
-    let woken = waker.clone();
-    let locks = Rc::new(LockDomain::process().attach(move || woken.wake())?);
-    local.serve_locks(&locks);
     let chunk = shared.target.settings().transfer_bytes as usize;
     let pool =
         BufPool::new(shared.options.payload_bytes, chunk).filter(|p| p.chunk_bytes() >= chunk).ok_or_else(
             || Error::new(Kind::NoMemory, format!("no memory for one transfer of {chunk} bytes on a core")),
         )?;
     let pool = Rc::new(pool);
-    let mut core = Core::new(shared.target.clone(), locks, pool.clone(), waker.clone())?;
+    let mut worker = Worker::new(shared.target.clone(), locks, waker.clone());
     if let Some(on_copy) = shared.options.on_copy.clone() {
-        core.on_copy(move |line| on_copy(line));
+        worker.on_copy(move |line| on_copy(line));
     }
     let mut listening = Vec::new();
     for listener in listeners {
@@ -116,19 +111,19 @@ pub(super) fn run(
             rests_until: Duration::ZERO,
         });
     }
-    let worker = Worker {
+    let thread = ServerThread {
         shared: shared.clone(),
         index,
         port: reactor.open_port(),
         reactor,
-        core,
+        worker,
         buffers: Buffers::new(pool),
         listeners: listening,
         links: Vec::new(),
         places: Vec::new(),
         live: 0,
         serial: 0,
-        next_door: 0,
+        next_inbox: 0,
         stopping: false,
         look: Duration::ZERO,
         deadline: None,
@@ -140,14 +135,14 @@ pub(super) fn run(
         lost: Vec::new(),
         back: Vec::new(),
     };
-    *lock(&shared.doors[index].waker) = Some(waker);
-    let worker = Rc::new(RefCell::new(worker));
-    let turning = worker.clone();
+    shared.inboxes[index].open(waker);
+    let thread = Rc::new(RefCell::new(thread));
+    let turning = thread.clone();
     local.on_turn(move || turning.borrow_mut().turn());
-    begun();
+    started.ready();
     let stop = shared.stop.clone();
     local.block_on(async {
-        let ticking = worker.clone();
+        let ticking = thread.clone();
         let _clock = crate::reactor::local::spawn(async move {
             loop {
                 let at = poll_fn(|cx| ticking.borrow_mut().next_look(cx.waker())).await;
@@ -160,13 +155,13 @@ pub(super) fn run(
             }
         });
         stop.wait().await;
-        worker.borrow_mut().begin_stop();
+        thread.borrow_mut().begin_stop();
         let end = crate::reactor::local::now() + GRACE;
-        while crate::reactor::local::now() < end && !worker.borrow().is_drained() {
+        while crate::reactor::local::now() < end && !thread.borrow().is_drained() {
             sleep(Duration::from_millis(2)).await;
         }
-        worker.borrow_mut().close_all();
-        while crate::reactor::local::now() < end && !worker.borrow().core.is_idle() {
+        thread.borrow_mut().close_all();
+        while crate::reactor::local::now() < end && !thread.borrow().worker.is_idle() {
             sleep(Duration::from_millis(2)).await;
         }
     });
@@ -187,29 +182,29 @@ fn watch_over(stream: &TcpStream) -> rustix::io::Result<()> {
     sockopt::set_tcp_user_timeout(stream, SILENCE_MAX_MS)
 }
 
-impl Worker {
+impl ServerThread {
     /// True when it got anything done, or spins.
     fn turn(&mut self) -> bool {
         let now = self.reactor.now();
         // A gap that no sleep explains: this thread did not run. Its hosts have not been heard for so long, and are not to blame.
         let stood_still = self.live > 0 && now.saturating_sub(self.turned) > 2 * TICK;
         self.turned = now;
-        self.core.set_time(now);
+        self.worker.set_time(now);
         let mut busy = self.look_at_reactor(now);
         busy |= self.take_dealt();
         // Whoever is judged is heard first: what has come may lie unread.
         let judges = now >= self.look || self.deadline.is_some_and(|at| now >= at);
         if !self.stopping {
             for link in self.links.iter_mut().flatten() {
-                busy |= link.read(&mut self.core, &mut self.buffers, now, judges || stood_still);
+                busy |= link.read(&mut self.worker, &mut self.buffers, now, judges || stood_still);
             }
         }
         if stood_still {
-            self.core.forgive();
-            self.links.iter_mut().flatten().for_each(|link| link.forgive(now));
+            self.worker.restart_timers();
+            self.links.iter_mut().flatten().for_each(|link| link.restart_timers(now));
             busy = true;
         } else {
-            self.deadline = self.core.tick(now, &mut self.lost);
+            self.deadline = self.worker.tick(now, &mut self.lost);
             for id in self.lost.drain(..) {
                 if let Some(link) = link_of(&mut self.links, &self.places, id) {
                     link.over = true;
@@ -220,13 +215,13 @@ impl Worker {
                 self.lose_patience(now);
             }
         }
-        busy |= self.buffers.hand_out(&mut self.links, &mut self.core, now);
+        busy |= self.buffers.hand_out(&mut self.links, &mut self.worker, now);
         busy |= self.answer(now);
         for place in 0..self.links.len() {
             busy |= self.finish_turn(place, now);
         }
         // Those that came back meanwhile, of connections that are gone too.
-        busy | self.buffers.hand_out(&mut self.links, &mut self.core, now)
+        busy | self.buffers.hand_out(&mut self.links, &mut self.worker, now)
     }
 
     /// When a turn is to look at the clocks next; without a connection never, until `waker` is woken.
@@ -295,9 +290,9 @@ impl Worker {
         while !self.stopping {
             match listening.listener.accept() {
                 Ok((stream, peer)) => {
-                    let door = &self.shared.doors[self.next_door % self.shared.doors.len()];
-                    self.next_door += 1;
-                    door.deal(stream, peer);
+                    let inboxes = &self.shared.inboxes;
+                    inboxes[self.next_inbox % inboxes.len()].send((stream, peer));
+                    self.next_inbox += 1;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
@@ -318,9 +313,9 @@ impl Worker {
     }
 
     fn take_dealt(&mut self) -> bool {
-        let dealt = std::mem::take(&mut *lock(&self.shared.doors[self.index].dealt));
-        let busy = !dealt.is_empty();
-        for (stream, peer) in dealt {
+        let mut busy = false;
+        while let Some((stream, peer)) = self.shared.inboxes[self.index].take(|_| true) {
+            busy = true;
             if let Err(error) = self.open(stream, peer) {
                 tracing::warn!(%peer, %error, "the connection is closed again");
             }
@@ -340,7 +335,7 @@ impl Worker {
         let machine = Connection::new(&self.shared.machine)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for another connection"))?;
         let id = self
-            .core
+            .worker
             .open(local)
             .ok_or_else(|| Error::new(Kind::InUse, "connections that were closed are not drained yet"))?;
         self.serial = self.serial.wrapping_add(1) & 0x7fff_ffff;
@@ -362,11 +357,11 @@ impl Worker {
 
     fn answer(&mut self, now: Duration) -> bool {
         let mut answers = std::mem::take(&mut self.answers);
-        let busy = self.core.poll(&mut answers) || !answers.is_empty();
-        for Answer { from, mut cqe, data } in answers.drain(..) {
-            let Some(link) = link_of(&mut self.links, &self.places, from.connection) else { continue };
+        let busy = self.worker.poll(&mut answers) || !answers.is_empty();
+        for Answer { id, mut cqe, data } in answers.drain(..) {
+            let Some(link) = link_of(&mut self.links, &self.places, id.connection) else { continue };
             if !link.announced {
-                let queue = self.core.queue(from.connection);
+                let queue = self.worker.queue(id.connection);
                 if queue.entries() > 0 {
                     link.announced = true;
                     let facts = QueueFacts {
@@ -380,7 +375,7 @@ impl Worker {
                     }
                 }
             }
-            link.complete(from.slot, cqe, data, now);
+            link.complete(id.slot, cqe, data, now);
         }
         self.answers = answers;
         busy
@@ -393,11 +388,11 @@ impl Worker {
         self.back.clear();
         link.over |= link.parting && link.machine.output().is_empty();
         // What was sent or answered may let the machine go on with what it has read.
-        link.take_events(&mut self.core, &mut self.buffers, now);
+        link.take_events(&mut self.worker, &mut self.buffers, now);
         link.machine.tick(now);
         if (link.machine.is_closing() || link.over) && !std::mem::replace(&mut link.left, true) {
             link.wants.clear();
-            self.core.disconnect(link.id);
+            self.worker.disconnect(link.id);
         }
         if link.over || link.machine.is_over() {
             self.close(place);
@@ -426,7 +421,7 @@ impl Worker {
         self.buffers.forget(place);
         self.live -= 1;
         if !link.left {
-            self.core.disconnect(link.id);
+            self.worker.disconnect(link.id);
         }
         tracing::debug!(peer = %link.peer, "disconnected");
         // Its stream is ended with it, and thereby what the reactor still waits for on that.
@@ -435,12 +430,12 @@ impl Worker {
     fn begin_stop(&mut self) {
         self.stopping = true;
         self.listeners.clear();
-        lock(&self.shared.doors[self.index].dealt).clear();
+        self.shared.inboxes[self.index].close();
     }
 
     /// True when nothing is in flight and everything has been sent.
     fn is_drained(&self) -> bool {
-        self.core.is_idle()
+        self.worker.is_idle()
             && self.links.iter().flatten().all(|l| l.machine.output().is_empty() && l.wants.is_empty())
     }
 

@@ -2,9 +2,10 @@
 //! end is when no single request can do it.
 
 use super::facts::{DeviceFacts, leaf_ranges};
+use super::options::{Options, Progress};
 use super::plan::{Offload, Planner, Policy};
-use super::run::{Options, Progress, copy};
-use super::shared::{LOOK_AGAIN, hold, unless};
+use super::run::copy;
+use super::wait::{LOOK_AGAIN, hold, unless};
 use super::{Job, Segment};
 use crate::block::lock::{Claim, Claims};
 use crate::block::places::is_one_device;

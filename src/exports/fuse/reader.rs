@@ -1,37 +1,34 @@
 //! What a reader thread has of its own: range locks, a reactor, a queue of each volume, one buffer.
 //!
-//! The threads are the FUSE library's; between two requests they sleep in `read(/dev/fuse)`. So a lane is parked except while
+//! The threads are the FUSE library's; between two requests they sleep in `read(/dev/fuse)`. So a reader is parked except while
 //! it serves a request, and it serves one at a time, to its end.
 
-use super::Shared;
-use crate::block::lock::{CoreLocks, LockDomain, LockedQueue};
+use super::shared::MountShared;
+use crate::block::lock::LockedQueue;
 use crate::block::{Buf, Completion, Error, Kind, Op, Queue, Result, Submitter};
-use crate::reactor::inline::Inline;
-use crate::reactor::{self, Entered, Reactor};
+use crate::reactor;
+use crate::workers::GuestBench;
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
 
 /// Longest single read or write, in bytes: what the kernel sends at most is told to it at the start.
 pub(super) const TRANSFER_MAX: u32 = 1 << 20;
 
 thread_local! {
-    static LANE: RefCell<Option<Lane>> = const { RefCell::new(None) };
-    /// Not dropped when the thread ends, so it may be looked at before `LANE` is.
+    static READER: RefCell<Option<ReaderThread>> = const { RefCell::new(None) };
+    /// Not dropped when the thread ends, so it may be looked at before `READER` is.
     static BEGUN: Cell<bool> = const { Cell::new(false) };
     static FAILED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A reader thread's own.
-pub(super) struct Lane {
-    locks: Rc<CoreLocks>,
+pub(super) struct ReaderThread {
     queues: Vec<Option<LockedQueue>>,
     submitter: Submitter,
     next_tag: u64,
     done: Vec<Completion>,
     buf: Buf,
-    reactor: Rc<dyn Reactor>,
-    // The last to go: queues use the reactor to the end.
-    _entered: Entered,
+    // The last to go: queues use its reactor to the end.
+    bench: GuestBench,
 }
 
 /// What became of a request that was tried.
@@ -42,22 +39,24 @@ pub(super) enum Tried {
     InTheWay(Buf),
 }
 
-/// Runs `work` on the calling reader's lane, which is made when it is first used.
+/// Runs `work` on the calling thread's reader state, which is made when it is first used.
 ///
 /// Errors: those of the engine and of the range locks when it cannot be made.
-pub(super) fn with<T>(shared: &Shared, work: impl FnOnce(&mut Lane) -> T) -> Result<T> {
+pub(super) fn with<T>(shared: &MountShared, work: impl FnOnce(&mut ReaderThread) -> T) -> Result<T> {
     if !BEGUN.get() {
-        // Thread-locals go in the reverse order of their first use, and a lane leaves the thread's reactor as it goes.
+        // Thread-locals go in the reverse order of their first use, and a reader leaves the thread's reactor as it goes.
         let _ = reactor::current();
         BEGUN.set(true);
     }
-    LANE.with(|lane| {
-        let mut lane = lane.borrow_mut();
-        let lane = match &mut *lane {
-            Some(lane) => lane,
-            None if FAILED.get() => return Err(Error::new(Kind::NoMemory, "this reader has no lane")),
-            none => match Lane::new(shared) {
-                Ok(lane) => none.insert(lane),
+    READER.with(|reader| {
+        let mut reader = reader.borrow_mut();
+        let reader = match &mut *reader {
+            Some(reader) => reader,
+            None if FAILED.get() => {
+                return Err(Error::new(Kind::NoMemory, "this thread has no queues of its own"));
+            }
+            none => match ReaderThread::new(shared) {
+                Ok(reader) => none.insert(reader),
                 Err(error) => {
                     // Once: each request would try again, and workers serve them all the same.
                     FAILED.set(true);
@@ -69,51 +68,40 @@ pub(super) fn with<T>(shared: &Shared, work: impl FnOnce(&mut Lane) -> T) -> Res
                 }
             },
         };
-        lane.locks.enter();
-        lane.locks.pump();
-        let result = work(lane);
-        // Nothing of ours is in flight, so what is told about now is told to nobody.
-        while !lane.locks.park() {}
+        reader.bench.enter();
+        let result = work(reader);
+        reader.bench.leave();
         Ok(result)
     })
 }
 
 /// Takes the calling reader's buffer back, once it was answered from.
 pub(super) fn give_back(buf: Buf) {
-    LANE.with(|lane| {
-        if let Some(lane) = &mut *lane.borrow_mut()
+    READER.with(|reader| {
+        if let Some(reader) = &mut *reader.borrow_mut()
             && buf.capacity() >= TRANSFER_MAX as usize
         {
-            lane.buf = buf;
+            reader.buf = buf;
         }
     });
 }
 
-impl Lane {
-    fn new(shared: &Shared) -> Result<Self> {
-        // Its calls are made by this thread, once its locks are parked: a hop to another costs more, and the readers are several.
-        let reactor: Rc<dyn Reactor> =
-            Rc::new(Inline::new().map_err(|e| Error::os("the I/O engine cannot be started", e))?);
-        let entered = reactor::enter(reactor.clone());
-        let waker = reactor.waker();
-        let locks = Rc::new(LockDomain::process().attach(move || waker.wake())?);
-        // As between two requests.
-        while !locks.park() {}
+impl ReaderThread {
+    fn new(shared: &MountShared) -> Result<Self> {
+        let bench = GuestBench::new()?;
         let buf = Buf::alloc(TRANSFER_MAX as usize)
             .ok_or_else(|| Error::new(Kind::NoMemory, "no memory for one transfer"))?;
         Ok(Self {
-            locks,
             queues: shared.volumes.iter().map(|_| None).collect(),
             submitter: Submitter::default(),
             next_tag: 0,
             done: Vec::new(),
             buf,
-            reactor,
-            _entered: entered,
+            bench,
         })
     }
 
-    /// The lane's buffer, showing `len` bytes; see [`give_back`].
+    /// The thread's buffer, showing `len` bytes; see [`give_back`].
     pub(super) fn buffer(&mut self, len: usize) -> Option<Buf> {
         let mut buf = std::mem::take(&mut self.buf);
         if buf.capacity() < len {
@@ -125,12 +113,13 @@ impl Lane {
     }
 
     /// Serves one operation of a volume to its end, unless a copy is in its way.
-    pub(super) fn run(&mut self, shared: &Shared, volume: usize, op: Op) -> Result<Tried> {
+    pub(super) fn run(&mut self, shared: &MountShared, volume: usize, op: Op) -> Result<Tried> {
         let queue = match &mut self.queues[volume] {
             Some(queue) => queue,
-            none => {
-                none.insert(LockedQueue::open(shared.volumes[volume].device.clone(), self.locks.clone())?)
-            }
+            none => none.insert(LockedQueue::open(
+                shared.volumes[volume].device.clone(),
+                self.bench.locks().clone(),
+            )?),
         };
         self.next_tag += 1;
         if let Err(mut request) = queue.try_submit(self.submitter.request(self.next_tag, op)) {
@@ -144,12 +133,7 @@ impl Lane {
             if let Some(done) = self.done.pop() {
                 return Ok(Tried::Done(done));
             }
-            // Others look after this core's table meanwhile.
-            if self.locks.park() {
-                self.reactor.wait(None);
-                self.locks.enter();
-            }
-            self.locks.pump();
+            self.bench.wait();
         }
     }
 }

@@ -1,16 +1,23 @@
-//! The life of a Copy command: one native request where that does it, else a task; its turn, its end, its line in the log.
+//! The copies of one thread: in line, in flight as one request, or running as a task; their turn, their end, their line in the log.
 
+use super::command::checked_copy::CheckedCopy;
+use super::command::clock;
+use super::command::copy::STALLED;
+use super::connections::{CommandId, ConnectionId};
 use super::controller::Controller;
-use super::copy::Checked;
-use super::core::{ConnectionId, Core, From, State};
+use super::namespace::Namespace;
+use super::pending::CopyKey;
+use super::wakeup::Wakeup;
+use crate::block::lock::CoreLocks;
 use crate::block::receipt::HostBytes;
 use crate::block::request::Cancel;
-use crate::block::{ByteRange, Completion, CopyRequest, Error, Kind, Method, Op};
+use crate::block::{ByteRange, Completion, CopyRequest, Device, Error, Kind, Method};
 use crate::copy::plan::{MethodSet, Offload, Policy};
+use crate::copy::ranges::{Part, WholeEnded, check_offloaded, copy_ranges};
 use crate::copy::run::Options;
-use crate::copy::whole::{Part, WholeEnded, check_offloaded, copy_ranges};
-use crate::nvme::{CopyCommand, Doing, Status};
-use crate::reactor::{self, local};
+use crate::nvme::{Doing, Status};
+use crate::reactor::local;
+use slab::Slab;
 use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -24,7 +31,7 @@ use std::time::Duration;
 
 /// Bytes copied in memory in one turn before other commands have theirs: about a millisecond.
 const TURN_BYTES: u64 = 16 << 20;
-/// Copies of one core that are tasks at a time: each has up to [`PAYLOAD_BYTES`] of buffers.
+/// Copies of one thread that are tasks at a time: each has up to [`PAYLOAD_BYTES`] of buffers.
 const TASKS_MAX: usize = 8;
 /// Buffers of one task, in bytes: also for a short copy, whose many ranges are in flight together. What is not touched costs
 /// address space only.
@@ -35,17 +42,24 @@ const TIME_MAX: Duration = Duration::from_secs(20);
 /// Time after which a copy is ended, and its host told to try again, when its devices have answered nothing meanwhile. A disk that
 /// retries a bad sector takes about as long.
 const STALL_PATIENCE: Duration = Duration::from_secs(3);
-/// How often a running copy is looked at.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often a running copy is checked.
+const CHECK_EVERY: Duration = Duration::from_millis(250);
 
-/// How a copy ends whose devices do not answer.
-const STALLED: Status = Status::COMMAND_INTERRUPTED.retryable();
 /// How a copy ends whose time is over.
 const TOO_LATE: Status = Status::COPY_SIZE_LIMIT_EXCEEDED.retryable();
 
+/// Whose a copy is.
+pub(super) struct CopyOrigin {
+    pub(super) id: CommandId,
+    pub(super) controller: Arc<Controller>,
+    pub(super) qid: u16,
+    pub(super) cid: u16,
+}
+
 /// A Copy under way.
-pub(super) struct Copying {
-    checked: Checked,
+struct QueuedCopy {
+    origin: CopyOrigin,
+    checked: CheckedCopy,
     /// The method of one native request and its sources.
     native: Option<(Method, SmallVec<[ByteRange; 1]>)>,
     /// Methods a device has refused.
@@ -53,13 +67,11 @@ pub(super) struct Copying {
     fua: bool,
     cancel: Cancel,
     begun: Duration,
-    controller: Arc<Controller>,
-    qid: u16,
 }
 
 /// How a Copy ended.
 #[derive(Default)]
-struct End {
+pub(super) struct CopyEnd {
     good_bytes: u64,
     methods: BTreeMap<Method, u64>,
     host_bytes: HostBytes,
@@ -68,11 +80,32 @@ struct End {
     error: Option<(Error, Status)>,
 }
 
+impl CopyEnd {
+    fn failed(error: Error, status: Status) -> Self {
+        Self { error: Some((error, status)), ..Self::default() }
+    }
+
+    /// The destination was taken out of the subsystem before the copy's turn came.
+    pub(super) fn removed() -> Self {
+        Self::failed(Error::new(Kind::NotFound, "the namespace was removed"), Status::INVALID_FIELD)
+    }
+}
+
+/// What a copy does next.
+pub(super) enum CopyStep {
+    /// It is submitted as one request, now.
+    Submit,
+    /// It waits for its turn, and is given up at this time.
+    Queued(Duration),
+    /// It has ended.
+    Ended(CopyEnd),
+}
+
 /// Called with each Copy that ends.
 type Hook = Box<dyn Fn(&CopyLine)>;
 
-/// A task's way of telling its end.
-type Ended = Rc<RefCell<Vec<(From, WholeEnded, Stopped)>>>;
+/// Tasks that have ended, and how.
+type EndedTasks = Rc<RefCell<Vec<(CopyKey, WholeEnded, Stopped)>>>;
 
 /// Why the target itself has stopped a task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,26 +118,47 @@ enum Stopped {
     Stalled,
 }
 
-/// Copies that wait for their turn, and tasks that run.
-#[derive(Default)]
-pub(super) struct Lines {
-    pub(super) hook: Option<Hook>,
+/// The copies of one thread.
+pub(super) struct CopyQueue {
+    locks: Rc<CoreLocks>,
+    wakeup: Arc<Wakeup>,
+    hook: Option<Hook>,
+    copies: Slab<QueuedCopy>,
     /// In memory, done on this thread.
-    inline: VecDeque<From>,
+    inline: VecDeque<CopyKey>,
     /// Bytes that may be copied in memory before the next turn.
     turn_bytes: u64,
-    tasks: VecDeque<From>,
+    tasks: VecDeque<CopyKey>,
     running: usize,
-    ended: Ended,
+    ended: EndedTasks,
 }
 
-impl Lines {
+impl CopyQueue {
+    pub(super) fn new(locks: Rc<CoreLocks>, wakeup: Arc<Wakeup>) -> Self {
+        Self {
+            locks,
+            wakeup,
+            hook: None,
+            copies: Slab::new(),
+            inline: VecDeque::new(),
+            turn_bytes: 0,
+            tasks: VecDeque::new(),
+            running: 0,
+            ended: EndedTasks::default(),
+        }
+    }
+
+    /// Calls `hook` with each Copy that ends.
+    pub(super) fn on_copy(&mut self, hook: Hook) {
+        self.hook = Some(hook);
+    }
+
     /// True when the next turn has something to do without waiting.
     pub(super) fn has_work(&self) -> bool {
         !self.inline.is_empty() || !self.ended.borrow().is_empty()
     }
 
-    /// True when nothing waits or runs.
+    /// True when nothing waits or runs as a task.
     pub(super) fn is_empty(&self) -> bool {
         self.inline.is_empty() && self.tasks.is_empty() && self.running == 0
     }
@@ -113,115 +167,68 @@ impl Lines {
     pub(super) fn turn(&mut self) {
         self.turn_bytes = TURN_BYTES;
     }
-}
 
-impl Core {
-    /// Checks a Copy and puts it in its line. `list`: its source ranges.
-    pub(super) fn begin_copy(
+    /// Takes a copy in, where an Abort finds it. With [`CopyStep::Queued`] it is in its line: those ahead of it may be stuck in a
+    /// device that does not answer.
+    pub(super) fn begin(
         &mut self,
-        from: From,
-        at: u16,
-        command: &CopyCommand,
-        list: &[u8],
-        through: bool,
-    ) -> Result<(), Status> {
-        let queue = &self.at(from).queue;
-        let (controller, qid) = (queue.ready()?.clone(), queue.id.unwrap_or(0));
-        let dest = self.served(at).namespace.clone();
-        let find = |nsid| self.look_up(from, nsid).map(|at| &self.served(at).namespace);
-        let checked = Checked::new(command, list, &dest, controller.copy_formats(), find)?;
-        // Each copy that is left behind in a device that does not answer keeps its buffers: one at a time is enough.
-        if checked.dest.is_stalled() || checked.runs.iter().any(|run| run.namespace.is_stalled()) {
-            return Err(STALLED);
-        }
+        origin: CopyOrigin,
+        checked: CheckedCopy,
+        fua: bool,
+        now: Duration,
+    ) -> (CopyKey, CopyStep) {
         let cancel = Cancel::default();
+        origin.controller.copy_begins(origin.qid, origin.cid, cancel.clone(), self.wakeup.clone());
         let native = checked.native();
         let method = native.as_ref().map(|(method, _)| *method);
-        let slot = self.slot(from);
-        controller.copy_begins(qid, slot.cid, cancel.clone(), self.bell.clone());
-        let copying = Copying {
-            checked,
-            native,
-            excluded: MethodSet::default(),
-            fua: command.fua || through,
-            cancel,
-            begun: self.clock(),
-            controller,
-            qid,
+        let excluded = MethodSet::default();
+        let copy = QueuedCopy { origin, checked, native, excluded, fua, cancel, begun: now };
+        let due = copy.due();
+        let key = CopyKey(self.copies.insert(copy));
+        let line = match method {
+            Some(Method::Memory) => &mut self.inline,
+            Some(_) => return (key, CopyStep::Submit),
+            None => &mut self.tasks,
         };
-        let due = copying.begun + TIME_MAX;
-        self.slot(from).state = State::Copy(Box::new(copying));
-        match method {
-            Some(Method::Memory) => self.lines.inline.push_back(from),
-            Some(_) => {
-                self.submit_native(from);
-                return Ok(());
-            }
-            None => self.lines.tasks.push_back(from),
-        }
-        // In line, too: those ahead of it may be stuck in a device that does not answer.
-        self.deadline = self.deadline.min(due);
-        Ok(())
+        line.push_back(key);
+        (key, CopyStep::Queued(due))
     }
 
-    pub(super) fn clock(&self) -> Duration {
-        reactor::current().map_or(self.now, |reactor| reactor.now())
+    /// The command of a copy.
+    pub(super) fn command(&self, key: CopyKey) -> CommandId {
+        self.copies[key.0].origin.id
     }
 
-    fn copying(&mut self, from: From) -> Option<&mut Copying> {
-        match &mut self.slot(from).state {
-            State::Copy(copying) => Some(copying),
-            _ => None,
+    /// The next copy in memory whose turn it is.
+    pub(super) fn next_inline(&mut self) -> Option<CopyKey> {
+        if self.turn_bytes == 0 {
+            return None;
         }
+        let key = self.inline.pop_front()?;
+        self.turn_bytes = self.turn_bytes.saturating_sub(self.copies[key.0].checked.range.len());
+        Some(key)
     }
 
-    /// Begins copies whose turn it is.
-    pub(super) fn begin_copies(&mut self) {
-        while self.lines.turn_bytes > 0
-            && let Some(from) = self.lines.inline.pop_front()
-        {
-            let len = self.copying(from).map_or(0, |c| c.checked.range.len());
-            self.lines.turn_bytes = self.lines.turn_bytes.saturating_sub(len);
-            self.submit_native(from);
-        }
-        while self.lines.running < TASKS_MAX
-            && let Some(from) = self.lines.tasks.pop_front()
-        {
-            self.spawn_task(from);
-        }
-    }
-
-    fn submit_native(&mut self, from: From) {
-        let Some(copying) = self.copying(from) else { return };
-        let Some((method, sources)) = &copying.native else { return };
-        let Some(run) = copying.checked.runs.first() else { return };
-        let dest = copying.checked.dest.clone();
+    /// The request of a copy that is submitted as one, and its destination.
+    pub(super) fn request(&self, key: CopyKey) -> Option<(Arc<Namespace>, CopyRequest)> {
+        let copy = &self.copies[key.0];
+        let (method, sources) = copy.native.as_ref()?;
         let request = CopyRequest {
             method: *method,
-            source: run.namespace.device().clone(),
+            source: copy.checked.runs.first()?.namespace.device().clone(),
             sources: sources.clone(),
-            dest: copying.checked.range,
-            fua: copying.fua,
-            cancel: copying.cancel.clone(),
+            dest: copy.checked.range,
+            fua: copy.fua,
+            cancel: copy.cancel.clone(),
         };
-        match self.place_of(&dest) {
-            Some(at) => self.request(from, at, Op::Copy(Box::new(request))),
-            None => self.copy_gone(from),
-        }
+        Some((copy.checked.dest.clone(), request))
     }
 
-    /// The destination was taken out of the subsystem before the copy's turn came.
-    fn copy_gone(&mut self, from: From) {
-        let error = Error::new(Kind::NotFound, "the namespace was removed");
-        let end = End { error: Some((error, Status::INVALID_FIELD)), ..End::default() };
-        self.end_copy(from, end);
-    }
-
-    /// The native request of a copy came back.
-    pub(super) fn copy_came_back(&mut self, from: From, done: Completion) {
-        let Some(copying) = self.copying(from) else { return };
-        let (len, good) = (copying.checked.range.len(), done.good_bytes);
-        let method = copying.native.as_ref().map(|(method, _)| *method);
+    /// The request of a copy came back.
+    pub(super) fn on_completion(&mut self, key: CopyKey, done: Completion) -> CopyStep {
+        let copy = &mut self.copies[key.0];
+        let (len, good) = (copy.checked.range.len(), done.good_bytes);
+        let method = copy.native.as_ref().map(|(method, _)| *method);
         let error = match done.result {
             Ok(()) if good >= len => None,
             // Asked again: what is left may be an error, or another short answer.
@@ -232,60 +239,57 @@ impl Core {
             && matches!(error.kind(), Kind::Unsupported | Kind::TooLarge { .. })
             && let Some(method) = method
         {
-            // From the front: what was copied is copied again, and nobody has been told otherwise.
+            // From the front: what was copied is copied again, and no host has been told otherwise.
             tracing::debug!(%error, "planned anew");
-            copying.excluded = copying.excluded.with(method);
-            copying.native = None;
-            let due = copying.begun + TIME_MAX;
-            self.deadline = self.deadline.min(due);
-            return self.lines.tasks.push_back(from);
+            copy.excluded = copy.excluded.with(method);
+            copy.native = None;
+            let due = copy.due();
+            self.tasks.push_back(key);
+            return CopyStep::Queued(due);
         }
         let methods = method.into_iter().map(|method| (method, good)).collect();
-        let reading = error.as_ref().is_some_and(|e| copying.is_source(e));
-        let flushed = copying.fua && error.is_none();
+        let reading = error.as_ref().is_some_and(|e| copy.is_source(e));
+        let flushed = copy.fua && error.is_none();
         let error = error.map(|e| {
             let status = status_of(&e, reading);
             (e, status)
         });
-        self.end_copy(from, End { good_bytes: good, methods, flushed, error, ..End::default() });
+        CopyStep::Ended(CopyEnd { good_bytes: good, methods, flushed, error, ..CopyEnd::default() })
     }
 
-    fn spawn_task(&mut self, from: From) {
-        let (ended, bell, locks) = (self.lines.ended.clone(), self.bell.clone(), self.locks.clone());
-        let now = self.clock();
-        let Some(copying) = self.copying(from) else { return };
-        let time = TIME_MAX.saturating_sub(now.saturating_sub(copying.begun));
-        let task = copying.task(locks, time);
-        let (pulse, dest) = (task.options.pulse.clone(), copying.checked.dest.clone());
-        let sources: Vec<_> = copying.checked.runs.iter().map(|run| run.namespace.clone()).collect();
-        self.lines.running += 1;
-        let connection = self.at(from);
-        connection.out += 1;
-        connection.changing += 1;
-        connection.slots[usize::from(from.slot)].changes = true;
+    /// Starts the next task, if there is room for one.
+    pub(super) fn start_task(&mut self, now: Duration) -> Option<CommandId> {
+        if self.running >= TASKS_MAX {
+            return None;
+        }
+        let key = self.tasks.pop_front()?;
+        let (ended, wakeup) = (self.ended.clone(), self.wakeup.clone());
+        let copy = &self.copies[key.0];
+        let time = TIME_MAX.saturating_sub(clock(now).saturating_sub(copy.begun));
+        let task = copy.task(self.locks.clone(), time);
+        let (pulse, dest) = (task.options.pulse.clone(), copy.checked.dest.clone());
+        let sources: Vec<_> = copy.checked.runs.iter().map(|run| run.namespace.clone()).collect();
+        self.running += 1;
         drop(local::spawn(async move {
             let (end, stopped) = task.run().await;
             let left = end.abandoned.then(|| if pulse.changes() > 0 { vec![dest] } else { sources });
             let left = left.unwrap_or_default();
             left.iter().for_each(|namespace| namespace.stalls());
-            ended.borrow_mut().push((from, end, stopped));
-            bell.ring();
+            ended.borrow_mut().push((key, end, stopped));
+            wakeup.wake();
             if !left.is_empty() {
                 pulse.quiet().await;
                 left.iter().for_each(|namespace| namespace.answers_again());
             }
         }));
+        Some(self.command(key))
     }
 
-    /// Takes in tasks that have ended. True when there were any.
-    pub(super) fn end_tasks(&mut self) -> bool {
-        let ended = self.lines.ended.take();
-        let any = !ended.is_empty();
-        for (from, end, stopped) in ended {
-            self.lines.running -= 1;
-            if !self.came_back(from) {
-                continue;
-            }
+    /// Tasks that have ended.
+    pub(super) fn take_ended(&mut self) -> Vec<(CopyKey, CopyEnd)> {
+        let ended = self.ended.take();
+        self.running -= ended.len();
+        let end_of = |(key, end, stopped): (CopyKey, WholeEnded, Stopped)| {
             let error = end.error.map(|error| {
                 let status = match error.kind() {
                     Kind::Cancelled if stopped == Stopped::Late => TOO_LATE,
@@ -294,7 +298,7 @@ impl Core {
                 };
                 (error, status)
             });
-            let end = End {
+            let end = CopyEnd {
                 good_bytes: end.good_prefix_bytes,
                 methods: end.methods,
                 host_bytes: end.host_bytes,
@@ -302,75 +306,72 @@ impl Core {
                 flushed: end.flushed,
                 error,
             };
-            self.end_copy(from, end);
-        }
-        any
+            (key, end)
+        };
+        ended.into_iter().map(end_of).collect()
     }
 
-    /// Answers a copy, tells who waits for its end, and logs it.
-    fn end_copy(&mut self, from: From, end: End) {
-        let now = self.clock();
-        let slot = self.slot(from);
-        let (cid, State::Copy(copying)) = (slot.cid, std::mem::take(&mut slot.state)) else { return };
+    /// Ends a copy: logs it, and an Abort that waits for it hears of it. Its command, and the status and dword 0 of its answer.
+    pub(super) fn finish(&mut self, key: CopyKey, end: CopyEnd, now: Duration) -> (CommandId, Status, u64) {
+        let now = clock(now);
+        let copy = self.copies.remove(key.0);
         let status = end.error.as_ref().map_or(Status::SUCCESS, |(_, status)| *status);
-        let whole = copying.checked.whole_ranges(end.good_bytes);
+        let whole = copy.checked.whole_ranges(end.good_bytes);
         let dword0 = if status.is_success() { 0 } else { whole };
-        if let Some(hook) = &self.lines.hook {
-            hook(&copying.line(cid, status, end, now.saturating_sub(copying.begun)));
+        if let Some(hook) = &self.hook {
+            hook(&copy.line(status, end, now.saturating_sub(copy.begun)));
         }
-        copying.controller.copy_ends(copying.qid, cid, status.is(Status::ABORT_REQUESTED));
-        self.answer(from, status, dword0, None);
+        let CopyOrigin { id, controller, qid, cid } = copy.origin;
+        controller.copy_ends(qid, cid, status.is(Status::ABORT_REQUESTED));
+        (id, status, dword0)
     }
 
-    /// Ends copies that are to stop, or whose time is over, and have not begun. The deadline is then no later than the end of the
-    /// time of those that stay in line.
-    pub(super) fn give_up_copies(&mut self) {
-        let now = self.now;
-        let mut given_up = Vec::new();
-        let Self { lines, connections, deadline, .. } = self;
-        for line in [&mut lines.inline, &mut lines.tasks] {
-            line.retain(|from| {
-                let slot = &connections[from.connection.index()].slots[usize::from(from.slot)];
-                let State::Copy(copying) = &slot.state else { return true };
-                let due = copying.begun + TIME_MAX;
-                let (stops, late) = (copying.cancel.is_set(), due <= now);
+    /// Takes copies out of their lines that are to stop, or whose time is over. Beside them, when the time of the first of those
+    /// that stay is over.
+    pub(super) fn give_up(&mut self, now: Duration) -> (Vec<(CopyKey, CopyEnd)>, Option<Duration>) {
+        let (mut given_up, mut next) = (Vec::new(), None);
+        let Self { inline, tasks, copies, .. } = self;
+        for line in [inline, tasks] {
+            line.retain(|key| {
+                let copy = &copies[key.0];
+                let (due, stops) = (copy.due(), copy.cancel.is_set());
+                let late = due <= now;
                 if stops || late {
-                    given_up.push((*from, stops));
+                    given_up.push((*key, stops));
                 } else {
-                    *deadline = due.min(*deadline);
+                    next = Some(next.map_or(due, |next: Duration| next.min(due)));
                 }
                 !(stops || late)
             });
         }
-        for (from, stops) in given_up {
+        let end_of = |(key, stops)| {
             let (text, status) = match stops {
                 true => ("stopped on request before it began", Status::ABORT_REQUESTED.retryable()),
                 false => ("its time was over before its turn came", TOO_LATE),
             };
-            let error = Error::new(Kind::Cancelled, text);
-            self.end_copy(from, End { error: Some((error, status)), ..End::default() });
-        }
+            (key, CopyEnd::failed(Error::new(Kind::Cancelled, text), status))
+        };
+        (given_up.into_iter().map(end_of).collect(), next)
     }
 
     /// A connection is closed: its copies in line are dropped.
-    pub(super) fn drop_copies(&mut self, id: ConnectionId) {
+    pub(super) fn drop_of(&mut self, id: ConnectionId) {
         let mut dropped = Vec::new();
-        for line in [&mut self.lines.inline, &mut self.lines.tasks] {
-            line.retain(|from| {
-                let its = from.connection == id;
-                dropped.extend(its.then_some(*from));
+        let Self { inline, tasks, copies, .. } = self;
+        for line in [inline, tasks] {
+            line.retain(|key| {
+                let its = copies[key.0].origin.id.connection == id;
+                dropped.extend(its.then_some(*key));
                 !its
             });
         }
-        dropped.into_iter().for_each(|from| self.copy_dropped(from, true));
+        dropped.into_iter().for_each(|key| self.drop_one(key, true));
     }
 
-    /// A copy of a closed connection is over. Whoever waits for that is told; there is no answer.
-    pub(super) fn copy_dropped(&mut self, from: From, never_began: bool) {
-        let slot = self.slot(from);
-        if let (cid, State::Copy(copying)) = (slot.cid, std::mem::take(&mut slot.state)) {
-            copying.controller.copy_ends(copying.qid, cid, never_began);
-        }
+    /// A copy of a closed connection is over. An Abort that waits for that hears of it; there is no answer.
+    pub(super) fn drop_one(&mut self, key: CopyKey, never_began: bool) {
+        let CopyOrigin { controller, qid, cid, .. } = self.copies.remove(key.0).origin;
+        controller.copy_ends(qid, cid, never_began);
     }
 }
 
@@ -383,7 +384,12 @@ fn status_of(error: &Error, reading: bool) -> Status {
     }
 }
 
-impl Copying {
+impl QueuedCopy {
+    /// When its time is over.
+    fn due(&self) -> Duration {
+        self.begun + TIME_MAX
+    }
+
     /// True when an error is known to be about a source, not the destination.
     fn is_source(&self, error: &Error) -> bool {
         let Some(device) = error.device() else { return false };
@@ -391,7 +397,7 @@ impl Copying {
         device != dest && self.checked.runs.iter().any(|run| run.namespace.device().name() == device)
     }
 
-    fn task(&self, locks: Rc<crate::block::lock::CoreLocks>, time: Duration) -> Task {
+    fn task(&self, locks: Rc<CoreLocks>, time: Duration) -> Task {
         let mut sources = self.checked.sources.iter().copied();
         let parts = self.checked.runs.iter().map(|run| Part {
             source: run.namespace.device().clone(),
@@ -417,12 +423,12 @@ impl Copying {
         }
     }
 
-    fn line(&self, cid: u16, status: Status, end: End, time: Duration) -> CopyLine {
+    fn line(&self, status: Status, end: CopyEnd, time: Duration) -> CopyLine {
         CopyLine {
-            host: self.controller.host_nqn().as_str().to_owned(),
-            controller: self.controller.id(),
-            queue: self.qid,
-            command: cid,
+            host: self.origin.controller.host_nqn().as_str().to_owned(),
+            controller: self.origin.controller.id(),
+            queue: self.origin.qid,
+            command: self.origin.cid,
             sources: self.checked.runs.iter().map(|run| run.namespace.nsid()).collect(),
             dest: self.checked.dest.nsid(),
             ranges: self.checked.sources.len(),
@@ -442,7 +448,7 @@ impl Copying {
 /// A copy that the planner has to cut.
 struct Task {
     parts: Vec<Part>,
-    dest: Arc<dyn crate::block::Device>,
+    dest: Arc<dyn Device>,
     at: u64,
     fast_only: bool,
     /// What is left of [`TIME_MAX`].
@@ -467,7 +473,7 @@ impl Task {
         let (mut stopped, mut beats, mut since) = (Stopped::No, pulse.beats(), local::now());
         loop {
             let left = due.saturating_sub(local::now()).max(Duration::from_millis(1));
-            let mut timer = pin!(local::sleep(LOOK.min(left)));
+            let mut timer = pin!(local::sleep(CHECK_EVERY.min(left)));
             let end = poll_fn(|cx| match work.as_mut().poll(cx) {
                 Poll::Ready(end) => Poll::Ready(Some(end)),
                 Poll::Pending => timer.as_mut().poll(cx).map(|()| None),

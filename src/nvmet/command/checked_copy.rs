@@ -14,41 +14,41 @@
 //!
 //! Nothing is written when one fails, so dword 0 is 0, as the standard has it for that case, whichever range was at fault.
 
-use super::features::COPY_FORMATS;
-use super::namespace::Namespace;
 use crate::block::{ByteRange, Method};
-use crate::copy::native::one_request;
+use crate::copy::one_request::one_request;
 use crate::nvme::copy::parse_ranges;
 use crate::nvme::{CopyCommand, Status};
+use crate::nvmet::features::COPY_FORMATS;
+use crate::nvmet::namespace::Namespace;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// Ranges that follow each other in the list and lie on one namespace.
 #[derive(Clone)]
-pub(super) struct Run {
-    pub(super) namespace: Arc<Namespace>,
+pub(in crate::nvmet) struct SourceRun {
+    pub(in crate::nvmet) namespace: Arc<Namespace>,
     /// How many.
-    pub(super) ranges: usize,
+    pub(in crate::nvmet) ranges: usize,
 }
 
 /// A Copy that passed every check.
-pub(super) struct Checked {
-    pub(super) dest: Arc<Namespace>,
+pub(in crate::nvmet) struct CheckedCopy {
+    pub(in crate::nvmet) dest: Arc<Namespace>,
     /// The whole destination, in bytes.
-    pub(super) range: ByteRange,
+    pub(in crate::nvmet) range: ByteRange,
     /// Sources in list order, in bytes of their namespaces.
-    pub(super) sources: Vec<ByteRange>,
+    pub(in crate::nvmet) sources: Vec<ByteRange>,
     /// Where they lie: lengths add up to the number of sources.
-    pub(super) runs: SmallVec<[Run; 1]>,
+    pub(in crate::nvmet) runs: SmallVec<[SourceRun; 1]>,
     /// A range asks for a fast copy only (FCO).
-    pub(super) fast_only: bool,
+    pub(in crate::nvmet) fast_only: bool,
 }
 
-impl Checked {
+impl CheckedCopy {
     /// Checks a command and its list against the namespaces its host sees. `formats`: those the host has enabled.
     ///
     /// Errors: the first that this file's head lists.
-    pub(super) fn new<'n>(
+    pub(in crate::nvmet) fn new<'n>(
         command: &CopyCommand,
         list: &[u8],
         dest: &Arc<Namespace>,
@@ -66,13 +66,13 @@ impl Checked {
             return Err(Status::COPY_SIZE_LIMIT_EXCEEDED);
         }
         let ranges = parse_ranges(command, list)?;
-        let mut runs: SmallVec<[Run; 1]> = SmallVec::new();
+        let mut runs: SmallVec<[SourceRun; 1]> = SmallVec::new();
         for range in ranges.clone() {
             let nsid = range.snsid.unwrap_or(dest.nsid());
             match runs.last_mut() {
                 Some(run) if run.namespace.nsid() == nsid => run.ranges += 1,
-                _ if nsid == dest.nsid() => runs.push(Run { namespace: dest.clone(), ranges: 1 }),
-                _ => runs.push(Run { namespace: find(nsid)?.clone(), ranges: 1 }),
+                _ if nsid == dest.nsid() => runs.push(SourceRun { namespace: dest.clone(), ranges: 1 }),
+                _ => runs.push(SourceRun { namespace: find(nsid)?.clone(), ranges: 1 }),
             }
         }
         if runs.iter().any(|run| run.namespace.block_bytes() != dest.block_bytes()) {
@@ -102,7 +102,7 @@ impl Checked {
     }
 
     /// How many ranges from the front lie whole within the first `good` bytes: dword 0 of a Copy that failed.
-    pub(super) fn whole_ranges(&self, good: u64) -> u64 {
+    pub(in crate::nvmet) fn whole_ranges(&self, good: u64) -> u64 {
         let mut left = good;
         let mut count = 0;
         for source in &self.sources {
@@ -118,7 +118,7 @@ impl Checked {
     /// The method by which one request of the destination's device moves every range, and the ranges with neighbours joined.
     ///
     /// `None`: the planner has to cut it; several sources are one reason, the others are [`one_request`]'s.
-    pub(super) fn native(&self) -> Option<(Method, SmallVec<[ByteRange; 1]>)> {
+    pub(in crate::nvmet) fn native(&self) -> Option<(Method, SmallVec<[ByteRange; 1]>)> {
         let [run] = &self.runs[..] else { return None };
         one_request(run.namespace.device(), &self.sources, self.dest.device(), self.range)
     }

@@ -1,0 +1,131 @@
+//! A server: listens, starts its threads, and ends them.
+
+use super::shared::{ServerOptions, ServerShared};
+use super::worker;
+use crate::block::{Error, Kind, Result};
+use crate::nvme::tcp::Digests;
+use crate::nvme::tcp::controller::Config;
+use crate::nvmet::Target;
+use crate::reactor::local::Interrupt;
+use crate::reactor::{Waker, helpers};
+use crate::workers::{Crew, Ending, Inbox};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Most threads of one server.
+pub const CORES_MAX: usize = 32;
+
+/// How long an address that is taken is waited for: the kernel lets go of a killed server's port a moment after its end.
+const TAKEN_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long the threads of a server that failed are waited for.
+const END_PATIENCE: Duration = Duration::from_secs(8);
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < TAKEN_PATIENCE => {
+                thread::sleep(TAKEN_PATIENCE / 50);
+            }
+            done => return done,
+        }
+    }
+}
+
+/// A running server. Dropping it stops it, as [`Server::stop`] does.
+///
+/// When one of its threads panics the whole of it stops: half a server would take connections and leave them.
+pub struct Server {
+    addresses: Vec<SocketAddr>,
+    shared: Arc<ServerShared>,
+    crew: Crew,
+}
+
+impl Server {
+    /// Listens and starts the threads; returns when hosts can connect.
+    ///
+    /// Errors: an address that cannot be listened on, no threads, no memory; those of the engine.
+    pub fn start(target: Arc<Target>, options: ServerOptions) -> Result<Self> {
+        if options.cores == 0 || options.cores > CORES_MAX {
+            let text = format!("{} cores: a server runs on 1 to {CORES_MAX}", options.cores);
+            return Err(Error::new(Kind::InvalidInput, text));
+        }
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for address in &options.listen {
+            let cannot = |e| Error::os("cannot be listened on", e).on(&address.to_string());
+            let listener = bind(*address).map_err(cannot)?;
+            listener.set_nonblocking(true).map_err(cannot)?;
+            addresses.push(listener.local_addr().map_err(cannot)?);
+            listeners.push(listener);
+        }
+        target.listen(&addresses);
+        let settings = target.settings();
+        let machine = Config {
+            entries_max: u16::try_from(settings.queue_entries.get()).expect("4096 at most"),
+            data_bytes_max: settings.transfer_bytes,
+            in_capsule_bytes_max: settings.in_capsule_bytes,
+            h2c_data_bytes_max: settings.transfer_bytes,
+            r2t_bytes_max: settings.transfer_bytes,
+            r2t_count_max: 1,
+            digests: Digests { header: true, data: true },
+            cpda: 0,
+            icreq_timeout: Duration::from_secs(10),
+        };
+        let inboxes = (0..options.cores).map(|_| Inbox::default()).collect();
+        let (stop, ending) = (Interrupt::default(), Ending::default());
+        let (stops, ends) = (stop.clone(), ending.clone());
+        let crew = Crew::new("server", move |why| {
+            ends.end(Some(why));
+            stops.set();
+        });
+        let shared = Arc::new(ServerShared { target, options, machine, stop, inboxes, ending });
+        let mut server = Self { addresses, shared: shared.clone(), crew };
+        for index in 0..shared.options.cores {
+            let shared = shared.clone();
+            let listeners = std::mem::take(&mut listeners); // the first thread's
+            let work = move |started| worker::run(&shared, index, listeners, started);
+            server.crew.start(format!("blkcopy-core-{index}"), work)?;
+        }
+        helpers::report_stalls();
+        Ok(server)
+    }
+
+    /// The addresses listened on, with their real ports.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Calls `waker` when the server stops by itself, or did already: [`Server::failure`] says why.
+    pub fn watch(&self, waker: Waker) {
+        self.shared.ending.watch(waker);
+    }
+
+    /// True when the server has stopped by itself.
+    pub fn is_over(&self) -> bool {
+        self.shared.ending.is_over()
+    }
+
+    /// Why the server stopped by itself, once.
+    pub fn failure(&self) -> Option<Error> {
+        self.shared.ending.take_failure()
+    }
+
+    /// Accepts nothing more, lets what is in flight end (a few seconds at most), closes every connection and waits for the
+    /// threads.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stop.set();
+        // A thread that panicked leaves work for the others undone: they are waited for no longer than that may take.
+        self.crew.join(self.is_over().then_some(END_PATIENCE));
+    }
+}

@@ -1,0 +1,55 @@
+//! What the threads of a server share, and how a server runs.
+
+use crate::nvme::tcp::controller::Config;
+use crate::nvmet::{CopyLine, Target};
+use crate::reactor::EngineChoice;
+use crate::reactor::local::Interrupt;
+use crate::workers::{Ending, Inbox};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Called with each Copy that ended, on the thread that ran it.
+pub type OnCopy = Arc<dyn Fn(&CopyLine) + Send + Sync>;
+
+/// How a server runs.
+#[derive(Clone)]
+pub struct ServerOptions {
+    /// Addresses to listen on; port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// Threads: 1 to [`CORES_MAX`](super::CORES_MAX).
+    pub cores: usize,
+    /// Time for which a thread polls before it sleeps.
+    pub spin: Duration,
+    /// Engine for files and block devices.
+    pub engine: EngineChoice,
+    /// Most memory for payload in flight, for each thread, in bytes.
+    pub payload_bytes: usize,
+    /// Called with each Copy.
+    pub on_copy: Option<OnCopy>,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 4420))],
+            cores: 1,
+            spin: Duration::from_micros(50),
+            engine: EngineChoice::Auto,
+            payload_bytes: 64 << 20,
+            on_copy: None,
+        }
+    }
+}
+
+/// What the threads of a server share.
+pub(super) struct ServerShared {
+    pub(super) target: Arc<Target>,
+    pub(super) options: ServerOptions,
+    pub(super) machine: Config,
+    pub(super) stop: Interrupt,
+    /// For each thread, the connections dealt to it.
+    pub(super) inboxes: Vec<Inbox<(TcpStream, SocketAddr)>>,
+    /// Also set when a thread panics.
+    pub(super) ending: Ending,
+}

@@ -1,0 +1,53 @@
+//! Limits that hold for every subsystem of a target.
+
+use crate::block::{Error, Kind, Result};
+use crate::nvme::Count16;
+
+/// Limits that hold for every subsystem.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// Entries of the largest queue (MQES): 32 to 4096, so that a host's usual admin queue fits.
+    pub queue_entries: Count16,
+    /// Most I/O queues of one controller: 1 to 1024.
+    pub io_queues: u16,
+    /// Longest data of one command in bytes: a power of two, 4096 to 2^30 (MDTS).
+    pub transfer_bytes: u32,
+    /// Most data in a capsule of an I/O queue in bytes: a multiple of 16 (IOCCSZ). From 10240 on every Copy's list fits.
+    pub in_capsule_bytes: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            queue_entries: Count16::from_wire(127),
+            io_queues: 64,
+            transfer_bytes: 1 << 20,
+            in_capsule_bytes: 10240,
+        }
+    }
+}
+
+impl Settings {
+    pub(super) fn check(&self) -> Result<()> {
+        let wrong = |text: String| Err(Error::new(Kind::InvalidInput, text));
+        if !(32..=4096).contains(&self.queue_entries.get()) {
+            return wrong(format!("queues of {} entries; 32 to 4096 can be", self.queue_entries));
+        }
+        if !(1..=1024).contains(&self.io_queues) {
+            return wrong(format!("{} I/O queues of a controller; 1 to 1024 can be", self.io_queues));
+        }
+        if !self.transfer_bytes.is_power_of_two() || !(4096..=1 << 30).contains(&self.transfer_bytes) {
+            let text =
+                format!("transfers of {} bytes; a power of two, 4096 to 2^30, can be", self.transfer_bytes);
+            return wrong(text);
+        }
+        if !self.in_capsule_bytes.is_multiple_of(16) || self.in_capsule_bytes > self.transfer_bytes {
+            let text = format!(
+                "{} bytes in a capsule; a multiple of 16 up to {} can be",
+                self.in_capsule_bytes, self.transfer_bytes
+            );
+            return wrong(text);
+        }
+        Ok(())
+    }
+}
