@@ -1,6 +1,6 @@
 //! The budget of a small I/O on the hot path, held by counters: no allocation for a 4 KiB read or write through a null
 //! device, its queue's counters and the range locks, nor for the NVMe command it comes from. Instructions:
-//! `examples/hot_path.rs`.
+//! `benches/hot_path.rs`.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failed unwrap is a failed test
 

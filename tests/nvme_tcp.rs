@@ -11,10 +11,10 @@ use blkcopy::nvme::io::Extent;
 use blkcopy::nvme::property::{Cc, offset};
 use blkcopy::nvme::{AdminCommand, Blocks, Count16, IoCommand, Nqn, Sgl, Sqe};
 use blkcopy::nvmet::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
-use blkcopy::open::{Name, open_dest};
 use blkcopy::reactor::local::{Client, Local};
 use blkcopy::reactor::{EngineChoice, Waker, choose};
 use blkcopy::sim::Rng;
+use blkcopy::volume::{Name, open_dest};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU32;
@@ -215,6 +215,33 @@ fn hosts_that_stand_still_leave_some_buffers_to_others_and_may_go_on_later() {
     stalled[1].read_exact(&mut all).unwrap();
     assert_eq!(all[0], 7, "C2HData");
     drop((admin, stalled));
+    server.stop();
+}
+
+#[test]
+fn commands_wait_for_the_only_buffer_until_its_connection_is_gone_and_none_fails() {
+    let server = start_with(ServerOptions { payload_bytes: 1 << 20, ..ServerOptions::default() });
+    let address = server.addresses()[0];
+    let (admin, cntlid) = controller(address);
+    let devices = [open(address, 1), open(address, 2)];
+    let (stop, rounds) = (AtomicBool::new(false), [AtomicU64::new(0), AtomicU64::new(0)]);
+    // A hundred reads: the first takes the buffer, the others wait for it and are forgotten with their connection.
+    let leaves = hoard(address, 1, cntlid, true);
+    std::thread::scope(|scope| {
+        let start = |(device, rounds)| {
+            let stop = &stop;
+            scope.spawn(move || work(device, 0, stop, rounds))
+        };
+        let hosts: Vec<_> = devices.into_iter().zip(&rounds).map(start).collect();
+        std::thread::sleep(Duration::from_millis(100));
+        drop(leaves);
+        while rounds.iter().any(|count| count.load(Ordering::Relaxed) < 10) {
+            assert!(!hosts.iter().any(std::thread::ScopedJoinHandle::is_finished), "a host failed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop(admin);
     server.stop();
 }
 

@@ -2,8 +2,8 @@
 
 use blkcopy::copy::run::{Consistency, Verify};
 use blkcopy::copy::{Offload, Segment, Sparse};
-use blkcopy::open::parse_size;
 use blkcopy::reactor::EngineChoice;
+use blkcopy::volume::{EndsOptions, parse_size};
 use clap::{Args, ValueEnum};
 use std::ffi::OsString;
 use std::num::NonZeroU64;
@@ -42,6 +42,23 @@ pub(crate) struct EndsArgs {
     /// Copy also where nobody can tell whether source and destination are stored in the same place
     #[arg(long)]
     pub(crate) assume_distinct: bool,
+}
+
+impl From<&EndsArgs> for EndsOptions {
+    fn from(args: &EndsArgs) -> Self {
+        Self {
+            source: args.source.clone(),
+            dest: args.dest.clone(),
+            segments: args.segments.clone(),
+            offload: args.offload.into(),
+            sparse: args.sparse.into(),
+            no_sync: args.no_sync,
+            in_place: args.in_place,
+            overwrite: args.yes,
+            force_in_use: args.force_in_use,
+            assume_distinct: args.assume_distinct,
+        }
+    }
 }
 
 /// Copy a file, a block device, or ranges of them

@@ -1,86 +1,56 @@
 //! `blkcopy cp`: check, copy, receipt.
 
 use crate::args::CpArgs;
-use crate::ends::{self, Ends, Purpose};
 use crate::fail::{Code, Fail, print_error};
 use crate::go_on::GoOn;
-use crate::output::{self, Level, note};
-use crate::preserve::Kept;
-use crate::progress::Show;
+use crate::output::{self, note};
+use crate::progress::{Meter, Show};
 use crate::receipt_file::ReceiptFile;
-use crate::run::{self, Interrupts, What};
+use crate::signals::Interrupts;
 use crate::streams;
 use blkcopy::block::receipt::Outcome;
 use blkcopy::block::{Error, Kind};
-use blkcopy::copy::run::Options;
-use blkcopy::copy::{DeviceFacts, Offload, Planner};
-use std::os::unix::fs::MetadataExt;
+use blkcopy::volume::{CopyBuilder, CopyError, EndsOptions, Finding, size_exact};
+use std::cell::RefCell;
 
 /// Runs the command.
 pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     let interrupts = Interrupts::listen()?;
     let shown = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
     interrupts.doing(format!("opening {} and {}", shown(&args.ends.source), shown(&args.ends.dest)));
-    let ends = ends::look(&args.ends, Purpose::Copy)?;
-    for path in [ends.source_name.path(), ends.dest_name.path()].into_iter().flatten() {
+    let meter = RefCell::new(None);
+    let tell = |finding: &Finding| tell(finding, args.quiet, &meter);
+    let mut copy = CopyBuilder::new(EndsOptions::from(&args.ends))
+        .consistency(args.consistency.into())
+        .verify(args.verify.into())
+        .limit_rate(args.limit_rate)
+        .buffer_memory(args.buffer_memory)
+        .preserve(args.preserve)
+        .io_engine(args.io_engine.into())
+        .abandon(true)
+        .cancel(&interrupts.cancel)
+        .progress(interrupts.board())
+        .on_finding(tell)
+        .look()?;
+    for path in [copy.ends().source_name.path(), copy.ends().dest_name.path()].into_iter().flatten() {
         streams::check_apart(path)?;
     }
-    let preserve = if args.preserve { Some(kept(&ends)?) } else { None };
-    // What is preserved is given at the end: until then the file is nobody else's.
-    let mode = if args.preserve { 0o600 } else { mode_of_new(&ends) };
-    if !args.quiet {
-        for finding in ends.findings.iter().filter(|f| f.level == Level::Warn) {
-            note(&format!("warning: {}", finding.text));
-        }
-    }
-    if Offload::from(args.ends.offload) == Offload::Require {
-        require_offload(args, &ends)?;
-    }
-    let bench = run::engine(args.io_engine.into(), args.quiet)?;
-    let receipt_file = args.receipt.as_ref().map(|path| ReceiptFile::open(path, &ends)).transpose()?;
+    let receipt_file = args.receipt.as_ref().map(|path| ReceiptFile::open(path, copy.ends())).transpose()?;
     interrupts.doing("copying");
-    let go_on = GoOn::new(&ends);
-    let ready = ends.begin(mode)?;
-    let options = Options {
-        policy: ends::policy(&args.ends, ready.dest_zero_from),
-        consistency: args.consistency.into(),
-        verify: args.verify.into(),
-        limit_rate: args.limit_rate,
-        flush: !args.ends.no_sync,
-        payload_bytes: args.buffer_memory,
-        cancel: interrupts.cancel.clone(),
-        abandon: true,
-        pulse: std::rc::Rc::default(),
-        io_engine: bench.engine.clone(),
-        locks: Some(bench.locks.clone()),
-        in_order: ready.in_order,
+    let go_on = GoOn::new(copy.ends());
+    meter.replace(Some(Meter::start(Show::choose(args.quiet), interrupts.board())));
+    let copied = copy.run();
+    finish(&meter);
+    let (receipt, error, abandoned) = match copied {
+        Ok(receipt) => (receipt, None, false),
+        Err(CopyError { obstacle, receipt: Some(receipt), abandoned }) => {
+            (*receipt, Some(obstacle.into_error()), abandoned)
+        }
+        Err(error) => return Err(error.into()),
     };
-    let show = Show::choose(args.quiet);
-    let what = What { source: ready.source, dest: ready.dest, job: &ready.job, hold: ready.source_hold };
-    let ended = run::run(&bench, &interrupts, what, &options, show);
-    let mut receipt = ended.receipt;
-    run::name_ends(&mut receipt, &shown(&args.ends.source), &shown(&args.ends.dest));
 
-    let mut error = ended.error;
-    let mut late = Vec::new();
-    if let Some(made) = &ready.made {
-        let settled = if receipt.outcome == Outcome::Done { made.settle() } else { Ok(()) };
-        let finished = settled.and_then(|()| match receipt.outcome {
-            Outcome::Done => made.finish(!args.ends.no_sync, preserve.as_ref()),
-            _ => Ok(Vec::new()),
-        });
-        match finished {
-            Ok(warnings) => warnings.iter().for_each(|text| note(&format!("warning: {text}"))),
-            Err(failed) => error = Some(run::fail_after_all(&mut receipt, failed)),
-        }
-        if let Some(text) = made.put_right(&mut receipt)
-            && !args.quiet
-        {
-            note(&text);
-        }
-    }
+    let mut late = None;
     let mut code = code_of(receipt.outcome);
-    drop(ready.dest_hold);
     let text = output::json(&receipt);
     if let Some(mut file) = receipt_file
         && let Err(error) = file.write(&text, !args.ends.no_sync)
@@ -88,7 +58,7 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
         if code == Code::Done {
             note("the copy is done, but its receipt is not written:");
         }
-        late.push(error);
+        late = Some(error);
     }
     if args.json {
         output::out(&text);
@@ -99,20 +69,49 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
         print_error(error, hint(error));
     }
     if let Some(command) = go_on.command(args, &receipt) {
-        let good = output::size_exact(receipt.good_prefix_bytes);
+        let good = size_exact(receipt.good_prefix_bytes);
         note(&format!("the first {good} of the copy are good; to go on from there:\n  {command}"));
     }
-    for error in &late {
+    if let Some(error) = &late {
         print_error(error, None);
         code = Code::Error;
     }
-    // A file that has got no name goes.
-    drop(ready.made);
-    if ended.abandoned {
+    copy.clean_up();
+    if abandoned {
         // The engine would wait for what a device has not answered.
         interrupts.leave(code);
     }
     Ok(code)
+}
+
+/// Takes the bar away before anything else is printed.
+fn finish(meter: &RefCell<Option<Meter>>) {
+    if let Some(mut meter) = meter.take() {
+        meter.finish();
+    }
+}
+
+/// Prints what is found: before the copy, and when it has ended.
+fn tell(finding: &Finding, quiet: bool, meter: &RefCell<Option<Meter>>) {
+    match finding {
+        // Said with --quiet too: the copy may be of no moment that ever was, or is not all that was asked for.
+        Finding::SourceGrew { .. }
+        | Finding::SourceChanged { .. }
+        | Finding::NotPreserved { .. }
+        | Finding::NameNotDurable { .. } => {
+            finish(meter);
+            note(&format!("warning: {finding}"));
+        }
+        Finding::DestLeft { .. } => {
+            finish(meter);
+            if !quiet {
+                note(&finding.to_string());
+            }
+        }
+        _ if quiet => {}
+        Finding::EngineSteppedDown { .. } => note(&finding.to_string()),
+        _ => note(&format!("warning: {finding}")),
+    }
 }
 
 fn code_of(outcome: Outcome) -> Code {
@@ -133,38 +132,4 @@ fn hint(error: &Error) -> Option<&'static str> {
         Kind::NoMemory => Some("--buffer-memory with less"),
         _ => None,
     }
-}
-
-/// Makes sure, before anything is cut or written, that no byte would pass this host.
-fn require_offload(args: &CpArgs, ends: &Ends) -> Result<(), Fail> {
-    // Where there is no stand-in the copy itself finds out; it refuses at the first such byte.
-    let Ok(ready) = ends.rehearse()? else { return Ok(()) };
-    let facts = DeviceFacts::new(ready.source, ready.dest);
-    let policy = ends::policy(&args.ends, ready.dest_zero_from);
-    for step in Planner::new(&ready.job, facts, policy) {
-        if let Err(error) = step {
-            let unmet = error.kind() == Kind::Unsupported;
-            let fail = Fail::from(error);
-            return Err(if unmet { fail.hint("--offload auto, or look at blkcopy plan").no() } else { fail });
-        }
-    }
-    Ok(())
-}
-
-/// What `--preserve` keeps of the source.
-fn kept(ends: &Ends) -> Result<Kept, Fail> {
-    match ends.named.as_any().downcast_ref::<blkcopy::drivers::File>() {
-        Some(file) => Ok(Kept::of(file)?),
-        None => Err(Fail::invalid(format!(
-            "{}: --preserve needs a regular file as source",
-            ends.source_name.device_text()
-        ))
-        .hint("leave --preserve out")),
-    }
-}
-
-/// Permission bits of a file that is made, less the umask: the source's, as with `cp`.
-fn mode_of_new(ends: &Ends) -> u32 {
-    let meta = ends.source_name.path().and_then(|path| path.metadata().ok());
-    meta.map_or(0o666, |meta| meta.mode() & 0o777)
 }

@@ -3,20 +3,17 @@
 
 use crate::args::DemoArgs;
 use crate::fail::{Code, Fail};
-use crate::output::{self, by, seconds, size, table};
-use crate::progress::Show;
-use crate::run::{self, Interrupts, What};
+use crate::output::{self, by, note, seconds, table};
+use crate::signals::Interrupts;
 use blkcopy::block::receipt::{Outcome, Receipt};
 use blkcopy::block::{Error, Kind};
-use blkcopy::copy::run::{Options, Verify};
-use blkcopy::copy::{Job, Offload, Policy, Segment};
+use blkcopy::copy::Offload;
+use blkcopy::copy::run::Verify;
 use blkcopy::drivers::{File as FileDevice, FileOptions};
 use blkcopy::exports::nvme_tcp::{Server, ServerOptions};
 use blkcopy::nvme::Nqn;
 use blkcopy::nvmet::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
-use blkcopy::open::{Name, open_dest, open_source};
-use blkcopy::reactor::EngineChoice;
-use blkcopy::workers::Workbench;
+use blkcopy::volume::{CopyError, size};
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
@@ -56,7 +53,6 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Code, Fail> {
         size(IMAGE_LEN),
         size(holes),
     ));
-    let bench = run::engine(EngineChoice::Auto, false)?;
     let head = ["clone", "time", "sent", "received", "method", "digest", "outcome"];
     let mut rows = vec![head.iter().map(|&s| s.to_owned()).collect::<Vec<_>>()];
     let mut receipts = Vec::new();
@@ -65,7 +61,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Code, Fail> {
         if interrupts.cancel.is_set() {
             return Ok(Code::Cancelled);
         }
-        let receipt = clone(&bench, &interrupts, address, nsid, offload)?;
+        let receipt = clone(&interrupts, address, nsid, offload)?;
         code = worst(code, receipt.outcome);
         rows.push(row(what, &receipt));
         receipts.push(receipt);
@@ -74,7 +70,6 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Code, Fail> {
     for (receipt, (what, ..)) in receipts.iter().zip(&CLONES) {
         output::out(&format!("\nreceipt, {what}\n{}", output::json(receipt)));
     }
-    drop(bench);
     server.stop();
     Ok(code)
 }
@@ -98,32 +93,22 @@ fn serve(dir: &Path) -> Result<Server, Fail> {
 }
 
 /// Clones namespace 1 to namespace `nsid` over the network, and reads both back.
-fn clone(
-    bench: &Workbench,
-    interrupts: &Interrupts,
-    address: SocketAddr,
-    nsid: u32,
-    offload: Offload,
-) -> Result<Receipt, Fail> {
-    let url = |nsid: u32| Name::parse(format!("nvme-tcp://{address}/{NQN}?nsid={nsid}"));
-    let (from, to) = (url(1)?, url(nsid)?);
-    let (source, dest) = (open_source(&from)?, open_dest(&to, false)?);
-    let segments = [Segment { source: 0, dest: 0, len: IMAGE_LEN }];
-    let job = Job::new(&segments, source.size(), dest.size(), false)?;
-    let options = Options {
-        policy: Policy { offload, ..Policy::default() },
-        verify: Verify::Digest,
-        cancel: interrupts.cancel.clone(),
-        io_engine: bench.engine.clone(),
-        locks: Some(bench.locks.clone()),
-        ..Options::default()
-    };
-    let what = What { source, dest, job: &job, hold: None };
-    let mut ended = run::run(bench, interrupts, what, &options, Show::Nothing);
-    run::name_ends(&mut ended.receipt, &from.text(), &to.text());
-    match ended.error.filter(|e| e.kind() != Kind::Cancelled) {
-        Some(error) => Err(error.into()),
-        None => Ok(ended.receipt),
+fn clone(interrupts: &Interrupts, address: SocketAddr, nsid: u32, offload: Offload) -> Result<Receipt, Fail> {
+    let url = |nsid: u32| format!("nvme-tcp://{address}/{NQN}?nsid={nsid}");
+    let copied = blkcopy::copy(url(1), url(nsid))
+        .overwrite(true)
+        .offload(offload)
+        .verify(Verify::Digest)
+        .cancel(&interrupts.cancel)
+        .progress(interrupts.board())
+        .on_finding(|finding| note(&finding.to_string()))
+        .run();
+    match copied {
+        Ok(receipt) => Ok(receipt),
+        Err(CopyError { obstacle, receipt: Some(receipt), .. }) if obstacle.kind() == Kind::Cancelled => {
+            Ok(*receipt)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -1,10 +1,9 @@
 //! How to go on with a copy that ended early: the command, to be pasted into a shell.
 
 use crate::args::CpArgs;
-use crate::ends::{Dest, Ends};
 use blkcopy::block::receipt::{Outcome, Receipt};
 use blkcopy::copy::Segment;
-use blkcopy::open::Place;
+use blkcopy::volume::{Ends, Name, Place};
 use clap::ValueEnum;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -26,7 +25,7 @@ pub(crate) struct GoOn {
 
 impl GoOn {
     pub(crate) fn new(ends: &Ends) -> Self {
-        let text = |name: &blkcopy::open::Name| match name.path() {
+        let text = |name: &Name| match name.path() {
             Some(path) => path.as_os_str().to_owned(),
             None => name.device_text().into(),
         };
@@ -34,7 +33,7 @@ impl GoOn {
             source: text(&ends.source_name),
             dest: text(&ends.dest_name),
             segments: ends.segments.clone(),
-            dest_is_file: matches!(ends.dest, Dest::File(_)),
+            dest_is_file: ends.dest_is_file(),
             never: ends.same || matches!(ends.dest_name.place, Place::Mem(_) | Place::Null(_)),
         }
     }

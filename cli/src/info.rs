@@ -2,12 +2,12 @@
 
 use crate::args::InfoArgs;
 use crate::fail::{Code, Fail};
-use crate::output::{self, Finding, Level, size, size_exact, table};
+use crate::output::{self, Shown, table};
 use crate::signals::Interrupts;
 use blkcopy::block::device::LeafSpace;
 use blkcopy::block::{ByteRange, Content, CopyPath, Device, Identity, Limits, Scope};
 use blkcopy::drivers::in_use;
-use blkcopy::open::{self, Found, Name, Place};
+use blkcopy::volume::{self, Found, Level, Name, Place, size, size_exact};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ struct Info {
     in_use: Vec<String>,
     /// `None`: could not be found out.
     holes: Option<Holes>,
-    findings: Vec<Finding>,
+    findings: Vec<Shown>,
 }
 
 /// The limits by the names of the copy-offload series; `None`: cannot.
@@ -77,7 +77,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<Code, Fail> {
     {
         return crate::target_info::run(url, args.json);
     }
-    let device = open::open_source(&name)?;
+    let device = volume::open_source(&name)?;
     let range = name.range_in(device.size())?;
     let info = Info::of(&name, &device, range)?;
     if args.json {
@@ -96,7 +96,7 @@ impl Info {
             Place::Mem(_) => "memory device",
             Place::Null(_) => "null device",
             Place::NvmeTcp(_) => "NVMe/TCP namespace",
-            Place::Path(path) if open::find(path)? == Found::Block => "block device",
+            Place::Path(path) if volume::find(path)? == Found::Block => "block device",
             Place::Path(_) => "regular file",
         };
         let path = name.path();
@@ -104,12 +104,12 @@ impl Info {
             schema: "blkcopy-info/1",
             name: name.device_text(),
             kind,
-            model: open::model_of(name, &**device),
+            model: volume::model_of(name, &**device),
             identity: identity(device.identity()),
             size_bytes: device.size(),
             block_size: limits.block_size.get(),
             // It was opened for reading only and may still be writable.
-            read_only: path.map_or_else(|| device.read_only(), open::read_only),
+            read_only: path.map_or_else(|| device.read_only(), volume::read_only),
             direct_io_align: limits.direct_io_align.map(std::num::NonZeroU32::get),
             optimal_io_bytes: limits.optimal_io_bytes.get(),
             atomic_write_bytes: limits.atomic_write_bytes.map(std::num::NonZeroU32::get),
@@ -130,25 +130,25 @@ impl Info {
         Ok(info)
     }
 
-    fn judge(&self) -> Vec<Finding> {
+    fn judge(&self) -> Vec<Shown> {
         let mut all = Vec::new();
         let native: Vec<&str> = self.copy_paths.iter().filter(|p| p.preferred).map(|p| p.method).collect();
         all.push(match (native.is_empty(), self.limits.copy_offload) {
-            (false, true) => Finding::pass(format!("can copy without this host: {}", native.join(", "))),
-            (false, false) => Finding::warn("copy_offload is off", "switch it on"),
-            (true, _) => Finding::warn(
+            (false, true) => Shown::pass(format!("can copy without this host: {}", native.join(", "))),
+            (false, false) => Shown::warn("copy_offload is off", "switch it on"),
+            (true, _) => Shown::warn(
                 "copies from and to it pass this host",
                 "none here; files on XFS or Btrfs share extents instead",
             ),
         });
         for holder in &self.in_use {
-            all.push(Finding::warn(
+            all.push(Shown::warn(
                 format!("in use: {holder}"),
                 "unmount or stop what uses it before it is a destination",
             ));
         }
         if self.read_only {
-            all.push(Finding::warn("read-only: it can be a source only", "make it writable to copy to it"));
+            all.push(Shown::warn("read-only: it can be a source only", "make it writable to copy to it"));
         }
         all
     }

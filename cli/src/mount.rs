@@ -2,12 +2,13 @@
 
 use crate::args::MountArgs;
 use crate::fail::{Code, Fail};
-use crate::output::{self, note, size};
-use crate::run::Interrupts;
-use crate::served::{self, How, Served};
+use crate::output::{self, note};
+use crate::served;
+use crate::signals::Interrupts;
 use blkcopy::block::{Device as _, Error, Kind};
-use blkcopy::exports::fuse::{Mount, MountOptions, Volume};
+use blkcopy::exports::fuse::{Mount, MountOptions, Serve, Volume};
 use blkcopy::reactor::Waker;
+use blkcopy::volume::{Place, ServeOptions, Served, size};
 use std::path::Path;
 
 /// Runs the command: until a signal or somebody's `umount` ends it.
@@ -18,7 +19,7 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
     let mut all = Vec::new();
     for (texts, read_only) in [(&args.devices, false), (&args.read_only, true)] {
         for text in texts {
-            let how = How { read_only, force_in_use: args.force_in_use, remote: true };
+            let how = ServeOptions { read_only, force_in_use: args.force_in_use, remote: true };
             interrupts.doing(format!("opening {}", text.to_string_lossy()));
             let served = served::open(text, &all, how)?;
             all.push(served);
@@ -46,6 +47,15 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
     finish(mount)
 }
 
+/// Who serves requests of a volume, by what it is.
+fn how_to_serve(place: &Place) -> Serve {
+    match place {
+        Place::Mem(_) | Place::Null(_) => Serve::AtOnce,
+        Place::Path(_) => Serve::MayBlock,
+        Place::NvmeTcp(_) => Serve::Elsewhere,
+    }
+}
+
 /// Mounts what is served, and says so.
 pub(crate) fn start(dir: &Path, all: &[Served], options: MountOptions) -> Result<Mount, Fail> {
     // A dead mount cannot even be looked at; the mount itself says so, and what to do.
@@ -58,7 +68,7 @@ pub(crate) fn start(dir: &Path, all: &[Served], options: MountOptions) -> Result
         name: s.name.clone(),
         device: s.device.clone(),
         read_only: s.read_only,
-        serve: s.serve,
+        serve: how_to_serve(&s.place),
     });
     // From here on whatever ends this has to take the mount away.
     Interrupts::listen()?.serves();

@@ -4,6 +4,7 @@ use crate::lines;
 use blkcopy::block::Method;
 use blkcopy::block::receipt::{Outcome, Receipt, Verification};
 use blkcopy::sys::process;
+use blkcopy::volume::{Level, size};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io;
@@ -58,27 +59,6 @@ pub(crate) fn note(text: &str) {
 pub(crate) fn json(value: &impl Serialize) -> String {
     let text = serde_json::to_string_pretty(value);
     text.expect("plain structs with string keys always serialise") + "\n"
-}
-
-/// A size for people: `511 B`, `64.0 GiB`.
-pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    // Tenths are cut, not rounded: a size is never shown larger than it is.
-    let mut unit = 0;
-    while unit + 1 < UNITS.len() && bytes >> (10 * (unit + 2)) > 0 {
-        unit += 1;
-    }
-    let shift = 10 * (unit + 1);
-    let tenths = (u128::from(bytes) * 10) >> shift;
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
-}
-
-/// A size that is also given exactly where it is not one number of bytes already.
-pub(crate) fn size_exact(bytes: u64) -> String {
-    if bytes < 1024 { size(bytes) } else { format!("{} ({bytes} bytes)", size(bytes)) }
 }
 
 /// A duration for people.
@@ -192,24 +172,15 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// How good a finding is.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub(crate) enum Level {
-    Pass,
-    Warn,
-    Fail,
-}
-
 /// One line of a check-up, with the fix.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Finding {
+pub(crate) struct Shown {
     pub(crate) level: Level,
     pub(crate) text: String,
     pub(crate) fix: Option<String>,
 }
 
-impl Finding {
+impl Shown {
     pub(crate) fn new(level: Level, text: impl Into<String>, fix: Option<&str>) -> Self {
         Self { level, text: text.into(), fix: fix.map(str::to_owned) }
     }
@@ -222,7 +193,7 @@ impl Finding {
 }
 
 /// Findings as lines.
-pub(crate) fn findings(all: &[Finding]) -> String {
+pub(crate) fn findings(all: &[Shown]) -> String {
     let mut text = String::new();
     for f in all {
         let level = match f.level {
@@ -243,21 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_units_and_are_never_rounded_up() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1, "1 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1535, "1.4 KiB"),
-            (1536, "1.5 KiB"),
-            ((1 << 20) - 1, "1023.9 KiB"),
-            (1 << 20, "1.0 MiB"),
-            (64 << 30, "64.0 GiB"),
-            (u64::MAX, "15.9 EiB"),
-        ] {
-            assert_eq!(size(bytes), text);
-        }
+    fn times_and_rates_have_units() {
         assert_eq!(seconds(3.24), "3.2 s");
         assert_eq!(seconds(0.0123), "12.3 ms");
         assert_eq!(rate(64 << 30, 3.2).unwrap(), "20.0 GiB/s");

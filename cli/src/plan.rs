@@ -1,13 +1,13 @@
 //! `blkcopy plan`: what `cp` would do, by the same planner. Changes nothing.
 
 use crate::args::PlanArgs;
-use crate::ends::{self, Purpose, Ready};
 use crate::fail::{Code, Fail};
-use crate::output::{self, Finding, Level, size, table};
+use crate::output::{self, Shown, table};
 use crate::signals::Interrupts;
 use blkcopy::block::receipt::{Reason, Why};
 use blkcopy::block::{Kind, Method};
 use blkcopy::copy::{DeviceFacts, Offload, PlanSummary, Planner, Step};
+use blkcopy::volume::{EndsOptions, Level, Purpose, Rehearsal, look, size};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -38,14 +38,15 @@ struct Plan {
     methods: BTreeMap<Method, u64>,
     extents: Vec<Run>,
     extents_total: u64,
-    findings: Vec<Finding>,
+    findings: Vec<Shown>,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &PlanArgs) -> Result<Code, Fail> {
     let (source, dest) = (args.ends.source.to_string_lossy(), args.ends.dest.to_string_lossy());
     Interrupts::listen()?.doing(format!("planning a copy of {source} to {dest}"));
-    let looked = ends::look(&args.ends, Purpose::Plan)?;
+    let options = EndsOptions::from(&args.ends);
+    let looked = look(&options, Purpose::Plan)?;
     let mut plan = Plan {
         schema: "blkcopy-plan/1",
         source: source.into_owned(),
@@ -55,12 +56,12 @@ pub(crate) fn run(args: &PlanArgs) -> Result<Code, Fail> {
         methods: BTreeMap::new(),
         extents: Vec::new(),
         extents_total: 0,
-        findings: looked.findings.clone(),
+        findings: looked.findings.iter().map(Shown::from).collect(),
     };
     if plan.findings.iter().all(|f| f.level != Level::Fail) {
         match looked.rehearse()? {
-            Ok(ready) => plan.make(args, ready)?,
-            Err(finding) => plan.findings.push(finding),
+            Ok(rehearsal) => plan.make(&options, args.all, rehearsal)?,
+            Err(finding) => plan.findings.push(Shown::from(&finding)),
         }
     }
     if args.json {
@@ -73,10 +74,10 @@ pub(crate) fn run(args: &PlanArgs) -> Result<Code, Fail> {
 }
 
 impl Plan {
-    fn make(&mut self, args: &PlanArgs, ready: Ready) -> Result<(), Fail> {
-        let most = if args.all { usize::MAX } else { LINES_MAX };
+    fn make(&mut self, options: &EndsOptions, all: bool, ready: Rehearsal) -> Result<(), Fail> {
+        let most = if all { usize::MAX } else { LINES_MAX };
         let facts = DeviceFacts::new(ready.source, ready.dest);
-        let mut planner = Planner::new(&ready.job, facts, ends::policy(&args.ends, ready.dest_zero_from));
+        let mut planner = Planner::new(&ready.job, facts, options.policy(ready.dest_zero_from));
         let mut last: Option<Run> = None;
         let mut unmet = None;
         for step in planner.by_ref() {
@@ -104,7 +105,7 @@ impl Plan {
         self.keep(last, most);
         let summary = planner.summary();
         let met = unmet.is_none();
-        self.judge(&summary.reasons, unmet, args.ends.offload.into());
+        self.judge(&summary.reasons, unmet, options.offload);
         // A plan that cannot be carried out has no totals.
         self.summary = Some(summary).filter(|_| met);
         Ok(())
@@ -120,7 +121,7 @@ impl Plan {
 
     fn judge(&mut self, reasons: &[Why], unmet: Option<String>, offload: Offload) {
         if let Some(text) = unmet {
-            self.findings.push(Finding::new(
+            self.findings.push(Shown::new(
                 Level::Fail,
                 text,
                 Some("leave --offload require out; the plan without it says what can be offloaded"),
@@ -135,7 +136,7 @@ impl Plan {
             } else {
                 format!("no byte passes this host ({})", how.join(", "))
             };
-            self.findings.push(Finding::pass(text));
+            self.findings.push(Shown::pass(text));
         }
         for why in reasons.iter().filter(|w| w.method.is_emulated()) {
             let text =
@@ -144,7 +145,7 @@ impl Plan {
                 (Reason::MeasuredSlower, _) | (_, Offload::Never) => Level::Pass,
                 _ => Level::Warn,
             };
-            self.findings.push(Finding::new(level, text, Some(fix(why.reason))));
+            self.findings.push(Shown::new(level, text, Some(fix(why.reason))));
         }
     }
 

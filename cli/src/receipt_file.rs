@@ -1,9 +1,9 @@
 //! The receipt's file: it holds the old receipt or the whole new one, on storage, or the command says that it does not.
 
-use crate::ends::Ends;
 use crate::fail::Fail;
 use blkcopy::block::Error;
 use blkcopy::sys::process::close;
+use blkcopy::volume::Ends;
 use rustix::fs::{Gid, Uid, fchown};
 use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Write as _};

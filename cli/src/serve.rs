@@ -3,15 +3,16 @@
 use crate::args::{LogArg, ServeArgs};
 use crate::fail::{Code, Fail};
 use crate::mount;
-use crate::output::{self, note, size};
-use crate::run::Interrupts;
-use crate::served::{self, How, Served};
+use crate::output::{self, note};
+use crate::served;
+use crate::signals::Interrupts;
 use blkcopy::block::{Device, Error, Kind};
 use blkcopy::exports::fuse::{Mount, MountOptions};
 use blkcopy::exports::nvme_tcp::{OnCopy, Server, ServerOptions};
 use blkcopy::nvme::Nqn;
 use blkcopy::nvmet::{Hosts, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use blkcopy::reactor::Waker;
+use blkcopy::volume::{ServeOptions, Served, size};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let interrupts = Interrupts::listen()?;
     interrupts.writes_from_behind();
     raise_file_limit();
-    let how = How { read_only: args.read_only, force_in_use: args.force_in_use, remote: false };
+    let how = ServeOptions { read_only: args.read_only, force_in_use: args.force_in_use, remote: false };
     let mut served: Vec<Served> = Vec::new();
     for text in &args.devices {
         interrupts.doing(format!("opening {}", text.to_string_lossy()));

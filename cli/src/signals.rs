@@ -6,12 +6,12 @@
 use crate::fail::{Code, Fail, print_error};
 use crate::lines;
 use crate::output::{self, err, note};
-use crate::progress::Board;
+use crate::progress;
 use crate::stuck;
-use blkcopy::block::request::Cancel;
 use blkcopy::block::{Error, Kind};
 use blkcopy::reactor::Waker;
 use blkcopy::sys::process::{exit_now, ignore, is_ignored};
+use blkcopy::volume::{CancelHandle, CopyWatch};
 use signal_hook::consts::{
     SIGALRM, SIGHUP, SIGINT, SIGPROF, SIGQUIT, SIGTERM, SIGTTOU, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
     SIGXFSZ,
@@ -67,14 +67,13 @@ const STACK_BYTES: usize = 8 << 20;
 /// The command's side: whether it is to end, and what it is doing. Clones are of one process.
 #[derive(Clone)]
 pub(crate) struct Interrupts {
-    pub(crate) cancel: Cancel,
+    pub(crate) cancel: CancelHandle,
     hub: Arc<Hub>,
 }
 
 struct Hub {
-    waker: Mutex<Option<Waker>>,
     doing: Mutex<String>,
-    board: Arc<Board>,
+    board: Arc<CopyWatch>,
     serves: AtomicBool,
     events: Mutex<Sender<Event>>,
 }
@@ -132,19 +131,14 @@ impl Interrupts {
     }
 
     /// How far a copy is, for whoever asks.
-    pub(crate) fn board(&self) -> &Arc<Board> {
+    pub(crate) fn board(&self) -> &Arc<CopyWatch> {
         &self.hub.board
-    }
-
-    /// Wakes this when a signal asks the command to end.
-    pub(crate) fn wakes(&self, waker: Waker) {
-        *lock(&self.hub.waker) = Some(waker);
     }
 
     /// Waits on this thread until the first signal, or until it is unparked and `is_over`.
     pub(crate) fn wait_unless(&self, is_over: impl Fn() -> bool) {
         let thread = thread::current();
-        self.wakes(Waker::new(move || thread.unpark()));
+        self.cancel.wakes(Waker::new(move || thread.unpark()));
         while !self.cancel.is_set() && !is_over() {
             thread::park();
         }
@@ -185,19 +179,10 @@ impl Interrupts {
         code
     }
 
-    fn ask_to_end(&self) {
-        self.cancel.set();
-        if let Some(waker) = &*lock(&self.hub.waker) {
-            waker.wake();
-        }
-    }
-
     /// What is being done, in words.
     fn now(&self) -> String {
         let doing = lock(&self.hub.doing).clone();
-        self.hub
-            .board
-            .line()
+        progress::line(&self.hub.board)
             .map_or(doing.clone(), |line| if doing.is_empty() { line } else { format!("{doing}: {line}") })
     }
 }
@@ -205,15 +190,14 @@ impl Interrupts {
 /// Runs a command on a thread of its own and ends as it does, or as signals ask.
 pub(crate) fn supervise(run: impl FnOnce() -> Result<Code, Fail> + Send + 'static) -> ExitCode {
     let (events, heard) = channel();
-    let board = Arc::new(Board::default());
+    let board = Arc::new(CopyWatch::default());
     let hub = Hub {
-        waker: Mutex::default(),
         doing: Mutex::default(),
         board,
         serves: AtomicBool::new(false),
         events: Mutex::new(events.clone()),
     };
-    let interrupts = Interrupts { cancel: Cancel::default(), hub: Arc::new(hub) };
+    let interrupts = Interrupts { cancel: CancelHandle::default(), hub: Arc::new(hub) };
     let _ = PROCESS.set(interrupts.clone());
     if let Err(error) = hear(&events) {
         return interrupts.say_last(Err(Error::os("signals cannot be listened for", error).into())).into();
@@ -309,7 +293,7 @@ impl Watch {
             }
             Does::End if self.asked.is_none() => {
                 self.asked = Some(Instant::now());
-                self.interrupts.ask_to_end();
+                self.interrupts.cancel.cancel();
             }
             Does::End => note(&format!("{name}: is ending already; {}", self.waits_for(&stuck::calls()))),
         }
@@ -337,7 +321,7 @@ impl Watch {
         let calls = stuck::calls();
         if !self.interrupts.hub.serves.load(Ordering::Acquire) {
             let mut text = format!("blkcopy: stopped while {}\n", self.waits_for(&calls));
-            text += &self.interrupts.hub.board.last_words();
+            text += &progress::last_words(&self.interrupts.hub.board);
             err(&text);
             Self::go(Code::Cancelled);
         }

@@ -1,8 +1,9 @@
 //! `blkcopy info nvme-tcp://host:port[/NQN]`: what a target has.
 
 use crate::fail::{Code, Fail};
-use crate::output::{self, size, size_exact, table};
+use crate::output::{self, table};
 use blkcopy::drivers::nvme_tcp::{self, NamespaceInfo, Subsystem, Url};
+use blkcopy::volume::{size, size_exact};
 use serde::Serialize;
 
 /// A target, as `--json` prints it.

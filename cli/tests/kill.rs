@@ -8,10 +8,10 @@ mod common;
 
 use blkcopy::block::request::Cancel;
 use blkcopy::block::{Buf, ByteRange, CopyRequest, Device, Method, Op};
-use blkcopy::open::{Name, open_dest};
 use blkcopy::reactor::local::{Client, Interrupt, Local, spawn};
 use blkcopy::reactor::{EngineChoice, choose};
 use blkcopy::sim::Rng;
+use blkcopy::volume::{Name, open_dest};
 use common::{BIN, folder};
 use std::fs::File;
 use std::io::{BufRead, BufReader};

@@ -19,10 +19,13 @@ use std::rc::Rc;
 /// How often a step is planned anew because its mapping changed under it before the copy gives up.
 const REMAPS_MAX: u32 = 8;
 
+/// A plan that is being followed; taken out while its next step is looked for.
+type Plan = Box<Option<Planner<DeviceFacts>>>;
+
 /// A step that is still to be run, or the plan of one whose mapping changed.
 enum Todo {
     Step(Rc<Step>),
-    Plan(Option<Planner<DeviceFacts>>),
+    Plan(Plan),
 }
 
 /// Runs one step to its end. `position`: where its bytes stand in the job; `locked`: the whole job is locked already.
@@ -41,7 +44,7 @@ pub(super) async fn run_step(shared: &Rc<Shared>, step: Rc<Step>, position: u64,
                     return Err(Error::new(Kind::Io, text).on(shared.dest.name()).at(step.dest_range()));
                 }
                 let plan = plan_rest(shared, &step, 0, shared.options.policy);
-                todo.push((Todo::Plan(Some(plan)), remaps + 1));
+                todo.push((Todo::Plan(plan), remaps + 1));
             }
             Todo::Plan(mut planner) => {
                 let Some(step) = next_of(shared, &mut planner).await? else { continue };
@@ -117,7 +120,7 @@ struct Down {
 /// A part of a leg's bytes that is still to be moved, or the plan of a rest.
 enum Rest {
     Part(Rc<Step>),
-    Plan(Option<Planner<DeviceFacts>>),
+    Plan(Plan),
 }
 
 /// A rest, under which policy it goes, and why not as planned.
@@ -170,7 +173,7 @@ async fn move_leg(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -> (u64, Res
         }
         let plan = plan_rest(shared, &part, moved.good, policy);
         let down = Some(Rc::new(Down { planned: method, reason, error, noted: Cell::new(None) }));
-        work.push(Work { rest: Rest::Plan(Some(plan)), policy, down });
+        work.push(Work { rest: Rest::Plan(plan), policy, down });
     };
     let good = if result.is_err() { floor.unwrap_or(good) } else { good };
     if good < touched {
@@ -225,9 +228,9 @@ async fn by_method(shared: &Rc<Shared>, part: &Rc<Step>, leg: usize, is_looked_a
 }
 
 /// The plan of a step's bytes from `from` on.
-fn plan_rest(shared: &Shared, step: &Step, from: u64, policy: Policy) -> Planner<DeviceFacts> {
+fn plan_rest(shared: &Shared, step: &Step, from: u64, policy: Policy) -> Plan {
     let facts = DeviceFacts::new(shared.source.clone(), shared.dest.clone());
-    Planner::new(&job_of(step, from), facts, policy)
+    Box::new(Some(Planner::new(&job_of(step, from), facts, policy)))
 }
 
 /// The next step of a plan, ready to run. `None`: it is at its end.

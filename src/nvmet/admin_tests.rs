@@ -349,7 +349,7 @@ fn changes_of_namespaces_are_told_to_those_who_see_them() {
     make.workers = 2;
     let world = make.world();
     let admin = world.host("nqn.h").admin();
-    let far = world.host("nqn.other").on_core(1).admin();
+    let far = world.host("nqn.other").on_worker(1).admin();
     for queue in [&admin, &far] {
         assert_eq!(queue.set_feature(fid::ASYNC_EVENTS, oaes::NAMESPACE_ATTRIBUTE).status, OK);
     }

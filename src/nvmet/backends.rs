@@ -24,7 +24,7 @@ pub(super) struct Backend {
 struct Swept {
     set: Arc<NamespaceSet>,
     counts: Arc<IoCounts>,
-    /// Of the set, when its removed namespaces were last looked for.
+    /// Generation of the set when its removed namespaces were last found.
     generation: u64,
 }
 

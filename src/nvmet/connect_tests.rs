@@ -19,7 +19,7 @@ const OK: Status = Status::SUCCESS;
 fn try_connect(host: &Host<'_>, connect: Connect, data: &ConnectData) -> (Status, u64) {
     let queue = host.open();
     let told = queue.tell(connect_sqe(connect), &data.to_bytes());
-    let is_queue = host.world.workers[host.core].borrow().queue(queue.id).id().is_some();
+    let is_queue = host.world.workers[host.worker].borrow().queue(queue.id).id().is_some();
     assert_eq!(is_queue, told.status.is_success());
     (told.status, told.result)
 }
@@ -377,7 +377,7 @@ fn a_silent_host_loses_its_association_on_every_thread() {
     let host = world.host("nqn.h");
     let admin = host.connect(1500);
     admin.enable();
-    let (io, far) = (host.io(&admin, 1), host.clone().on_core(1).io(&admin, 2));
+    let (io, far) = (host.io(&admin, 1), host.clone().on_worker(1).io(&admin, 2));
     let quiet = world.host("nqn.i").both();
     for _ in 0..5 {
         world.pass(Duration::from_millis(1900));
@@ -388,7 +388,7 @@ fn a_silent_host_loses_its_association_on_every_thread() {
     assert_eq!(io.read(1, 0, 1).status, OK);
     world.pass(Duration::from_millis(200));
     let mut lost = world.lost.borrow().clone();
-    lost.sort_by_key(|(core, id)| (*core, id.index()));
+    lost.sort_by_key(|(worker, id)| (*worker, id.index()));
     assert_eq!(lost, [(0, admin.id), (0, io.id), (1, far.id)], "I/O is no keep-alive");
     assert_eq!(world.subsystem.controllers(), 1, "the other host's");
     assert_eq!(quiet.1.read(1, 0, 1).status, OK, "which asked for no time-out");
@@ -445,26 +445,26 @@ fn controllers_are_bounded() {
     make.workers = 2;
     let world = make.world();
     let host = world.host("nqn.h");
-    let mut core = world.workers[0].borrow_mut();
+    let mut worker = world.workers[0].borrow_mut();
     let data = host.data(CNTLID_DYNAMIC).to_bytes();
     let sqe = connect_sqe(connect(0)).with_sgl(Sgl::transport(1024));
     let mut answers = Vec::new();
     let mut opened = Vec::new();
-    while let Some(connection) = core.open("127.0.0.1:1".parse().unwrap()) {
+    while let Some(connection) = worker.open("127.0.0.1:1".parse().unwrap()) {
         opened.push(connection);
-        core.submit(CommandId { connection, slot: 0 }, &sqe, crate::block::Buf::copy_of(&data).unwrap());
+        worker.submit(CommandId { connection, slot: 0 }, &sqe, crate::block::Buf::copy_of(&data).unwrap());
     }
-    core.poll(&mut answers);
+    worker.poll(&mut answers);
     assert_eq!(opened.len(), CONNECTIONS_MAX);
     assert!(answers.iter().all(|a| a.cqe.status == OK));
     assert_eq!(world.subsystem.controllers(), CONTROLLERS_MAX);
-    drop(core);
+    drop(worker);
     // One more, on another thread.
-    let (status, _) = try_connect(&host.clone().on_core(1), connect(0), &host.data(CNTLID_DYNAMIC));
+    let (status, _) = try_connect(&host.clone().on_worker(1), connect(0), &host.data(CNTLID_DYNAMIC));
     assert_eq!(status, Status::CONNECT_CONTROLLER_BUSY.retryable());
-    let mut core = world.workers[0].borrow_mut();
-    core.disconnect(opened[0]);
-    assert!(core.open("127.0.0.1:1".parse().unwrap()).is_some());
+    let mut worker = world.workers[0].borrow_mut();
+    worker.disconnect(opened[0]);
+    assert!(worker.open("127.0.0.1:1".parse().unwrap()).is_some());
 }
 
 #[test]

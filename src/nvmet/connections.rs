@@ -133,24 +133,24 @@ pub(super) struct AdminQueue {
     pub(super) aborts: Vec<WaitingAbort>,
     /// Keep-alive time-out; `None`: there is none.
     keep_alive: Option<Duration>,
-    /// When the host was last heard of.
-    heard_at: Duration,
+    /// When the host last sent a keep-alive.
+    kept_alive_at: Duration,
 }
 
 impl AdminQueue {
-    /// The host was heard of.
-    pub(super) fn heard(&mut self, now: Duration) {
-        self.heard_at = now;
+    /// The host has sent a keep-alive.
+    pub(super) fn keep_alive_came(&mut self, now: Duration) {
+        self.kept_alive_at = now;
     }
 
-    /// Expects the host to be heard of within this time from now on.
+    /// Expects a keep-alive within this time from now on.
     pub(super) fn expect_keep_alive(&mut self, time: Option<Duration>, now: Duration) {
-        (self.keep_alive, self.heard_at) = (time, now);
+        (self.keep_alive, self.kept_alive_at) = (time, now);
     }
 
     /// When the host is taken for lost.
     pub(super) fn keep_alive_due(&self) -> Option<Duration> {
-        self.keep_alive.map(|time| self.heard_at.saturating_add(time))
+        self.keep_alive.map(|time| self.kept_alive_at.saturating_add(time))
     }
 }
 
@@ -359,7 +359,7 @@ impl Connections {
 
     /// This thread did not run for a while, and read no input: the time of every host begins again.
     pub(super) fn restart_timers(&mut self, now: Duration) {
-        self.list.iter_mut().for_each(|c| c.admin.heard_at = now);
+        self.list.iter_mut().for_each(|c| c.admin.kept_alive_at = now);
     }
 
     /// Ends the associations whose keep-alive time-out is over; when the next will be.

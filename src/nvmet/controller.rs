@@ -108,10 +108,10 @@ struct ConnectedQueue {
     wakeup: Arc<Wakeup>,
 }
 
-struct Inner {
+struct Registers {
     cc: Cc,
     csts: Csts,
-    /// It was disabled, and I/O queues of before have operations in the backend: ready goes to 0 when they have ended.
+    /// It was disabled, and its earlier I/O queues have operations in the backend: ready goes to 0 when they have ended.
     resetting: bool,
     features: Features,
     events: Events,
@@ -139,7 +139,7 @@ pub struct Controller {
     namespaces: Arc<NamespaceSet>,
     host: Arc<TargetHost>,
     cap: Cap,
-    /// Odd while enabled; counts on with every change, so that a queue of before a reset is known.
+    /// Odd while enabled; counts on with every change, so that a queue from before a reset is known.
     epoch: AtomicU32,
     /// The association has ended: its connections are to be closed.
     gone: AtomicBool,
@@ -147,7 +147,7 @@ pub struct Controller {
     cdfe: AtomicU16,
     /// The host has switched the volatile write cache off.
     write_through: AtomicBool,
-    inner: Mutex<Inner>,
+    inner: Mutex<Registers>,
     running: Mutex<Vec<RunningCopy>>,
 }
 
@@ -168,7 +168,7 @@ impl Controller {
             gone: AtomicBool::new(false),
             cdfe: AtomicU16::new(features.copy_formats()),
             write_through: AtomicBool::new(false),
-            inner: Mutex::new(Inner {
+            inner: Mutex::new(Registers {
                 cc: Cc::default(),
                 csts: Csts::default(),
                 resetting: false,
@@ -203,7 +203,7 @@ impl Controller {
         self.host.id
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Registers> {
         lock(&self.inner)
     }
 
@@ -257,7 +257,7 @@ impl Controller {
         }
     }
 
-    fn enable(&self, inner: &mut Inner) {
+    fn enable(&self, inner: &mut Registers) {
         let cc = inner.cc;
         let is_ours = cc.page_bytes() == 4096
             && cc.arbitration() == 0
@@ -276,7 +276,7 @@ impl Controller {
     /// Controller Level Reset: features, events and enabled copy formats are as after Connect. The keep-alive time-out stays: it
     /// belongs to the association. The controller says that it is not ready any more when nothing of its I/O queues is left in
     /// the backend, so that a host may take that for the end of every write of before.
-    fn reset(&self, inner: &mut Inner) {
+    fn reset(&self, inner: &mut Registers) {
         if self.is_enabled() {
             self.epoch.fetch_add(1, Ordering::AcqRel);
         }
@@ -284,12 +284,12 @@ impl Controller {
         inner.csts = Csts::default().with_ready(inner.resetting);
         inner.features = inner.features.after_reset();
         inner.events = Events::default();
-        self.show(&inner.features);
+        self.publish(&inner.features);
         self.cancel_copies(|_| true);
         inner.queues.iter().for_each(|q| q.wakeup.wake());
     }
 
-    fn shut_down(&self, inner: &mut Inner, before: Cc) -> CcEffect {
+    fn shut_down(&self, inner: &mut Registers, before: Cc) -> CcEffect {
         match inner.cc.shutdown() {
             None => {
                 inner.csts = inner.csts.with_shutdown(ShutdownStatus::None);
@@ -368,7 +368,7 @@ impl Controller {
     }
 
     /// Ends the association: its connections are reported as lost by their threads. From here on its host connects again only
-    /// when they are drained, also those whose threads have not heard of it yet.
+    /// when they are drained, also those whose threads do not know of it yet.
     pub(super) fn end(&self) {
         let inner = self.inner();
         if !self.gone.swap(true, Ordering::AcqRel) {
@@ -393,12 +393,12 @@ impl Controller {
     pub(super) fn with_features<T>(&self, work: impl FnOnce(&mut Features) -> T) -> T {
         let mut inner = self.inner();
         let result = work(&mut inner.features);
-        self.show(&inner.features);
+        self.publish(&inner.features);
         result
     }
 
-    /// Copies what I/O commands look at to where they find it without a lock.
-    fn show(&self, features: &Features) {
+    /// Publishes what I/O commands read without a lock.
+    fn publish(&self, features: &Features) {
         self.cdfe.store(features.copy_formats(), Ordering::Release);
         self.write_through.store(!features.write_cache(), Ordering::Release);
     }
@@ -448,7 +448,7 @@ impl Controller {
         lock(&self.running).push(RunningCopy { qid, cid, cancel, wakeup, abort: None });
     }
 
-    /// The copy has ended; an Abort that waits for it hears whether it was aborted.
+    /// The copy has ended; an Abort that waits for it learns whether it was aborted.
     pub(super) fn copy_ends(&self, qid: u16, cid: u16, aborted: bool) {
         let mut running = lock(&self.running);
         let Some(at) = running.iter().position(|r| (r.qid, r.cid) == (qid, cid)) else { return };
@@ -496,7 +496,7 @@ mod tests {
     use crate::reactor::Waker;
 
     #[test]
-    fn a_bell_waits_once_however_often_it_is_looked() {
+    fn a_thread_waits_once_however_often_it_asks() {
         let host = TargetHost::new(Nqn::new("nqn.h").unwrap(), [1; 16]);
         let wakeup = |_| Arc::new(Wakeup::new(Waker::new(|| {})));
         let wakeups: Vec<_> = (0..2).map(wakeup).collect();

@@ -19,6 +19,21 @@ fn scattered(snsid: u32, count: u64) -> Vec<(u32, u64, u32)> {
     (0..count).map(|i| (snsid, i * 2, 1)).collect()
 }
 
+/// A disk whose writes wait for permits, namespace 1, and memory, namespace 2; sizes in blocks.
+fn gated(disk_blocks: u64, mem_blocks: u64) -> (Arc<Gate>, World) {
+    let gate = Gate::writes(disk(disk_blocks));
+    let world = World::new([gate.clone() as Dev, mem(mem_blocks)]);
+    (gate, world)
+}
+
+/// The queues of a host that may use every copy format, with a pattern on the first blocks of namespace 2.
+fn copier<'w>(host: &Host<'w>, seed: u64, blocks: u64) -> (Queue<'w>, Queue<'w>) {
+    let (admin, io) = host.both();
+    admin.enable_formats(BOTH);
+    io.write(2, 0, &pattern(seed, blocks));
+    (admin, io)
+}
+
 //= promise 5
 #[test]
 fn dword_0_is_the_lowest_range_that_failed() {
@@ -85,9 +100,7 @@ fn the_lowest_counts_when_later_ranges_are_done_first() {
     let plan = FaultPlan::none();
     let source = Arc::new(ErrorDevice::new(disk(64), plan.clone()));
     let world = World::new([gate.clone() as Dev, source.clone()]);
-    let (admin, io) = world.host("nqn.h").both();
-    admin.enable_formats(BOTH);
-    io.write(2, 0, &pattern(21, 16));
+    let (_admin, io) = copier(&world.host("nqn.h"), 21, 16);
     plan.arm(Fault { ops: Ops::READ, nth: 4, forever: false, kind: Kind::Io, good_bytes: 0 });
     let copy = io.send_copy(&Copy::from_namespaces(1, 0, &scattered(2, 8)));
     gate.permit(100);
@@ -189,9 +202,7 @@ fn a_file_that_shrinks_under_the_target_is_an_error_and_no_zeroes() {
     // 27
     let (image, dir) = file(256);
     let world = World::new([mem(256) as Dev, image]);
-    let (admin, io) = world.host("nqn.h").both();
-    admin.enable_formats(BOTH);
-    io.write(2, 0, &pattern(27, 256));
+    let (_admin, io) = copier(&world.host("nqn.h"), 27, 256);
     std::fs::OpenOptions::new()
         .write(true)
         .open(dir.path().join("image"))
@@ -207,7 +218,7 @@ fn a_file_that_shrinks_under_the_target_is_an_error_and_no_zeroes() {
 //= promise 4
 #[test]
 fn nobody_sees_half_a_copy() {
-    // 25: one whole across its ranges, natively and in pieces, for readers on another thread's core
+    // 25: one whole across its ranges, natively and in pieces, for readers on another thread
     for native in [true, false] {
         let slow = Arc::new(DelayDevice::new(mem(64), 5, 6));
         let mut make = Make::new([slow as Dev, mem(66), disk(64)]);
@@ -215,7 +226,7 @@ fn nobody_sees_half_a_copy() {
         let world = make.world();
         let (admin, io) = world.host("nqn.h").both();
         admin.enable_formats(BOTH);
-        let reader = world.host("nqn.h").on_core(1).io(&admin, 2);
+        let reader = world.host("nqn.h").on_worker(1).io(&admin, 2);
         // Ranges of two namespaces cannot be one request.
         let second = if native { 2 } else { 3 };
         let ranges = [(2, 0, 4), (second, 4, 4), (2, 12, 4), (second, 8, 4)];
@@ -302,8 +313,7 @@ fn other_commands_on_the_same_blocks_come_before_or_after() {
 #[test]
 fn a_copy_holds_up_no_other_command() {
     // 36
-    let gate = Gate::writes(disk(64));
-    let world = World::new([gate.clone() as Dev, mem(64)]);
+    let (gate, world) = gated(64, 64);
     let host = world.host("nqn.h");
     let admin = host.connect(2000);
     admin.enable();
@@ -363,7 +373,7 @@ fn an_aborted_copy_ends_once_and_the_abort_says_truly_what_became_of_it() {
     let admin = world.host("nqn.h").admin();
     admin.enable_formats(BOTH);
     // The I/O queue lives on another thread than the admin queue.
-    let io = world.host("nqn.h").on_core(1).io(&admin, 1);
+    let io = world.host("nqn.h").on_worker(1).io(&admin, 1);
     let abort = |sqid, cid| admin.send(AdminCommand::Abort { sqid, cid }.to_sqe(), &[]);
     io.write(2, 0, &pattern(33, 64));
 
@@ -384,11 +394,8 @@ fn an_aborted_copy_ends_once_and_the_abort_says_truly_what_became_of_it() {
 #[test]
 fn an_abort_that_comes_too_late_says_so() {
     // 34: all of it is on its way to the device already
-    let gate = Gate::writes(disk(64));
-    let world = World::new([gate.clone() as Dev, mem(64)]);
-    let (admin, io) = world.host("nqn.h").both();
-    admin.enable_formats(BOTH);
-    io.write(2, 0, &pattern(34, 8));
+    let (gate, world) = gated(64, 64);
+    let (admin, io) = copier(&world.host("nqn.h"), 34, 8);
     let copy = io.send_copy(&Copy::from_namespaces(1, 0, &[(2, 0, 8)]));
     world.until("it runs", || gate.held() == 1);
     let aborts = [(); 2].map(|()| admin.send(AdminCommand::Abort { sqid: 1, cid: cid(copy) }.to_sqe(), &[]));
@@ -405,11 +412,8 @@ fn an_abort_that_comes_too_late_says_so() {
 #[test]
 fn a_copy_that_waits_for_its_turn_is_aborted_at_once_and_one_that_is_over_is_not() {
     // 33, 34
-    let gate = Gate::writes(disk(64));
-    let world = World::new([gate.clone() as Dev, mem(64)]);
-    let (admin, io) = world.host("nqn.h").both();
-    admin.enable_formats(BOTH);
-    io.write(2, 0, &pattern(33, 16));
+    let (gate, world) = gated(64, 64);
+    let (admin, io) = copier(&world.host("nqn.h"), 33, 16);
     let abort = |sqid, cid| end(admin.admin(AdminCommand::Abort { sqid, cid }));
     let copies: Vec<CommandId> =
         (0..10).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
@@ -437,11 +441,8 @@ fn a_copy_that_waits_for_its_turn_is_aborted_at_once_and_one_that_is_over_is_not
 
 #[test]
 fn aborts_are_limited() {
-    let gate = Gate::writes(disk(64));
-    let world = World::new([gate.clone() as Dev, mem(64)]);
-    let (admin, io) = world.host("nqn.h").both();
-    admin.enable_formats(BOTH);
-    io.write(2, 0, &pattern(33, 16));
+    let (gate, world) = gated(64, 64);
+    let (admin, io) = copier(&world.host("nqn.h"), 33, 16);
     let copies: Vec<CommandId> =
         (0..6).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
     world.until("they run", || gate.held() == 6);
@@ -458,12 +459,9 @@ fn aborts_are_limited() {
 #[test]
 fn a_closed_connections_copy_is_drained_before_its_host_connects_again() {
     // 35
-    let gate = Gate::writes(disk(64));
-    let world = World::new([gate.clone() as Dev, mem(64)]);
+    let (gate, world) = gated(64, 64);
     let host = world.host("nqn.h");
-    let (admin, io) = host.both();
-    admin.enable_formats(BOTH);
-    io.write(2, 0, &pattern(35, 64));
+    let (admin, io) = copier(&host, 35, 64);
     let copy = io.send_copy(&Copy::from_namespaces(1, 0, &scattered(2, 30)));
     world.until("it runs", || gate.held() > 0);
     admin.close();
@@ -497,7 +495,7 @@ fn an_association_that_ended_is_drained_on_threads_that_have_not_heard_of_it() {
     let world = make.world();
     let host = world.host("nqn.h");
     let admin = host.admin();
-    let io = host.clone().on_core(1).io(&admin, 1);
+    let io = host.clone().on_worker(1).io(&admin, 1);
     let late = io.send_data(write_sqe(1, 0, 512), &pattern(1, 1));
     world.until("it is in the backend", || gate.held() == 1);
     // The admin connection ends; the other thread still has the I/O connection open.
@@ -543,11 +541,8 @@ fn a_reset_is_over_when_nothing_of_before_is_left_in_the_backend() {
 #[test]
 fn a_copy_of_a_namespace_that_is_removed_ends_cleanly() {
     // 30
-    let gate = Gate::writes(disk(64));
-    let world = World::new([gate.clone() as Dev, mem(64)]);
-    let (admin, io) = world.host("nqn.h").both();
-    admin.enable_formats(BOTH);
-    io.write(2, 0, &pattern(33, 16));
+    let (gate, world) = gated(64, 64);
+    let (_admin, io) = copier(&world.host("nqn.h"), 33, 16);
     let copies: Vec<CommandId> =
         (0..10).map(|i| io.send_copy(&Copy::from_namespaces(1, i, &[(2, i, 1)]))).collect();
     let inside = io.send_copy(&Copy::local(2, 0, &[(8, 8)]));
@@ -568,11 +563,8 @@ fn a_copy_of_a_namespace_that_is_removed_ends_cleanly() {
 #[test]
 fn a_copy_that_takes_too_long_says_how_far_it_got() {
     // 49: well before a host's 30 seconds
-    let gate = Gate::writes(disk(256));
-    let world = World::new([gate.clone() as Dev, mem(256)]);
-    let (admin, io) = world.host("nqn.h").both();
-    admin.enable_formats(BOTH);
-    io.write(2, 0, &pattern(49, 256));
+    let (gate, world) = gated(256, 256);
+    let (_admin, io) = copier(&world.host("nqn.h"), 49, 256);
     let began = world.now();
     let copy = io.send_copy(&Copy::from_namespaces(1, 0, &scattered(2, 100)));
     let mut told = None;
@@ -602,11 +594,8 @@ fn a_copy_that_takes_too_long_says_how_far_it_got() {
 #[test]
 fn a_copy_that_waits_for_its_turn_has_no_more_time_than_others() {
     // 49
-    let gate = Gate::writes(disk(2048));
-    let world = World::new([gate.clone() as Dev, mem(256)]);
-    let (admin, io) = world.host("nqn.h").both();
-    admin.enable_formats(BOTH);
-    io.write(2, 0, &pattern(49, 256));
+    let (gate, world) = gated(2048, 256);
+    let (_admin, io) = copier(&world.host("nqn.h"), 49, 256);
     // The device is slow; eight are tasks at a time. Ranges that others have written go one after the other.
     let chained = |i: u64| (0..100).map(|range| (i * 200 + 50 + range, 1)).collect::<Vec<_>>();
     let copies: Vec<CommandId> =
@@ -667,11 +656,8 @@ fn a_copy_whose_source_hangs_ends_and_leaves_its_destination_to_others() {
 
 #[test]
 fn a_copy_whose_destination_hangs_ends_and_keeps_what_may_still_land_to_itself() {
-    let gate = Gate::writes(disk(256));
-    let world = World::new([gate.clone() as Dev, mem(256)]);
-    let (admin, io) = world.host("nqn.h").both();
-    admin.enable_formats(BOTH);
-    io.write(2, 0, &pattern(4, 64));
+    let (gate, world) = gated(256, 256);
+    let (_admin, io) = copier(&world.host("nqn.h"), 4, 64);
     let copy = io.send_copy(&Copy::from_namespaces(1, 0, &[(2, 0, 64)]));
     world.until("it runs", || gate.held() > 0);
     world.pass(Duration::from_secs(4));

@@ -39,7 +39,7 @@ const PAYLOAD_BYTES: usize = 8 << 20;
 /// Longest time of a copy that is a task or waits for its turn, from its check on. A host gives a command 30 seconds and then resets the controller: better to say how far it got.
 const TIME_MAX: Duration = Duration::from_secs(20);
 
-/// Time after which a copy is ended, and its host told to try again, when its devices have answered nothing meanwhile. A disk that
+/// Time after which a copy is ended, with a status that lets its host try again, when its devices have answered nothing meanwhile. A disk that
 /// retries a bad sector takes about as long.
 const STALL_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a running copy is checked.
@@ -239,7 +239,7 @@ impl CopyQueue {
             && matches!(error.kind(), Kind::Unsupported | Kind::TooLarge { .. })
             && let Some(method) = method
         {
-            // From the front: what was copied is copied again, and no host has been told otherwise.
+            // From the front: what was copied is copied again, and its host knows nothing of it yet.
             tracing::debug!(%error, "planned anew");
             copy.excluded = copy.excluded.with(method);
             copy.native = None;
@@ -311,7 +311,7 @@ impl CopyQueue {
         ended.into_iter().map(end_of).collect()
     }
 
-    /// Ends a copy: logs it, and an Abort that waits for it hears of it. Its command, and the status and dword 0 of its answer.
+    /// Ends a copy: logs it and notifies an Abort that waits for it. Returns its command, and the status and dword 0 of its answer.
     pub(super) fn finish(&mut self, key: CopyKey, end: CopyEnd, now: Duration) -> (CommandId, Status, u64) {
         let now = clock(now);
         let copy = self.copies.remove(key.0);
@@ -368,7 +368,7 @@ impl CopyQueue {
         dropped.into_iter().for_each(|key| self.drop_one(key, true));
     }
 
-    /// A copy of a closed connection is over. An Abort that waits for that hears of it; there is no answer.
+    /// A copy of a closed connection is over. An Abort that waits for it is notified; there is no answer.
     pub(super) fn drop_one(&mut self, key: CopyKey, never_began: bool) {
         let CopyOrigin { controller, qid, cid, .. } = self.copies.remove(key.0).origin;
         controller.copy_ends(qid, cid, never_began);
@@ -397,14 +397,14 @@ impl QueuedCopy {
         device != dest && self.checked.runs.iter().any(|run| run.namespace.device().name() == device)
     }
 
-    fn task(&self, locks: Rc<CoreLocks>, time: Duration) -> Task {
+    fn task(&self, locks: Rc<CoreLocks>, time: Duration) -> CopyTask {
         let mut sources = self.checked.sources.iter().copied();
         let parts = self.checked.runs.iter().map(|run| Part {
             source: run.namespace.device().clone(),
             ranges: sources.by_ref().take(run.ranges).collect(),
         });
         let offload = if self.checked.fast_only { Offload::Require } else { Offload::Auto };
-        Task {
+        CopyTask {
             parts: parts.collect(),
             dest: self.checked.dest.device().clone(),
             at: self.checked.range.offset(),
@@ -415,7 +415,7 @@ impl QueuedCopy {
                 flush: self.fua,
                 payload_bytes: PAYLOAD_BYTES,
                 cancel: self.cancel.clone(),
-                // A request that a device does not answer keeps nobody waiting but the ranges it may still change.
+                // A request that a device does not answer holds up nothing but the ranges it may still change.
                 abandon: true,
                 locks: Some(locks),
                 ..Options::default()
@@ -446,7 +446,7 @@ impl QueuedCopy {
 }
 
 /// A copy that the planner has to cut.
-struct Task {
+struct CopyTask {
     parts: Vec<Part>,
     dest: Arc<dyn Device>,
     at: u64,
@@ -456,7 +456,7 @@ struct Task {
     options: Options,
 }
 
-impl Task {
+impl CopyTask {
     /// Runs it; beside the end, why it was stopped, if it was.
     async fn run(self) -> (WholeEnded, Stopped) {
         let pulse = &self.options.pulse;

@@ -1,6 +1,6 @@
-//! Asynchronous events of one controller: which happened, which were told, and the list of changed namespaces.
+//! Asynchronous events of one controller: which happened, which were reported, and the list of changed namespaces.
 //!
-//! One event is claimed: a change of the attached namespaces. Told once, it is masked until the host reads the log page
+//! One event is claimed: a change of the attached namespaces. Reported once, it is masked until the host reads the log page
 //! (Base Specification 2.1, 5.2.2: "clear the event").
 
 use super::namespace_set::NSID_MAX;
@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 #[derive(Default, Debug)]
 pub(super) struct Events {
     changed: BTreeSet<u32>,
-    /// To be told with the next request for events.
+    /// To be reported with the next request for events.
     pending: bool,
-    /// Told; nothing more until the host has read the list.
+    /// Reported; nothing more until the host has read the list.
     masked: bool,
 }
 
@@ -26,15 +26,15 @@ impl Events {
         self.pending |= wanted && !self.masked;
     }
 
-    /// True once for each event to be told.
+    /// True once for each event to be reported.
     pub(super) fn take(&mut self) -> bool {
-        let tell = std::mem::take(&mut self.pending);
-        self.masked |= tell;
-        tell
+        let report = std::mem::take(&mut self.pending);
+        self.masked |= report;
+        report
     }
 
     /// The namespaces that changed since the list was last read, in order. With `retain` all stays as it is; else the list
-    /// begins anew and the next change is told again.
+    /// starts over and the next change is reported again.
     pub(super) fn read(&mut self, retain: bool) -> Vec<u32> {
         if retain {
             return self.changed.iter().copied().collect();

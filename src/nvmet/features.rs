@@ -1,4 +1,4 @@
-//! The features of one controller: what Set Features changes and Get Features tells.
+//! The features of one controller: what Set Features changes and Get Features returns.
 //!
 //! None can be saved. Those that mean nothing here (arbitration, temperature, normal atomicity) are kept as the host set
 //! them, because the standard wants them there.

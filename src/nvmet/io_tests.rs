@@ -323,9 +323,9 @@ fn two_hosts_and_several_queues_share_one_namespace() {
     let mut make = Make::new([mem(256) as Dev]);
     make.workers = 2;
     let world = make.world();
-    let (a, b) = (world.host("nqn.a"), world.host("nqn.b").on_core(1));
+    let (a, b) = (world.host("nqn.a"), world.host("nqn.b").on_worker(1));
     let ((admin_a, io_a), (_admin_b, io_b)) = (a.both(), b.both());
-    let io_a2 = a.clone().on_core(1).io(&admin_a, 2);
+    let io_a2 = a.clone().on_worker(1).io(&admin_a, 2);
     for (i, queue) in [&io_a, &io_b, &io_a2].into_iter().enumerate() {
         assert!(queue.write(1, i as u64 * 8, &pattern(i as u64, 8)).status.is_success());
     }

@@ -228,10 +228,10 @@ fn world(seed: u64) -> World {
 
 /// Two queues of the first host on two threads, one of the second; what each may do.
 fn queues(world: &World) -> ([Queue<'_>; 3], [Eyes; 3], [Queue<'_>; 2]) {
-    let (a, b) = (world.host("nqn.a"), world.host("nqn.b").on_core(1));
+    let (a, b) = (world.host("nqn.a"), world.host("nqn.b").on_worker(1));
     let (admin_a, admin_b) = (a.admin(), b.admin());
     admin_a.enable_formats(0b1100);
-    let queues = [a.io(&admin_a, 1), a.clone().on_core(1).io(&admin_a, 2), b.io(&admin_b, 1)];
+    let queues = [a.io(&admin_a, 1), a.clone().on_worker(1).io(&admin_a, 2), b.io(&admin_b, 1)];
     let first = Eyes { sees: 3, formats: 0b1111 };
     (queues, [first, first, Eyes { sees: 2, formats: 0b0011 }], [admin_a, admin_b])
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Smallest and largest logical block that can be asked for, in bytes. Hosts with pages of 4 KiB take no larger one.
 const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
 
-/// Longest Copy in memory, in bytes: a few milliseconds, during which the core does nothing else.
+/// Longest Copy in memory, in bytes: a few milliseconds, during which the thread does nothing else.
 const COPY_MEMORY: u64 = 32 << 20;
 /// Longest Copy of all others, in bytes: any may have to be read and written, also where the device shares extents, as when it is
 /// unaligned or its source is elsewhere. A host gives a command 30 seconds; at 10 MB/s, slower than any disk that is worth
@@ -52,7 +52,7 @@ pub struct NamespaceOptions {
     /// Refuse writes, also where the device takes them.
     pub read_only: bool,
     /// What NGUID and UUID are made of, beside the subsystem's NQN: the same words give the same names after a restart.
-    /// `None`: what holds the device's bytes ([`Device::container`]), or its name where that is no matter.
+    /// `None`: what holds the device's bytes ([`Device::container`]), or its name where that does not matter.
     pub stable_name: Option<String>,
 }
 

@@ -24,7 +24,7 @@ pub struct SubsystemOptions {
 
 #[derive(Default)]
 struct Associations {
-    /// Those that have ended are left out at the next look.
+    /// Those that have ended are removed at the next access.
     controllers: Vec<Arc<Controller>>,
     hosts: Vec<Weak<TargetHost>>,
     last_id: u16,
@@ -67,7 +67,7 @@ impl Subsystem {
 
     // --- namespaces --------------------------------------------------------------------------------------------------
 
-    /// Makes a device a namespace; its NSID. Hosts that see it are told.
+    /// Makes a device a namespace; its NSID. Hosts that see it are notified.
     ///
     /// Errors: `InvalidInput` for an NSID that cannot be, and as the options say; `InUse` for an NSID that is taken, and for a
     /// device that shares bytes with one that is exported already: range locks and overlap rules are by namespace.
@@ -78,7 +78,7 @@ impl Subsystem {
         Ok(added.nsid())
     }
 
-    /// Takes a namespace away: what is in flight on it ends, nothing new is begun. Hosts that saw it are told.
+    /// Takes a namespace away: what is in flight on it ends, nothing new is begun. Hosts that saw it are notified.
     ///
     /// Errors: `NotFound`.
     pub fn remove(&self, nsid: u32) -> Result<()> {
@@ -165,7 +165,7 @@ impl Subsystem {
 }
 
 impl Associations {
-    /// Tells the hosts that see a namespace that it has come or gone.
+    /// Notifies the hosts that see a namespace that it has come or gone.
     fn notify(&self, which: &Namespace) {
         for controller in &self.controllers {
             if which.hosts().has(controller.host_nqn().as_str()) {

@@ -87,7 +87,7 @@ pub(super) fn settings() -> Settings {
     }
 }
 
-/// A target on one thread: several cores, polled in turn.
+/// A target on one thread: several workers, polled in turn.
 pub(super) struct World {
     pub(super) workers: Vec<RefCell<Worker>>,
     pub(super) lines: Rc<RefCell<Vec<CopyLine>>>,
@@ -130,7 +130,7 @@ impl Make {
         assert_eq!(pool.count(), self.buffers);
         let domain = LockDomain::new();
         let lines = Rc::new(RefCell::new(Vec::new()));
-        let cores = (0..self.workers).map(|_| {
+        let workers = (0..self.workers).map(|_| {
             let locks: Rc<CoreLocks> = Rc::new(domain.attach(|| ()).unwrap());
             let mut worker = Worker::new(target.clone(), locks, reactor.waker());
             let kept = lines.clone();
@@ -138,7 +138,7 @@ impl Make {
             RefCell::new(worker)
         });
         World {
-            workers: cores.collect(),
+            workers: workers.collect(),
             lines: lines.clone(),
             target,
             subsystem,
@@ -160,12 +160,12 @@ impl World {
         self.reactor.now()
     }
 
-    /// One turn of every core, without time going by.
+    /// One turn of every worker, without time going by.
     pub(super) fn poll(&self) {
-        for (at, core) in self.workers.iter().enumerate() {
+        for (at, worker) in self.workers.iter().enumerate() {
             let (mut answers, mut lost) = (Vec::new(), Vec::new());
-            core.borrow_mut().tick(self.now(), &mut lost);
-            core.borrow_mut().poll(&mut answers);
+            worker.borrow_mut().tick(self.now(), &mut lost);
+            worker.borrow_mut().poll(&mut answers);
             self.lost.borrow_mut().extend(lost.into_iter().map(|id| (at, id)));
             for answer in answers {
                 let twice = self.answers.borrow_mut().insert((at, answer.id), answer);
@@ -174,7 +174,7 @@ impl World {
         }
     }
 
-    /// One turn of every core, and a little time.
+    /// One turn of every worker, and a little time.
     pub(super) fn turn(&self) {
         self.poll();
         self.step(TURN);
@@ -215,7 +215,7 @@ impl World {
         let mut id = [0; 16];
         id[..name.len().min(16)].copy_from_slice(&name.as_bytes()[..name.len().min(16)]);
         let subsystem = self.subsystem.nqn().clone();
-        Host { world: self, core: 0, nqn: Nqn::new(name).unwrap(), id, subsystem }
+        Host { world: self, worker: 0, nqn: Nqn::new(name).unwrap(), id, subsystem }
     }
 
     /// Buffers that can be taken now.
@@ -224,9 +224,9 @@ impl World {
         all.len()
     }
 
-    /// True when no core has anything in flight.
+    /// True when no worker has anything in flight.
     pub(super) fn is_idle(&self) -> bool {
-        self.workers.iter().all(|core| core.borrow().is_idle())
+        self.workers.iter().all(|worker| worker.borrow().is_idle())
     }
 }
 
@@ -242,22 +242,22 @@ impl Drop for World {
 #[derive(Clone)]
 pub(super) struct Host<'w> {
     pub(super) world: &'w World,
-    pub(super) core: usize,
+    pub(super) worker: usize,
     pub(super) nqn: Nqn,
     pub(super) id: [u8; 16],
     pub(super) subsystem: Nqn,
 }
 
 impl<'w> Host<'w> {
-    pub(super) fn on_core(mut self, core: usize) -> Self {
-        self.core = core;
+    pub(super) fn on_worker(mut self, worker: usize) -> Self {
+        self.worker = worker;
         self
     }
 
     pub(super) fn open(&self) -> Queue<'w> {
         let local = "192.0.2.7:4420".parse().unwrap();
-        let id = self.world.workers[self.core].borrow_mut().open(local).unwrap();
-        Queue { world: self.world, core: self.core, id, cntlid: Cell::new(0), next: Cell::new(0) }
+        let id = self.world.workers[self.worker].borrow_mut().open(local).unwrap();
+        Queue { world: self.world, worker: self.worker, id, cntlid: Cell::new(0), next: Cell::new(0) }
     }
 
     pub(super) fn data(&self, cntlid: u16) -> ConnectData {
@@ -317,7 +317,7 @@ pub(super) struct Told {
 /// A connection, from the host's side.
 pub(super) struct Queue<'w> {
     pub(super) world: &'w World,
-    pub(super) core: usize,
+    pub(super) worker: usize,
     pub(super) id: ConnectionId,
     pub(super) cntlid: Cell<u16>,
     next: Cell<u16>,
@@ -337,13 +337,13 @@ impl Queue<'_> {
             Transfer::ToHost if len > 0 => pool.take(len).unwrap(),
             _ => Buf::copy_of(data).unwrap(),
         };
-        self.world.workers[self.core].borrow_mut().submit(from, &sqe, data);
+        self.world.workers[self.worker].borrow_mut().submit(from, &sqe, data);
         from
     }
 
     /// The answer, if it is there; once.
     pub(super) fn taken(&self, from: CommandId) -> Option<Told> {
-        let answer = self.world.answers.borrow_mut().remove(&(self.core, from))?;
+        let answer = self.world.answers.borrow_mut().remove(&(self.worker, from))?;
         assert_eq!(answer.cqe.cid, cid_of(from.slot), "the command id comes back");
         let data = answer.data.map(|d| d.to_vec()).unwrap_or_default();
         Some(Told { status: answer.cqe.status, result: answer.cqe.result, data })
@@ -381,7 +381,7 @@ impl Queue<'_> {
     }
 
     pub(super) fn close(&self) {
-        self.world.workers[self.core].borrow_mut().disconnect(self.id);
+        self.world.workers[self.worker].borrow_mut().disconnect(self.id);
     }
 
     // --- properties and admin ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-//! How other threads tell a worker that there is something to handle.
+//! How other threads wake a worker that has something to handle.
 
 use crate::reactor::Waker;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -131,7 +131,7 @@ impl Worker {
         }
     }
 
-    /// What the handlers of a command may look at.
+    /// What the handler of a command may use.
     #[inline]
     fn context(&mut self, id: CommandId) -> Context<'_> {
         Context {
@@ -186,7 +186,7 @@ impl Worker {
                 }
                 self.answer(id, Status::SUCCESS, 0, None);
             }
-            Outcome::AwaitEvent => self.tell_events(id.connection),
+            Outcome::AwaitEvent => self.report_events(id.connection),
             Outcome::AwaitAbort { due } => {
                 self.deadline = self.deadline.min(due);
                 self.give_up_copies();
@@ -345,7 +345,7 @@ impl Worker {
         }
     }
 
-    fn tell_events(&mut self, id: ConnectionId) {
+    fn report_events(&mut self, id: ConnectionId) {
         let connection = self.connections.at(id);
         let Some(controller) = &connection.queue.controller else { return };
         if connection.admin.event_requests.is_empty() || !controller.with_events(Events::take) {
@@ -356,9 +356,9 @@ impl Worker {
         self.answer(CommandId { connection: id, slot }, Status::SUCCESS, event.into(), None);
     }
 
-    /// Tells events, and answers the Aborts of whose copies it is known what became of them.
+    /// Reports events, and answers the Aborts whose copies have ended or take too long.
     fn check_admin(&mut self, id: ConnectionId) {
-        self.tell_events(id);
+        self.report_events(id);
         let mut at = 0;
         while let Some(abort) = self.connections.at(id).admin.aborts.get(at) {
             // What a device does not answer cannot be aborted.

@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How often a thread that is waited for is looked at.
+/// Time between two checks of a thread that is waited for.
 const JOIN_POLL: Duration = Duration::from_millis(8);
 
 /// Called with the reason when a thread panics, on that thread.
@@ -59,7 +59,7 @@ impl Crew {
         match starts.recv().map_err(|_| ended()).flatten() {
             Ok(()) => self.threads.push(thread),
             Err(error) => {
-                // It has nothing left to do; its panic has been told.
+                // It has nothing left to do; its panic has been reported.
                 let _ = thread.join();
                 return Err(error);
             }
@@ -77,7 +77,7 @@ impl Crew {
         !self.threads.iter().any(JoinHandle::is_finished)
     }
 
-    /// Waits for the threads, which were told to end; with `patience` no longer than that for all of them.
+    /// Waits for the threads, which were asked to end; with `patience` no longer than that for all of them.
     pub fn join(&mut self, patience: Option<Duration>) {
         let (begun, service) = (Instant::now(), self.service);
         for thread in self.threads.drain(..) {
@@ -132,6 +132,15 @@ mod tests {
         (Crew::new("test", move |why| end.end(Some(why))), ending)
     }
 
+    /// Work that lasts until the other end is dropped.
+    fn waits(stops: mpsc::Receiver<()>) -> impl FnOnce(Started) -> Result<()> {
+        move |started| {
+            started.ready();
+            let _ = stops.recv();
+            Ok(())
+        }
+    }
+
     #[test]
     fn a_thread_that_cannot_start_says_why_and_is_not_of_the_crew() {
         let (mut crew, ending) = crew();
@@ -140,19 +149,18 @@ mod tests {
         let error = crew.start("b".into(), |_| Ok(())).unwrap_err();
         assert!(error.to_string().contains("a thread of the test ended while it started"), "{error}");
         assert!(!crew.is_running(0) && !ending.is_over());
+        let (stop, stops) = mpsc::channel();
+        crew.start("c".into(), waits(stops)).unwrap();
+        assert!(crew.is_running(0) && crew.all_run(), "the first that has started");
+        drop(stop);
         crew.join(None);
     }
 
     #[test]
     fn a_panic_ends_the_service_and_the_others_are_joined() {
         let (mut crew, ending) = crew();
-        let (stop, stops) = mpsc::channel::<()>();
-        let waits = move |started: Started| {
-            started.ready();
-            let _ = stops.recv();
-            Ok(())
-        };
-        crew.start("waits".into(), waits).unwrap();
+        let (stop, stops) = mpsc::channel();
+        crew.start("waits".into(), waits(stops)).unwrap();
         let panics = |started: Started| {
             started.ready();
             panic!("as the test wants")
@@ -171,13 +179,8 @@ mod tests {
     #[test]
     fn a_thread_that_does_not_end_is_waited_for_no_longer_than_patience() {
         let (mut crew, _) = crew();
-        let (stop, stops) = mpsc::channel::<()>();
-        let hangs = move |started: Started| {
-            started.ready();
-            let _ = stops.recv();
-            Ok(())
-        };
-        crew.start("hangs".into(), hangs).unwrap();
+        let (stop, stops) = mpsc::channel();
+        crew.start("hangs".into(), waits(stops)).unwrap();
         crew.join(Some(Duration::from_millis(20)));
         assert!(!crew.is_running(0));
         drop(stop);

@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Whether a service has ended by itself. Clones share it.
 #[derive(Clone, Default)]
-pub struct Ending(Arc<Mutex<State>>);
+pub struct Ending(Arc<Mutex<EndingState>>);
 
 #[derive(Default)]
-struct State {
+struct EndingState {
     is_over: bool,
     why: Option<Error>,
     watcher: Option<Waker>,
 }
 
 impl Ending {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, EndingState> {
         // An assignment cannot leave the state half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

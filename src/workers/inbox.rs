@@ -28,7 +28,7 @@ impl<T> Inbox<T> {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From here on messages wake their reader. Those sent before wait for its first look.
+    /// From here on messages wake their reader. Those sent before wait for its first `take`.
     ///
     /// # Panics
     /// When the inbox has a reader already.

@@ -19,10 +19,10 @@ enum Verdict {
 
 /// Applies each patch of `tests/planted` whose name holds one of `names` (all without names) to a copy of the tree and
 /// runs the test it names. True when every one of those tests fails.
-pub(crate) fn planted(names: &[&str]) -> Done {
+pub(crate) fn planted(names: &[String]) -> Done {
     let bugs: Vec<Bug> = load()?
         .into_iter()
-        .filter(|b| names.is_empty() || names.iter().any(|n| b.name.contains(n)))
+        .filter(|b| names.is_empty() || names.iter().any(|n| b.name.contains(n.as_str())))
         .collect();
     if bugs.is_empty() {
         return Err(format!("no patch in tests/planted has a name with {}", names.join(" or ")));

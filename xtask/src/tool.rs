@@ -44,6 +44,17 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     command
 }
 
+/// The command of the release build, after [`build_blkcopy`].
+pub(crate) fn blkcopy() -> PathBuf {
+    root().join("target/release/blkcopy")
+}
+
+/// Builds the command, optimised.
+pub(crate) fn build_blkcopy() -> Done {
+    println!("==> release build");
+    run(&mut cargo(&["build", "--quiet", "--release", "--package", "blkcopy-cli", "--bin", "blkcopy"]))
+}
+
 /// Runs a command, its output untouched; true when it exits with 0.
 pub(crate) fn run(command: &mut Command) -> Done {
     Ok(command.status().map_err(|e| cannot(&*command, &e))?.success())

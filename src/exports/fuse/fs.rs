@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-/// Requests the kernel sends ahead of whoever waits (read-ahead, asynchronous direct I/O), at most.
+/// Requests the kernel sends before a program waits for them (read-ahead, asynchronous direct I/O), at most.
 const BACKGROUND_MAX: u16 = 256;
 /// Unit of `statfs`, in bytes.
 const STATFS_UNIT: u32 = 4096;
@@ -33,7 +33,7 @@ const RECEIPT: &str = "user.blkcopy.receipt";
 /// The file system that the FUSE library drives.
 pub(super) struct Volumes(pub(super) Arc<MountShared>);
 
-/// A reader that serves a request which may block it. Let go before the answer: whoever gets that asks again at once, and another
+/// A reader that serves a request which may block it. Dropped before the answer: the program that gets it asks again at once, and another
 /// reader would think itself the last.
 struct Busy<'a> {
     shared: &'a MountShared,
@@ -153,7 +153,7 @@ macro_rules! fixed {
 impl Filesystem for Volumes {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let options = &self.0.options;
-        // By name, each if the kernel has it. All there are would hold FUSE_OVER_IO_URING, and nobody here reads that ring.
+        // By name, each if the kernel has it. All there are would hold FUSE_OVER_IO_URING, and nothing here reads that ring.
         let mut wanted = vec![
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
@@ -346,7 +346,7 @@ impl Filesystem for Volumes {
         // As a full device would: what fits is written, and the next write says why no more.
         let data = &data[..usize::try_from(range.len()).unwrap_or(usize::MAX)];
         let durable = syncs(flags.0);
-        // A page that is written back: the kernel looks at the error only, and would take the rest for written.
+        // A page that is written back: the kernel checks the error only, and would take the rest for written.
         let whole = how.contains(WriteFlags::FUSE_WRITE_CACHE);
         let mut taken = None;
         let busy = self.occupy();
@@ -385,7 +385,7 @@ impl Filesystem for Volumes {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // Nothing is kept back for a file's close, so the kernel need not tell of each: this answer makes it stop.
+        // Nothing is kept back for a file's close, so the kernel need not report each: this answer makes it stop.
         reply.error(Errno::ENOSYS);
     }
 
@@ -422,7 +422,7 @@ impl Filesystem for Volumes {
         let (mut blocks, mut used) = (0u64, 0u64);
         for (at, vol) in self.0.volumes.iter().enumerate() {
             blocks = blocks.saturating_add(vol.capacity.div_ceil(unit));
-            // As it was known last: a look at all of them would wait for the slowest.
+            // As it was known last: asking all of them would wait for the slowest.
             match &vol.helpers {
                 None => vol.look_at_allocated(),
                 Some(helpers) if !helpers.is_stuck() => {
@@ -479,7 +479,7 @@ impl Filesystem for Volumes {
         if what != libc::FALLOC_FL_PUNCH_HOLE && !keeps && end > vol.capacity {
             return reply.error(Errno::ENOSPC);
         }
-        // Without KEEP_SIZE the file grows, which only a resizable view can; behind its size is nothing to punch or to zero.
+        // Without KEEP_SIZE the file grows, which only a resizable view can; past its size there is nothing to punch or to zero.
         if what != libc::FALLOC_FL_PUNCH_HOLE && !keeps {
             vol.reaches(end);
         }
@@ -585,7 +585,7 @@ impl Filesystem for Volumes {
             Err(number) => return reply.error(number),
         }
         let durable = self.0.files.get(handle_out.0).is_some_and(|file| file.syncs());
-        // Short, and in memory: nobody waits for this reader for long, not even for the last one.
+        // Short, and in memory: no request waits for this reader for long, not even for the last one.
         let busy = self.occupy();
         let serves = |at: usize| busy.serves(&self.0.volumes[at]);
         if !durable && let Some(method) = copying::is_brief(&self.0, &ends, serves(source) && serves(dest)) {
@@ -619,7 +619,7 @@ impl Filesystem for Volumes {
 }
 
 impl Volumes {
-    /// Everything that is looked at before a copying ioctl changes anything; the call and the volume of its source.
+    /// Everything that is checked before a copying ioctl changes anything; the call and the volume of its source.
     fn check(
         &self,
         asked: Asked,

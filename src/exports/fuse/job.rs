@@ -15,7 +15,7 @@ pub(super) enum Job {
         range: ByteRange,
         reply: ReplyData,
     },
-    /// `whole`: nobody looks at a count, so anything less is an error.
+    /// `whole`: the kernel ignores the count, so anything less is an error.
     Write {
         volume: usize,
         range: ByteRange,

@@ -34,7 +34,7 @@ pub struct Mount {
     place: Option<(u32, u32)>,
 }
 
-/// Tells a mount that others have changed its volumes. Clones tell the same mount.
+/// Notifies a mount that its volumes were changed outside it. Clones notify the same mount.
 #[derive(Clone)]
 pub struct Changed(Arc<MountShared>);
 
@@ -135,7 +135,7 @@ impl Mount {
         Changed(self.shared.clone())
     }
 
-    /// Calls `waker` when the mount ends by itself (somebody unmounted it, a thread failed), or did already.
+    /// Calls `waker` when the mount ends by itself (another process unmounted it, a thread failed), or did already.
     pub fn watch(&self, waker: Waker) {
         self.shared.ending.watch(waker);
     }
@@ -145,12 +145,12 @@ impl Mount {
         self.shared.ending.is_over()
     }
 
-    /// True when it ended by itself for a reason of its own: nobody unmounted it.
+    /// True when it ended by itself for a reason of its own: it was not unmounted.
     pub fn has_failed(&self) -> bool {
         self.shared.ending.has_failed()
     }
 
-    /// Why the mount ended by itself, once; none when somebody unmounted it.
+    /// Why the mount ended by itself, once; none when it was unmounted.
     pub fn failure(&self) -> Option<Error> {
         self.shared.ending.take_failure()
     }
@@ -208,14 +208,14 @@ impl Mount {
             thread::sleep(CLOSE_PATIENCE / 1000);
         }
         if self.workers.is_running(IO_WORKER) && !self.shared.stop.is_set() {
-            let (told, tells) = mpsc::channel();
-            self.shared.io().leave(Job::FlushAll(told));
+            let (flushed_tx, flushed_rx) = mpsc::channel();
+            self.shared.io().leave(Job::FlushAll(flushed_tx));
             let lost = || Error::new(Kind::Aborted, "the worker that flushes ended before it had");
             flushed = loop {
-                match tells.recv_timeout(CLOSE_PATIENCE / 50) {
+                match flushed_rx.recv_timeout(CLOSE_PATIENCE / 50) {
                     Ok(flushed) => break flushed,
                     Err(_) if !self.workers.is_running(IO_WORKER) => {
-                        break tells.try_recv().unwrap_or_else(|_| Err(lost()));
+                        break flushed_rx.try_recv().unwrap_or_else(|_| Err(lost()));
                     }
                     Err(_) => {}
                 }
@@ -240,25 +240,25 @@ impl Drop for Mount {
 ///
 /// Linux 6.18 tries a newer opcode first, which the FUSE library does not know, and then keeps to the older one. When two first
 /// copies meet, the second refusal of the newer opcode is taken for one of the older: from then on the kernel copies by itself
-/// for as long as the mount lives, past our locks, and nobody is told (`__fuse_copy_file_range`, measured in half of the mounts
+/// for as long as the mount lives, past our locks, without a sign of it (`__fuse_copy_file_range`, measured in half of the mounts
 /// that several threads began to use at once).
 ///
-/// Errors: `Unsupported` when the kernel keeps copies to itself, now or because somebody's first copy met this one: then nothing
-/// here would be offloaded or locked, and nobody would be told.
+/// Errors: `Unsupported` when the kernel keeps copies to itself, now or because another process's first copy met this one: then nothing
+/// here would be offloaded or locked, without a sign of it.
 fn first_copy(shared: &MountShared) -> Result<()> {
     // The kernel asks for nothing where the source has no byte.
     let Some(vol) = shared.volumes.iter().find(|v| !v.read_only && v.size() > 0) else { return Ok(()) };
     let path = shared.dir.join(&*vol.name);
     let cannot = |e| Error::os("cannot be opened in its own mount", e).on(&vol.name);
     let file = std::fs::File::options().read(true).write(true).open(&path).map_err(cannot)?;
-    // The second shows that nobody's first met ours.
+    // The second shows that no other first copy met ours.
     for _ in 0..2 {
         shared.copy_asked.store(false, Ordering::Relaxed);
-        // Behind the end of the volume there is no room: ENOSPC, without a byte touched.
+        // Past the end of the volume there is no room: ENOSPC, without a byte touched.
         let (mut from, mut to) = (0, vol.capacity);
         let _refused = rustix::fs::copy_file_range(&file, Some(&mut from), &file, Some(&mut to), 1);
         if !shared.copy_asked.load(Ordering::Relaxed) {
-            let text = "the kernel does not hand copy_file_range to this mount; mount again, and let nobody use it before it is ready";
+            let text = "the kernel does not pass copy_file_range to this mount; mount again, and do not use the mount before it is ready";
             return Err(Error::new(Kind::Unsupported, text));
         }
     }
@@ -288,7 +288,7 @@ fn unmount(shared: &MountShared, place: (u32, u32)) {
     use rustix::io::Errno;
     let dir = &shared.dir;
     if !is_still_there(dir, Some(place)) {
-        tracing::info!(files = shared.files.count(), "somebody unmounted it; files are still open");
+        tracing::info!(files = shared.files.count(), "unmounted by another process; files are still open");
         return;
     }
     match rustix::mount::unmount(dir, UnmountFlags::NOFOLLOW) {
@@ -314,7 +314,7 @@ fn unmount(shared: &MountShared, place: (u32, u32)) {
     }
 }
 
-/// Ends the connection: whoever still waits for an answer gets an error.
+/// Ends the connection: requests that still wait for an answer get an error.
 fn abort(dir: &Path, place: Option<(u32, u32)>) {
     // A connection is called by the minor number; this also reaches one whose mount was detached.
     if let Some((_, minor)) = place

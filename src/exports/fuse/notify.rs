@@ -1,7 +1,7 @@
 //! Notifications to the kernel, on a thread of their own.
 //!
-//! An invalidation waits until the dirty pages it finds were written, which are requests to this very server. So whoever serves
-//! requests never sends one, and nobody holds a lock while waiting for one: `docs/notes/006-mount.md`.
+//! An invalidation waits until the dirty pages it finds were written, which are requests to this very server. So a thread that serves
+//! requests never sends one, and none holds a lock while waiting for one: `docs/notes/006-mount.md`.
 
 use crate::block::ByteRange;
 use crate::reactor::local::Interrupt;
@@ -17,7 +17,7 @@ struct Notice {
 }
 
 #[derive(Default)]
-struct Line {
+struct NoticeQueue {
     notices: Vec<Notice>,
     /// What others have changed since the last look, by file: one range around all of it.
     changed: BTreeMap<u64, ByteRange>,
@@ -26,23 +26,23 @@ struct Line {
 
 /// Where notices are left. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct Notices(Arc<(Mutex<Line>, Condvar)>);
+pub(super) struct Notices(Arc<(Mutex<NoticeQueue>, Condvar)>);
 
 impl Notices {
-    fn line(&self) -> MutexGuard<'_, Line> {
-        // A push cannot leave the line half changed.
+    fn queue(&self) -> MutexGuard<'_, NoticeQueue> {
+        // A push cannot leave the queue half changed.
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the kernel write back and forget pages; made when that is done, or when nobody does it any more.
+    /// Has the kernel write back and forget pages; set when that is done, or when the mount is gone.
     pub(super) fn forget(&self, pages: Vec<(INodeNo, ByteRange)>) -> Interrupt {
         let done = Interrupt::default();
-        let mut line = self.line();
-        if line.ends {
+        let mut queue = self.queue();
+        if queue.ends {
             // The mount is gone, and its pages with it.
             done.set();
         } else {
-            line.notices.push(Notice { pages, done: done.clone() });
+            queue.notices.push(Notice { pages, done: done.clone() });
             self.0.1.notify_one();
         }
         done
@@ -50,16 +50,16 @@ impl Notices {
 
     /// Somebody else has changed a range: pages of it are to be forgotten, soon.
     pub(super) fn changed(&self, ino: INodeNo, range: ByteRange) {
-        let mut line = self.line();
-        let all = line.changed.entry(ino.0).or_insert(range);
+        let mut queue = self.queue();
+        let all = queue.changed.entry(ino.0).or_insert(range);
         *all = ByteRange::between(all.offset().min(range.offset()), all.end().max(range.end()));
-        drop(line);
+        drop(queue);
         self.0.1.notify_one();
     }
 
     /// Serves no more once what is left has been served.
     pub(super) fn end(&self) {
-        self.line().ends = true;
+        self.queue().ends = true;
         self.0.1.notify_one();
     }
 
@@ -71,15 +71,15 @@ impl Notices {
 
     fn run(&self, notifier: &Notifier) {
         loop {
-            let mut line = self.line();
-            while line.notices.is_empty() && line.changed.is_empty() && !line.ends {
-                line = self.0.1.wait(line).unwrap_or_else(PoisonError::into_inner);
+            let mut queue = self.queue();
+            while queue.notices.is_empty() && queue.changed.is_empty() && !queue.ends {
+                queue = self.0.1.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
-            let (notices, changed) = (std::mem::take(&mut line.notices), std::mem::take(&mut line.changed));
+            let (notices, changed) = (std::mem::take(&mut queue.notices), std::mem::take(&mut queue.changed));
             if notices.is_empty() && changed.is_empty() {
                 return;
             }
-            drop(line);
+            drop(queue);
             for (ino, range) in changed {
                 forget(notifier, INodeNo(ino), range);
             }

@@ -26,9 +26,9 @@ pub struct Volume {
 /// Who serves reads and writes of a volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Serve {
-    /// The device answers at once (memory): whoever reads the request serves it.
+    /// The device answers at once (memory): the thread that reads the request serves it.
     AtOnce,
-    /// It may block (files, disks): whoever reads the request, while another reader is free.
+    /// It may block (files, disks): the thread that reads the request, while another reader is free.
     MayBlock,
     /// It waits for others (networks), and its queues are few: always one worker.
     Elsewhere,

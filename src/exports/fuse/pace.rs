@@ -9,7 +9,7 @@ const ANSWER_MAX: u64 = 64 << 20;
 const ANSWER_FIRST: u64 = 8 << 20;
 /// The least that answers are shortened to, in bytes.
 const ANSWER_MIN: u64 = 1 << 20;
-/// How long an answer may take: whoever interrupts a program waits for the one in flight.
+/// How long an answer may take: an interrupted program waits for the one in flight.
 const ANSWER_TIME: Duration = Duration::from_millis(250);
 
 /// How long answers may be, by how fast copies onto a volume have been.

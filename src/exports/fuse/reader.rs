@@ -10,12 +10,12 @@ use crate::reactor;
 use crate::workers::GuestBench;
 use std::cell::{Cell, RefCell};
 
-/// Longest single read or write, in bytes: what the kernel sends at most is told to it at the start.
+/// Longest single read or write, in bytes: the mount says so to the kernel at the start.
 pub(super) const TRANSFER_MAX: u32 = 1 << 20;
 
 thread_local! {
     static READER: RefCell<Option<ReaderThread>> = const { RefCell::new(None) };
-    /// Not dropped when the thread ends, so it may be looked at before `READER` is.
+    /// Not dropped when the thread ends, so it may be read before `READER` is.
     static BEGUN: Cell<bool> = const { Cell::new(false) };
     static FAILED: Cell<bool> = const { Cell::new(false) };
 }

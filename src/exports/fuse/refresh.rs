@@ -1,6 +1,6 @@
 //! After a truncation: has the kernel take the size of the file anew.
 //!
-//! On a thread that nobody waits for: it takes the file's inode lock, which a client may hold for as long as it likes.
+//! On a thread that no other waits for: it takes the file's inode lock, which a client may hold for as long as it likes.
 
 use super::attach::device_at;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -24,10 +24,10 @@ pub(super) fn serve(dir: PathBuf, place: (u32, u32)) -> std::io::Result<Sender<C
             match refresh(&dir, place, &cut) {
                 Ok(()) => {}
                 Err(error) if device_at(&dir) != Some(place) => {
-                    tracing::debug!(%error, file = cut.name, "the mount is not there any more");
+                    tracing::debug!(%error, file = cut.name, "the mount does not exist any more");
                 }
                 Err(error) => {
-                    tracing::warn!(%error, file = cut.name, "its size is shown as it was cut until somebody looks")
+                    tracing::warn!(%error, file = cut.name, "the size it was cut to is shown until its attributes are asked for again")
                 }
             }
         }
@@ -38,7 +38,7 @@ pub(super) fn serve(dir: PathBuf, place: (u32, u32)) -> std::io::Result<Sender<C
 
 /// Sets the mode to what it is: the answer holds the size, and the kernel takes it.
 ///
-/// Asking for attributes would not do. The kernel keeps no size it hears of while a truncation of the file is under way, and
+/// Asking for attributes would not do. The kernel ignores a size that it gets while a truncation of the file is under way, and
 /// that is over only some time after we have answered it; a change of mode waits for it.
 fn refresh(dir: &PathBuf, place: (u32, u32), cut: &Cut) -> rustix::io::Result<()> {
     // Step by step, never through a link: by now the folder's name may lead elsewhere, and what is there is not ours to change.

@@ -14,7 +14,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// How long the kernel may believe what it was told of a file.
+/// Time for which the kernel may keep the attributes of a file.
 pub(super) const TTL: Duration = Duration::from_secs(1);
 /// Not at all.
 pub(super) const TTL_NONE: Duration = Duration::ZERO;

@@ -30,10 +30,10 @@ pub(super) struct Vol {
     pub(super) capacity: u64,
     /// Size shown. The capacity, but in a resizable test view.
     size: AtomicU64,
-    /// Nanoseconds since 1970 of the last change of contents, and of the last access somebody set.
+    /// Nanoseconds since 1970 of the last change of contents, and of the last access that was set.
     modified: AtomicU64,
     accessed: AtomicU64,
-    /// The last loss of the device ([`Device::cache_losses`]) that some user of an open file was told of.
+    /// The last loss of the device ([`Device::cache_losses`]) that was reported through an open file.
     pub(super) told: AtomicU64,
     owner: (u32, u32),
     pub(super) pace: Pace,
@@ -41,7 +41,7 @@ pub(super) struct Vol {
     pub(super) is_storing: AtomicBool,
     /// Who makes the calls to the device that may wait; none where it answers at once.
     pub(super) helpers: Option<Arc<Helpers>>,
-    /// Bytes of storage it took when it was last looked at.
+    /// Bytes of storage it took when that was last asked for.
     allocated: AtomicU64,
     copies: Mutex<Copies>,
 }
@@ -121,7 +121,7 @@ impl Vol {
         if self.read_only { 0o400 } else { 0o600 }
     }
 
-    /// True when a call to the device takes unusually long now: nobody who serves others makes one.
+    /// True when a call to the device takes unusually long now: no thread that serves others makes one.
     pub(super) fn is_stuck(&self) -> bool {
         self.helpers.as_ref().is_some_and(|helpers| helpers.is_stuck())
     }

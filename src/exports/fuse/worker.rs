@@ -36,7 +36,7 @@ pub(super) struct MountWorker {
     pub(super) shared: Arc<MountShared>,
     pub(super) locks: Rc<CoreLocks>,
     clients: RefCell<Vec<Option<Client>>>,
-    /// The losses of each volume's device when its client was opened, and when this worker last told of a loss.
+    /// The losses of each volume's device when its client was opened, and when this worker last reported a loss.
     losses: RefCell<Vec<[Option<u64>; 2]>>,
     /// Queues whose user holds the locks already.
     bare: RefCell<Vec<Option<Client>>>,
@@ -47,7 +47,7 @@ pub(super) struct MountWorker {
     ended: Notify,
 }
 
-/// Serves `jobs[index]` of the mount until the mount stops. `started` is told when it can take jobs.
+/// Serves `jobs[index]` of the mount until the mount stops. `started` is used when it can take jobs.
 pub(super) fn run(shared: &Arc<MountShared>, index: usize, started: Started) -> Result<()> {
     // It serves all volumes: no call that may wait for one of them is made here.
     let Workbench { local, locks, .. } = Workbench::new(shared.options.engine, false)?;
@@ -184,8 +184,8 @@ impl MountWorker {
             Job::Truncate { volume, size, reply } => match self.truncate(volume, size).await {
                 Ok(()) => {
                     let (vol, ino) = (self.volume(volume), ino_of(volume));
-                    // The kernel drops its pages behind the size it is told, so it is told the one that was asked for; the
-                    // real one it hears of when it asks again.
+                    // The kernel drops its pages past the size in the answer, so that is the one that was asked for; the
+                    // real one it gets when it asks again.
                     let mut attr = vol.attr(ino);
                     attr.size = size;
                     reply.attr(&TTL_NONE, &attr);
@@ -246,11 +246,11 @@ impl MountWorker {
     /// Looks for data or a hole. What was stored through a mapping the kernel has not told us of: it is asked to.
     async fn seek(&self, volume: usize, from: u64, data: bool) -> Result<Option<u64>> {
         let vol = self.volume(volume);
-        let behind = ByteRange::between(from, vol.size());
-        if behind.is_empty() {
+        let rest = ByteRange::between(from, vol.size());
+        if rest.is_empty() {
             return Ok(None);
         }
-        self.shared.notices.forget(vec![(ino_of(volume), behind)]).wait().await;
+        self.shared.notices.forget(vec![(ino_of(volume), rest)]).wait().await;
         let shared = self.shared.clone();
         look(&vol.device, move |_| shared.volumes[volume].seek(from, data)).await?
     }
@@ -343,7 +343,7 @@ impl MountWorker {
         whole(done, covered.len())
     }
 
-    /// Keeps everybody else off a range.
+    /// Keeps all others off a range.
     async fn hold(&self, volume: usize, range: ByteRange) -> Result<CopyTicket> {
         let mut claims = Claims::new();
         claims_of(&self.volume(volume).device, range, Mode::Exclusive, &mut claims)?;
@@ -352,7 +352,7 @@ impl MountWorker {
         Ok(ticket)
     }
 
-    /// Makes what was written last, for whoever has no open file to be told by.
+    /// Makes what was written durable, for callers without an open file that errors are reported through.
     pub(super) async fn flush(&self, volume: usize) -> Result<()> {
         self.flush_for(volume, None).await
     }
@@ -363,7 +363,7 @@ impl MountWorker {
         let device = &self.volume(volume).device;
         let mut result = self.client(volume)?.submit(Op::Flush).await.result;
         if result.is_err() && device.cache_losses() != self.losses.borrow()[volume][0] {
-            // A queue of before the loss cannot know what is durable.
+            // A queue opened before the loss cannot know what is durable.
             self.clients.borrow_mut()[volume] = None;
             result = self.client(volume)?.submit(Op::Flush).await.result;
         }
@@ -385,7 +385,7 @@ impl MountWorker {
         Ok(())
     }
 
-    /// Makes a range read as zero, all of it at once for whoever looks.
+    /// Makes a range read as zero, all of it at once for every reader.
     async fn zero(&self, volume: usize, range: ByteRange, may_unmap: bool, lazy: bool) -> Result<()> {
         let vol = self.volume(volume);
         let held = self.hold(volume, vol.cover(range)).await?;
@@ -399,7 +399,7 @@ impl MountWorker {
     async fn zero_held(&self, volume: usize, range: ByteRange, may_unmap: bool, lazy: bool) -> Result<()> {
         let vol = self.volume(volume);
         let start = range.offset().next_multiple_of(vol.block).min(range.end());
-        // The end of the device needs no rest of a block behind it.
+        // The end of the device needs no rest of a block after it.
         let rest = if range.end() == vol.capacity { 0 } else { range.end() % vol.block };
         let end = (range.end() - rest).max(start);
         for edge in [ByteRange::between(range.offset(), start), ByteRange::between(end, range.end())] {
@@ -444,12 +444,12 @@ impl MountWorker {
     async fn truncate(&self, volume: usize, size: u64) -> Result<()> {
         let vol = self.volume(volume);
         if self.shared.options.is_resizable() {
-            // From the smaller size on: what lies behind the end reads as zero already, and stays so.
+            // From the smaller size on: what lies past the end reads as zero already, and stays so.
             vol.set_size(size.min(vol.size()));
         }
-        let behind = ByteRange::between(size, vol.capacity);
-        if !behind.is_empty() {
-            self.zero(volume, behind, true, true).await?;
+        let rest = ByteRange::between(size, vol.capacity);
+        if !rest.is_empty() {
+            self.zero(volume, rest, true, true).await?;
             self.store_soon(volume);
         }
         if self.shared.options.is_resizable() {

@@ -17,7 +17,7 @@ const READS_A_TURN: usize = 8;
 /// others. A buffer that came back counts too, however short its data.
 const PROGRESS_BYTES: usize = 64 << 10;
 /// A connection may take a buffer while it holds fewer than so many times those that are left: alone it gets three of four, and
-/// however many stand still, what is left goes to those who have none.
+/// however many are stalled, what is left goes to those that have none.
 const SHARE: usize = 3;
 
 /// Slots of a connection: entries of the longest queue.
@@ -53,7 +53,7 @@ impl Buffers {
         Self { pool, line: VecDeque::new() }
     }
 
-    /// Serves those who wait. True when anybody got one.
+    /// Serves the links that wait. True when any got one.
     pub(super) fn hand_out(
         &mut self,
         links: &mut [Option<Link>],
@@ -119,7 +119,7 @@ pub(super) struct Link {
     pub(super) opened: Duration,
     /// When it last had something.
     pub(super) last: Duration,
-    /// Commands that wait for a buffer; the link stands in line while there are any.
+    /// Commands that wait for a buffer; the link is in line while there are any.
     pub(super) wants: VecDeque<Want>,
     in_line: bool,
     /// When it last got one, or began to wait.
@@ -135,7 +135,7 @@ pub(super) struct Link {
     pub(super) announced: bool,
     /// The worker has a command of it, before that: a Connect that waits, most likely.
     pub(super) connects: bool,
-    /// The worker has been told that it is gone.
+    /// The worker knows that it is gone.
     pub(super) left: bool,
     /// To be closed when what there is to say has been sent.
     pub(super) parting: bool,
@@ -186,11 +186,11 @@ impl Link {
     }
 
     /// It has buffers that only its host can free, and the host has not got on with that for so long.
-    pub(super) fn stands_still(&self, now: Duration, patience: Duration) -> bool {
+    pub(super) fn is_stalled(&self, now: Duration, patience: Duration) -> bool {
         now.saturating_sub(self.got_on) >= patience && self.machine.waits_for_host()
     }
 
-    /// Its clocks start again: this thread itself stood still.
+    /// Its clocks start again: this thread itself did not run.
     pub(super) fn restart_timers(&mut self, now: Duration) {
         (self.served, self.got_on) = (now, now);
     }
@@ -199,7 +199,7 @@ impl Link {
         self.machine.space().iter().all(|s| s.is_empty())
     }
 
-    /// Reads what there is, as far as one turn goes; with `anyhow` also when nobody has told that there is something.
+    /// Reads what there is, as far as one turn goes; with `anyhow` also when nothing says that there is any.
     pub(super) fn read(
         &mut self,
         worker: &mut Worker,

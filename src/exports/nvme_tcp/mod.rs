@@ -1,13 +1,13 @@
 //! NVMe/TCP: listeners, sockets and threads around [`crate::nvme::tcp::controller`] and [`crate::nvmet`].
 //!
 //! One thread per core, each with reactor, executor, range locks and a [`Worker`](crate::nvmet::Worker). The first accepts and
-//! deals the connections round; a connection stays where it was dealt. `server` starts and ends the threads, `worker` is what
+//! deals the connections round; a connection stays where it was dealt. `server` starts and ends the threads, `server_thread` is what
 //! each does, `link` one of its connections.
 
 mod link;
 mod server;
+mod server_thread;
 mod shared;
-mod worker;
 
 pub use server::{CORES_MAX, Server};
 pub use shared::{OnCopy, ServerOptions};

@@ -1,7 +1,7 @@
 //! A server: listens, starts its threads, and ends them.
 
+use super::server_thread;
 use super::shared::{ServerOptions, ServerShared};
-use super::worker;
 use crate::block::{Error, Kind, Result};
 use crate::nvme::tcp::Digests;
 use crate::nvme::tcp::controller::Config;
@@ -88,7 +88,7 @@ impl Server {
         for index in 0..shared.options.cores {
             let shared = shared.clone();
             let listeners = std::mem::take(&mut listeners); // the first thread's
-            let work = move |started| worker::run(&shared, index, listeners, started);
+            let work = move |started| server_thread::run(&shared, index, listeners, started);
             server.crew.start(format!("blkcopy-core-{index}"), work)?;
         }
         helpers::report_stalls();

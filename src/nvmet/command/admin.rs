@@ -28,7 +28,7 @@ fn try_begin(cx: &mut Context<'_>, sqe: &Sqe, data: Buf) -> Result<Outcome, Stat
         AdminCommand::SetFeatures(command) => features::set(cx, &command, &data),
         AdminCommand::GetFeatures(command) => features::get(cx, &command, data),
         AdminCommand::KeepAlive => {
-            cx.connection.admin.heard(cx.now);
+            cx.connection.admin.keep_alive_came(cx.now);
             Ok(Outcome::done())
         }
         AdminCommand::AsyncEventRequest => await_event(cx),

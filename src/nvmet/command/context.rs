@@ -10,7 +10,7 @@ use crate::reactor;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a handler may look at.
+/// What a handler may use.
 pub(in crate::nvmet) struct Context<'a> {
     pub(in crate::nvmet) id: CommandId,
     /// The time at which this turn began.

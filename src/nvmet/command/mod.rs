@@ -1,4 +1,4 @@
-//! Commands: one file for each family. A handler gets what it may look at and the command, and returns what comes of it; the worker
+//! Commands: one file for each family. A handler gets what it may use and the command, and returns what comes of it; the worker
 //! does that.
 
 pub(super) mod admin;

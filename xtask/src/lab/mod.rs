@@ -7,7 +7,7 @@ mod cpio;
 mod host;
 mod vm;
 
-use crate::tool::{Done, cannot, cargo, free_port, have, root, run};
+use crate::tool::{Done, blkcopy, cannot, cargo, free_port, have, root, run};
 use host::{Answer, Host};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ const MOUNT: &str = "mount";
 
 /// The command without what debuggers read, if that can be had: the guest unpacks it slowly.
 fn stripped(folder: &Path) -> Result<PathBuf, String> {
-    let (from, to) = (root().join("target/release/blkcopy"), folder.join("blkcopy"));
+    let (from, to) = (blkcopy(), folder.join("blkcopy"));
     if have("strip") && run(Command::new("strip").arg("-o").arg(&to).arg(&from))? { Ok(to) } else { Ok(from) }
 }
 
@@ -51,16 +51,13 @@ impl Counts {
 }
 
 /// Runs the scripts of these names (all without names), each in a machine of its own.
-pub(crate) fn lab(names: &[&str]) -> Done {
+pub(crate) fn lab(names: &[String]) -> Done {
     let all = scripts()?;
-    if let Some(unknown) = names.iter().find(|n| !all.iter().any(|s| s == *n)) {
+    if let Some(unknown) = names.iter().find(|n| !all.contains(n)) {
         return Err(format!("no script {unknown} in lab/guest; there are {}", all.join(" ")));
     }
-    let groups: Vec<Vec<String>> = all
-        .into_iter()
-        .filter(|s| names.is_empty() || names.contains(&s.as_str()))
-        .map(|s| vec![s])
-        .collect();
+    let groups: Vec<Vec<String>> =
+        all.into_iter().filter(|s| names.is_empty() || names.contains(s)).map(|s| vec![s]).collect();
     let counts = run_groups(&groups)?;
     for line in &counts.skipped {
         println!("{line}");

@@ -9,8 +9,8 @@ mod running;
 pub(crate) use running::{Bdev, NQN, Theirs, huge_pages, transport};
 
 use crate::lab::Counts;
-use crate::tool::{Done, cannot, cargo, have, output, run, words};
-use running::{Ours, blkcopy, lossy};
+use crate::tool::{Done, blkcopy, build_blkcopy, cannot, have, output, words};
+use running::{Ours, lossy};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,8 +55,7 @@ pub(crate) fn spdk() -> Done {
         println!("0 passed, 0 failed, 1 skipped");
         return Ok(true);
     }
-    println!("==> release build");
-    if !run(&mut cargo(&["build", "--quiet", "--release", "--package", "blkcopy-cli", "--bin", "blkcopy"]))? {
+    if !build_blkcopy()? {
         return Err("the release build failed".to_owned());
     }
     let folder = tempfile::tempdir().map_err(|e| cannot("a temporary folder", &e))?;

@@ -1,6 +1,6 @@
 //! The two targets: SPDK's `nvmf_tgt` and ours, started for a while.
 
-use crate::tool::{cannot, free_port, output, root, words};
+use crate::tool::{blkcopy, cannot, free_port, output, words};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::net::TcpStream;
@@ -242,11 +242,6 @@ impl Ours {
         let complaints = self.running.said("err");
         if complaints.is_empty() { Ok(()) } else { Err(complaints) }
     }
-}
-
-/// The program of the release build.
-pub(crate) fn blkcopy() -> PathBuf {
-    root().join("target/release/blkcopy")
 }
 
 fn url(port: u16, nsid: u32) -> String {

@@ -3,17 +3,24 @@
 //! Only ratios within one run mean much. Every run has a fresh destination, removed and synced outside the timed part;
 //! a first round, not timed, warms memory up and compares the bytes with `cmp`.
 
-use crate::tool::{Done, cannot, cargo, have, is_root, output, root, run, words};
-use std::fmt::Write as _;
+use super::flags::{Common, size};
+use super::programs::{build, machine, scratch};
+use super::stats::{median, spread};
+use super::table::Report;
+use crate::tool::{Done, blkcopy, cannot, have, is_root, output, run, words};
+use clap::Args;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-struct Flags {
+/// Flags of `bench copy`.
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// How much is copied; at least 1MiB.
+    #[arg(long = "size", value_name = "SIZE", default_value = "2GiB", value_parser = size)]
     size_bytes: u64,
-    runs: usize,
-    rows: Vec<String>,
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
 }
 
 /// One way to copy; `{s}` and `{d}` stand for source and destination.
@@ -67,15 +74,18 @@ struct Samples {
 }
 
 /// Runs the rows and prints (and, with `--out`, writes) a table in Markdown.
-pub(crate) fn copy(flags: &[&str]) -> Done {
-    let flags = parse(flags)?;
-    println!("==> release build");
-    if !run(&mut cargo(&["build", "--quiet", "--release", "--package", "blkcopy-cli"]))? {
+pub(crate) fn copy(flags: &Flags) -> Done {
+    if !build(&[])? {
         return Ok(false);
     }
-    let ours = root().join("target/release/blkcopy");
-    let mut text = head(&flags);
-    for place in places(&flags)? {
+    let mut report = Report::default();
+    report.line(format_args!(
+        "Copies of {} MiB of random data, {} runs, methods alternating; machine: {}",
+        flags.size_bytes >> 20,
+        flags.common.runs,
+        machine(),
+    ));
+    for place in places(flags)? {
         for warm in [true, false] {
             for synced in [false, true] {
                 let name = format!(
@@ -84,59 +94,18 @@ pub(crate) fn copy(flags: &[&str]) -> Done {
                     if warm { "warm" } else { "cold" },
                     if synced { "synced" } else { "not-synced" }
                 );
-                if flags.rows.is_empty() || flags.rows.iter().any(|part| name.contains(part.as_str())) {
+                if flags.common.wants(&name) {
                     println!("==> {name}");
-                    let before = text.len();
-                    row(&mut text, &name, &place, &flags, &ours, warm, synced)?;
+                    let measured = row(&name, &place, flags, warm, synced)?;
                     // As it goes: a run of all rows takes an hour, and may be stopped.
-                    println!("{}", &text[before..]);
+                    println!("{}", measured.text());
+                    report.add(&measured);
                 }
             }
         }
     }
-    if let Some(out) = &flags.out {
-        fs::write(out, &text).map_err(|e| cannot(out, &e))?;
-    }
+    flags.common.save(report.text())?;
     Ok(true)
-}
-
-fn parse(words: &[&str]) -> Result<Flags, String> {
-    let mut flags = Flags { size_bytes: 2 << 30, runs: 5, rows: Vec::new(), out: None };
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
-        match *word {
-            "--size" => flags.size_bytes = size(value)?,
-            "--runs" => flags.runs = value.parse().map_err(|e| cannot(value, &e))?,
-            "--rows" => flags.rows = value.split(',').map(str::to_owned).collect(),
-            "--out" => flags.out = Some(PathBuf::from(value)),
-            _ => return Err(format!("bench copy knows --size, --runs, --rows and --out, not {word}")),
-        }
-    }
-    if flags.runs == 0 || flags.size_bytes < 1 << 20 {
-        return Err("bench copy needs at least --runs 1 and --size 1MiB".to_owned());
-    }
-    Ok(flags)
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("", 0)];
-    let found = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)));
-    let (number, shift) = found.expect("every text ends with the empty unit");
-    let number: u64 = number.parse().map_err(|e| cannot(text, &e))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too large"))
-}
-
-fn head(flags: &Flags) -> String {
-    let line = |command: &str| output(&mut words(command)).unwrap_or_default().trim().to_owned();
-    format!(
-        "Copies of {} MiB of random data, {} runs, methods alternating; machine: {} CPUs, {}; load before: {}\n",
-        flags.size_bytes >> 20,
-        flags.runs,
-        line("nproc"),
-        line("uname -sr"),
-        line("cat /proc/loadavg"),
-    )
 }
 
 /// Where a row copies: prepared, and taken apart when dropped.
@@ -175,9 +144,8 @@ fn places(flags: &Flags) -> Result<Vec<Place>, String> {
         ("btrfs", Some("mkfs.btrfs -q")),
         ("loop", None),
     ] {
-        let wanted = flags.rows.is_empty()
-            || flags.rows.iter().any(|row| row.contains(name) || name.contains(row.as_str()));
-        if !wanted {
+        // A part may begin with the place, and name no more than that.
+        if !(flags.common.wants(name) || flags.common.rows.iter().any(|part| part.contains(name))) {
             continue;
         }
         let needs_root = name != "here";
@@ -198,10 +166,7 @@ fn places(flags: &Flags) -> Result<Vec<Place>, String> {
 }
 
 fn prepare(name: &'static str, mkfs: Option<&str>, size: u64) -> Result<Place, String> {
-    // Under the build folder: the temporary folder is often memory.
-    let base = root().join("target");
-    let folder =
-        tempfile::Builder::new().prefix("bench-").tempdir_in(&base).map_err(|e| cannot(&base, &e))?;
+    let folder = scratch()?;
     let at = |file: &str| folder.path().join(file);
     let (source, dest) = (at("source.img"), at("dest.img"));
     let mut place =
@@ -236,23 +201,15 @@ fn attach(place: &mut Place, file: &Path) -> Result<String, String> {
     Ok(device)
 }
 
-fn row(
-    text: &mut String,
-    name: &str,
-    place: &Place,
-    flags: &Flags,
-    ours: &Path,
-    warm: bool,
-    synced: bool,
-) -> Result<(), String> {
+fn row(name: &str, place: &Place, flags: &Flags, warm: bool, synced: bool) -> Result<Report, String> {
     let mut methods: Vec<(&Method, Samples, Option<String>)> = Vec::new();
     for m in METHODS.iter().filter(|m| m.ours || have(m.program)) {
         methods.push((m, Samples::default(), None));
     }
-    for round in 0..=flags.runs {
+    for round in 0..=flags.common.runs {
         for (method, samples, failed) in methods.iter_mut().filter(|m| m.2.is_none()) {
             fresh(place, warm)?;
-            match timed(method, place, ours, synced) {
+            match timed(method, place, synced) {
                 Err(why) => *failed = Some(why),
                 Ok(_) if round == 0 => {
                     // Bytes are compared once per method and row; the row's first round warms the memory up.
@@ -269,8 +226,7 @@ fn row(
             }
         }
     }
-    table(text, name, flags, &methods);
-    Ok(())
+    Ok(table(name, flags, &methods))
 }
 
 fn fresh(place: &Place, warm: bool) -> Result<(), String> {
@@ -293,14 +249,14 @@ fn fresh(place: &Place, warm: bool) -> Result<(), String> {
 }
 
 /// Wall milliseconds and CPU seconds (user and system, of the command and its children) of one copy.
-fn timed(method: &Method, place: &Place, ours: &Path, synced: bool) -> Result<(f64, f64), String> {
+fn timed(method: &Method, place: &Place, synced: bool) -> Result<(f64, f64), String> {
     let line = if place.device { method.to_device.unwrap_or(method.plain) } else { method.plain };
     let line = line
         .replace("{s}", &place.source.display().to_string())
         .replace("{d}", &place.dest.display().to_string());
     let line = match (method.ours, synced) {
-        (true, true) => format!("{} {line}", ours.display()),
-        (true, false) => format!("{} {line} --no-sync", ours.display()),
+        (true, true) => format!("{} {line}", blkcopy().display()),
+        (true, false) => format!("{} {line} --no-sync", blkcopy().display()),
         (false, true) => format!("{line} && sync {}", place.dest.display()),
         (false, false) => line,
     };
@@ -324,13 +280,7 @@ fn cached(path: &Path) -> Option<u64> {
     output(words("fincore --bytes --noheadings --output RES").arg(path)).ok()?.trim().parse().ok()
 }
 
-fn median(list: &[f64]) -> f64 {
-    let mut list = list.to_vec();
-    list.sort_by(f64::total_cmp);
-    list.get(list.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn table(text: &mut String, name: &str, flags: &Flags, methods: &[(&Method, Samples, Option<String>)]) {
+fn table(name: &str, flags: &Flags, methods: &[(&Method, Samples, Option<String>)]) -> Report {
     let gigabytes = Some(flags.size_bytes)
         .map_or(f64::NAN, |b| f64::from(u32::try_from(b >> 20).unwrap_or(u32::MAX)) / 953.674);
     let wall = |s: &Samples| median(&s.wall_ms);
@@ -339,43 +289,30 @@ fn table(text: &mut String, name: &str, flags: &Flags, methods: &[(&Method, Samp
         .filter(|(m, s, _)| !m.ours && !s.wall_ms.is_empty())
         .min_by(|a, b| wall(&a.1).total_cmp(&wall(&b.1)));
     let ours = methods.iter().find(|(m, s, _)| m.ours && !s.wall_ms.is_empty());
-    let mut put = |line: String| {
-        text.push_str(&line);
-        text.push('\n');
-    };
-    put(format!("\n### {name}\n"));
-    put("| method | wall ms: median [min-max] | CPU s/GB | source cached MiB | destination cached MiB |"
-        .to_owned());
-    put("|---|---|---|---|---|".to_owned());
+    let mut report = Report::default();
+    report.line(format_args!("\n### {name}\n"));
+    let heads =
+        ["method", "wall ms: median [min-max]", "CPU s/GB", "source cached MiB", "destination cached MiB"];
+    report.head(&heads);
     for (method, s, failed) in methods {
         if let Some(why) = failed {
-            put(format!("| {} | failed: {} | | | |", method.name, why.replace(['\n', '|'], " ")));
+            let why = why.replace(['\n', '|'], " ");
+            report.row(&[&method.name, &format_args!("failed: {why}"), &"", &"", &""]);
             continue;
         }
-        let most = s.wall_ms.iter().copied().fold(f64::NAN, f64::max);
-        let least = s.wall_ms.iter().copied().fold(f64::NAN, f64::min);
         let mib = |n: Option<u64>| n.map_or("-".to_owned(), |n| (n >> 20).to_string());
-        let mut line = String::new();
-        // Writing into a String cannot fail.
-        let _ = write!(line, "| {} | {:.1} [{least:.1}-{most:.1}] ", method.name, wall(s));
-        let _ = write!(line, "| {:.3} ", median(&s.cpu_s) / gigabytes);
-        put(format!("{line}| {} | {} |", mib(s.source_cached), mib(s.dest_cached)));
+        let cpu = median(&s.cpu_s) / gigabytes;
+        report.row(&[
+            &method.name,
+            &spread(&s.wall_ms, 1),
+            &format_args!("{cpu:.3}"),
+            &mib(s.source_cached),
+            &mib(s.dest_cached),
+        ]);
     }
     if let (Some(best), Some(ours)) = (best, ours) {
-        put(format!("\nbest peer ({}) / blkcopy: {:.2}", best.0.name, wall(&best.1) / wall(&ours.1)));
+        let ratio = wall(&best.1) / wall(&ours.1);
+        report.line(format_args!("\nbest peer ({}) / blkcopy: {ratio:.2}", best.0.name));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_and_medians() {
-        assert_eq!(size("2GiB"), Ok(2 << 30));
-        assert_eq!(size("512"), Ok(512));
-        assert!(size("2GB").is_err());
-        assert!(size("99999999999GiB").is_err());
-        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
-    }
+    report
 }

@@ -2,13 +2,12 @@
 //!
 //! A new file gets its name when it is good. What an ended copy leaves behind, and why: `docs/notes/010-what-an-ended-copy-leaves.md`.
 
-use crate::fail::Fail;
-use crate::output::{Finding, size_exact};
-use crate::preserve::Kept;
-use blkcopy::block::receipt::{Outcome, Receipt};
-use blkcopy::block::{Device, Error, Kind};
-use blkcopy::copy::Segment;
-use blkcopy::drivers::{File, FileOptions, Fresh, Hold, hold};
+use super::findings::{Finding, Left, Obstacle};
+use super::preserve::Kept;
+use crate::block::receipt::{Outcome, Receipt};
+use crate::block::{Device, Error, Kind, Result};
+use crate::copy::Segment;
+use crate::drivers::{File, FileOptions, Fresh, Hold, hold};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -17,30 +16,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A destination file before anything is done to it.
-pub(crate) struct FileDest {
+pub(super) struct FileDest {
     path: PathBuf,
     /// Open for writing, when it exists.
-    pub(crate) existing: Option<Arc<File>>,
+    pub(super) existing: Option<Arc<File>>,
     /// Bytes outside the copied ranges stay.
     in_place: bool,
     old_len: u64,
     /// Length it will have, in bytes.
-    pub(crate) final_len: u64,
+    pub(super) final_len: u64,
 }
 
 /// A destination file that can be written to.
-pub(crate) struct Begun {
-    pub(crate) device: Arc<dyn Device>,
-    /// See [`blkcopy::copy::Policy::dest_zero_from`].
-    pub(crate) zero_from: u64,
+pub(super) struct Begun {
+    pub(super) device: Arc<dyn Device>,
+    /// See [`crate::copy::Policy::dest_zero_from`].
+    pub(super) zero_from: u64,
     /// It could not be given its length first: it is to be written from the front.
-    pub(crate) in_order: bool,
-    pub(crate) made: Made,
-    pub(crate) hold: Hold,
+    pub(super) in_order: bool,
+    pub(super) made: Made,
+    pub(super) hold: Hold,
 }
 
 /// What was done to a destination file.
-pub(crate) struct Made {
+pub(super) struct Made {
     file: Arc<File>,
     /// Made by this copy.
     fresh: Option<Fresh>,
@@ -53,7 +52,7 @@ pub(crate) struct Made {
 
 impl FileDest {
     /// Opens it if it exists; changes nothing. `end`: where the last copied byte ends.
-    pub(crate) fn look(path: &Path, exists: bool, in_place: bool, end: u64) -> Result<Self, Fail> {
+    pub(super) fn look(path: &Path, exists: bool, in_place: bool, end: u64) -> Result<Self, Obstacle> {
         let existing = match exists {
             true => Some(File::open(path, FileOptions { write: true, create: false })?),
             false => None,
@@ -68,7 +67,7 @@ impl FileDest {
 
     /// Makes it, holds it, then cuts or extends it. `mode`: permission bits of a file that is made, less the umask. An error
     /// leaves everything as it was.
-    pub(crate) fn begin(self, mode: u32, segments: &[Segment]) -> Result<Begun, Fail> {
+    pub(super) fn begin(&self, mode: u32, segments: &[Segment]) -> Result<Begun, Obstacle> {
         let (file, fresh) = match &self.existing {
             Some(file) => (file.clone(), None),
             None => {
@@ -82,10 +81,8 @@ impl FileDest {
         // What was looked at before the hold decides which bytes are kept and which are known to be zero.
         let len = file.len_now()?;
         if len != self.old_len {
-            let text =
-                format!("another program changed its length from {} to {len} bytes just now", self.old_len);
-            return Err(Fail::from(Error::new(Kind::InUse, text).on(file.name()))
-                .hint("copy again when it has ended"));
+            let dest = file.name().to_owned();
+            return Err(Finding::DestLenChanged { dest, from: self.old_len, to: len }.into());
         }
         let in_order = !self.set_size(&file)?;
         let zeroed = !in_order && (self.final_len > kept_len || kept_len == 0);
@@ -96,7 +93,7 @@ impl FileDest {
     }
 
     /// False: it could not be made longer first.
-    fn set_size(&self, file: &File) -> Result<bool, Error> {
+    fn set_size(&self, file: &File) -> Result<bool> {
         let mut grown = true;
         if !self.in_place && self.old_len > 0 {
             if self.final_len > self.old_len {
@@ -114,7 +111,7 @@ impl FileDest {
     }
 
     /// A file for the planner to look at, like the destination will be; the destination itself when that stays as it is.
-    pub(crate) fn stand_in(&self) -> Result<(Arc<dyn Device>, u64), Finding> {
+    pub(super) fn stand_in(&self) -> Result<(Arc<dyn Device>, u64), Finding> {
         if let Some(file) = &self.existing
             && self.in_place
             && self.final_len == self.old_len
@@ -125,10 +122,7 @@ impl FileDest {
         let made = nameless(&self.folder(), &self.path.display().to_string());
         match made.and_then(|file| file.set_len(self.final_len).map(|()| file)) {
             Ok(device) => Ok((Arc::new(device), zero_from)),
-            Err(error) => Err(Finding::warn(
-                format!("the extents cannot be planned without making {}: {error}", self.path.display()),
-                "run cp; its receipt has the methods",
-            )),
+            Err(error) => Err(Finding::ExtentsNotPlanned { dest: self.path.clone(), error }),
         }
     }
 
@@ -139,20 +133,18 @@ impl FileDest {
     }
 }
 
-pub(crate) fn folder_of(path: &Path) -> &Path {
+pub(super) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Says clearly why a file cannot be made, before anything is.
-fn check_place(path: &Path) -> Result<(), Fail> {
-    let name = path.display().to_string();
+fn check_place(path: &Path) -> Result<(), Obstacle> {
+    let dest = path.display().to_string();
     if path.as_os_str().as_bytes().ends_with(b"/") {
-        let error = Error::new(Kind::InvalidInput, "names a directory that does not exist").on(&name);
-        return Err(Fail::from(error).hint("make the directory, or leave out the / at the end"));
+        return Err(Finding::FolderMissing { dest }.into());
     }
     if path.symlink_metadata().is_ok() {
-        let error = Error::new(Kind::InvalidInput, "is a symbolic link to nothing").on(&name);
-        return Err(Fail::from(error).hint("remove the link, or name the file it should lead to"));
+        return Err(Finding::LinkToNothing { dest }.into());
     }
     let folder = folder_of(path);
     let problem = match std::fs::metadata(folder) {
@@ -160,17 +152,12 @@ fn check_place(path: &Path) -> Result<(), Fail> {
             Error::new(Kind::InvalidInput, format!("{} is not a directory", folder.display()))
         }
         Ok(meta) if holds_device_nodes(&meta) => {
-            let text = format!(
-                "no such device, and {} takes device nodes, not files: what is written there stays in memory and is gone after a restart",
-                folder.display()
-            );
-            let error = Error::new(Kind::NotFound, text).on(&name);
-            return Err(Fail::from(error).hint("check the name of the device, or name a file elsewhere"));
+            return Err(Finding::NoSuchDevice { dest, folder: folder.to_owned() }.into());
         }
         Ok(_) => return Ok(()),
         Err(error) => Error::os(format!("cannot be made in {}", folder.display()), error),
     };
-    Err(Fail::from(problem.on(&name)).hint("make the directory, or name another destination"))
+    Err(Finding::NoPlace { error: problem.on(&dest) }.into())
 }
 
 /// True for a folder of the file system that `/dev` is. The kernel's is one, however often it is mounted.
@@ -180,9 +167,10 @@ fn holds_device_nodes(folder: &std::fs::Metadata) -> bool {
 }
 
 /// Keeps others away from a destination.
-pub(crate) fn hold_dest(device: &Arc<dyn Device>) -> Result<Hold, Fail> {
-    hold(device, true)
-        .map_err(|e| Fail::from(e).hint("wait for the other program, or name another destination"))
+///
+/// Errors: [`Finding::DestHeld`].
+pub fn hold_dest(device: &Arc<dyn Device>) -> Result<Hold, Obstacle> {
+    hold(device, true).map_err(|error| Finding::DestHeld { error }.into())
 }
 
 /// Takes down that only the good prefix is left.
@@ -204,7 +192,7 @@ fn is_refusal(error: &Error) -> bool {
 }
 
 /// A nameless file in `folder`, called `name` in messages: gone when it is closed.
-pub(crate) fn nameless(folder: &Path, name: &str) -> Result<File, Error> {
+pub(super) fn nameless(folder: &Path, name: &str) -> Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let fd: OwnedFd = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|e| Error::os(format!("{} takes no nameless files", folder.display()), e))?;
@@ -216,7 +204,7 @@ impl Made {
     /// is closed, and another program may have cut the file.
     ///
     /// Errors: no byte is known to be good.
-    pub(crate) fn settle(&self) -> Result<(), Error> {
+    pub(super) fn settle(&self) -> Result<()> {
         self.file.close_checked()?;
         let len = self.file.len_now()?;
         if len == self.final_len || (len > self.final_len && self.in_place) {
@@ -232,24 +220,21 @@ impl Made {
     /// After a copy that went well: owner, mode and times as the source's, the name given and durable. Returns what is to be warned of.
     ///
     /// Errors: the copy is not what was asked for; a new file has no name then.
-    pub(crate) fn finish(&self, sync: bool, preserve: Option<&Kept>) -> Result<Vec<String>, Error> {
+    pub(super) fn finish(&self, sync: bool, preserve: Option<&Kept>) -> Result<Vec<Finding>> {
         let mut warnings = Vec::new();
         if let Some(kept) = preserve {
-            kept.give(&self.file, self.fresh.is_some(), &mut warnings)?;
+            let mut lost = Vec::new();
+            kept.give(&self.file, self.fresh.is_some(), &mut lost)?;
+            warnings.extend(lost.into_iter().map(|what| Finding::NotPreserved { what }));
         }
         if let Some(fresh) = &self.fresh {
             fresh.publish()?;
         }
-        let mut warn = |error: &Error| {
-            let cause = std::error::Error::source(error).map_or(String::new(), |c| format!(" ({c})"));
-            warnings.push(format!(
-                "{error}{cause}: the bytes are durable, the name may be gone after a power cut"
-            ));
-        };
+        let mut warn = |error: Error| warnings.push(Finding::NameNotDurable { error });
         if sync && (preserve.is_some() || self.fresh.is_some()) {
             // Some file systems write a new name only with the file.
             match self.file.sync_all() {
-                Err(error) if is_refusal(&error) => warn(&error),
+                Err(error) if is_refusal(&error) => warn(error),
                 done => done?,
             }
         }
@@ -257,53 +242,58 @@ impl Made {
             && let Some(fresh) = &self.fresh
             && let Err(error) = fresh.sync_folder()
         {
-            warn(&error);
+            warn(error);
         }
         Ok(warnings)
     }
 
     /// After a copy that ended early: what is not good is cut off where that can be told, and good bytes past it too,
-    /// which the receipt then says. Returns a note about it.
-    pub(crate) fn put_right(&self, receipt: &mut Receipt) -> Option<String> {
+    /// which the receipt then says. Returns what is left.
+    pub(super) fn put_right(&self, receipt: &mut Receipt) -> Option<Finding> {
         if receipt.outcome == Outcome::Done {
             return None;
         }
-        let Some(fresh) = &self.fresh else {
-            return if receipt.outcome == Outcome::Mismatch { None } else { self.cut(receipt) };
+        let left = match &self.fresh {
+            Some(fresh) => self.leave_fresh(fresh, receipt),
+            None if receipt.outcome == Outcome::Mismatch => return None,
+            None => self.cut(receipt)?,
         };
-        let name = self.file.name();
+        Some(Finding::DestLeft { dest: self.file.name().to_owned(), left })
+    }
+
+    /// Names a new file when some of it is good.
+    fn leave_fresh(&self, fresh: &Fresh, receipt: &mut Receipt) -> Left {
         if fresh.is_published() {
-            return Some(format!("{name}: kept; the receipt says what was done"));
+            return Left::Kept;
         }
         if receipt.outcome == Outcome::Mismatch {
-            return Some(format!("{name}: not made, because what was copied is not equal to the source"));
+            return Left::NotMadeUnequal;
         }
         let (good, end) = (receipt.good_prefix_bytes, self.good_end(receipt));
         let whole = good == receipt.requested_bytes;
         if good == 0 || (end >= self.final_len && !whole) {
             cut_off_all(receipt);
-            return Some(format!("{name}: not made, nothing in it is known to be good"));
+            return Left::NotMadeNothingGood;
         }
         let kept = self.file.set_len(end.max(if whole { self.final_len } else { 0 }));
         // A partial copy is worth its name: its length says that it is one, and it can be gone on with.
-        Some(match kept.and_then(|()| fresh.publish()) {
-            Ok(()) if whole => format!("{name}: kept, all of it copied"),
+        match kept.and_then(|()| fresh.publish()) {
+            Ok(()) if whole => Left::KeptWhole,
             Ok(()) => {
                 cut_off(receipt);
-                format!("{name}: cut to {}, all of it good", size_exact(end))
+                Left::CutTo(end)
             }
             Err(error) => {
                 cut_off_all(receipt);
-                format!("{name}: not made, because it could not be cut to what is good: {error}")
+                Left::NotMadeNotCut(error)
             }
-        })
+        }
     }
 
     /// Cuts a destination that was there before.
-    fn cut(&self, receipt: &mut Receipt) -> Option<String> {
-        let name = self.file.name();
+    fn cut(&self, receipt: &mut Receipt) -> Option<Left> {
         if self.segments.len() != 1 {
-            return Some(format!("{name}: kept as it is; the receipt says what was done"));
+            return Some(Left::KeptAsItIs);
         }
         let len = self.kept_len.max(self.good_end(receipt));
         if len >= self.file.len_now().unwrap_or(u64::MAX) {
@@ -312,9 +302,9 @@ impl Made {
         Some(match self.file.set_len(len) {
             Ok(()) => {
                 cut_off(receipt);
-                format!("{name}: cut to {}, all of it good", size_exact(len))
+                Left::CutTo(len)
             }
-            Err(error) => format!("{name}: kept whole, though only the first {len} bytes are good: {error}"),
+            Err(error) => Left::NotCut(len, error),
         })
     }
 

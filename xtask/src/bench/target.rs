@@ -1,25 +1,31 @@
 //! `cargo xtask bench target`: the NVMe/TCP target and host driver over loopback, one core for each, beside what else is here.
 //!
-//! The generator is `examples/load.rs` (our host driver) for every row, so that targets are compared by one hand; nbdkit, which
+//! The generator is `benches/load.rs` (our host driver) for every row, so that targets are compared by one hand; nbdkit, which
 //! speaks another protocol, is driven by fio. CPU of the target's process stands beside the speed: where the generator's core is
 //! the limit, that is the figure that counts. When SPDK's programs are on PATH, its target takes the same loads in turn with
 //! ours, and `spdk_nvme_perf` drives both. The target whose turn it is not is stopped: SPDK's keeps its core busy always.
 
+use super::flags::Timed;
+use super::programs::{bench, build, kernel_and_load, pinned, pinned_blkcopy, scratch};
+use super::stats::{median, spread};
+use super::table::Report;
 use crate::spdk::{Bdev, NQN, Theirs, huge_pages, transport};
-use crate::tool::{Done, cannot, cargo, have, is_root, output, root, run, words};
-use std::fmt::Write as _;
+use crate::tool::{Done, cannot, have, is_root, output, words};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Seconds that `examples/load.rs` works before it measures.
+/// Seconds that `benches/load.rs` works before it measures.
 const WARM_UP: f64 = 0.2;
 /// The same of `spdk_nvme_perf`, which counts whole seconds.
 const PERF_WARM_UP: f64 = 1.0;
 /// What SPDK's programs take at most, two namespaces of 256 MiB among it, and what they take for two of 1 GiB.
 const HUGE_MIB: u64 = 1536;
 const HUGE_MIB_CLONE: u64 = 2560;
+
+const TARGET_CORE: usize = 0;
+const GENERATOR_CORE: usize = 1;
 
 /// One kind of load: operation, bytes, depth, ranges of a copy, and the namespaces it goes from and to.
 struct Row {
@@ -99,61 +105,29 @@ struct Samples {
     target_us: Vec<f64>,
 }
 
-struct Flags {
-    seconds: f64,
-    runs: usize,
-    rows: Vec<String>,
-    out: Option<PathBuf>,
-}
-
 /// Runs the rows and prints (and, with `--out`, writes) tables in Markdown.
-pub(crate) fn target(flags: &[&str]) -> Done {
-    let flags = parse(flags)?;
-    println!("==> release build");
-    let build = ["build", "--quiet", "--release", "--package", "blkcopy-cli", "--bin", "blkcopy"];
-    let generator = ["build", "--quiet", "--release", "--package", "blkcopy", "--example", "load"];
-    if !run(&mut cargo(&build))? || !run(&mut cargo(&generator))? {
+pub(crate) fn target(flags: &Timed) -> Done {
+    if !build(&["load"])? {
         return Ok(false);
     }
-    let line = |command: &str| output(&mut words(command)).unwrap_or_default().trim().to_owned();
-    let mut text = format!(
-        "Target on core 0, generator on core 1, {} runs of {} s; {}; load before: {}\n\n",
-        flags.runs,
+    let mut report = Report::default();
+    report.line(format_args!(
+        "Target on core {TARGET_CORE}, generator on core {GENERATOR_CORE}, {} runs of {} s; {}\n",
+        flags.common.runs,
         flags.seconds,
-        line("uname -sr"),
-        line("cat /proc/loadavg"),
-    );
-    rows(&mut text, &flags)?;
-    if flags.rows.is_empty() {
-        idle(&mut text)?;
+        kernel_and_load(),
+    ));
+    let chosen = &flags.common.rows;
+    rows(&mut report, flags)?;
+    if chosen.is_empty() {
+        idle(&mut report)?;
     }
-    if flags.rows.is_empty() || flags.rows.iter().any(|row| row == "clones") {
-        clones(&mut text, &flags)?;
+    if chosen.is_empty() || chosen.iter().any(|row| row == "clones") {
+        clones(&mut report, flags)?;
     }
-    println!("{text}");
-    if let Some(out) = &flags.out {
-        std::fs::write(out, &text).map_err(|e| cannot(out, &e))?;
-    }
+    println!("{}", report.text());
+    flags.common.save(report.text())?;
     Ok(true)
-}
-
-fn parse(words: &[&str]) -> Result<Flags, String> {
-    let mut flags = Flags { seconds: 2.0, runs: 5, rows: Vec::new(), out: None };
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
-        match *word {
-            "--seconds" => flags.seconds = value.parse().map_err(|e| cannot(value, &e))?,
-            "--runs" => flags.runs = value.parse().map_err(|e| cannot(value, &e))?,
-            "--rows" => flags.rows = value.split(',').map(str::to_owned).collect(),
-            "--out" => flags.out = Some(PathBuf::from(value)),
-            _ => return Err(format!("bench target knows --seconds, --runs, --rows and --out, not {word}")),
-        }
-    }
-    if flags.runs == 0 || flags.seconds.is_nan() || flags.seconds <= 0.0 {
-        return Err("bench target needs at least one run of more than 0 seconds".to_owned());
-    }
-    Ok(flags)
 }
 
 /// A target of ours, pinned to core 0.
@@ -164,7 +138,7 @@ struct Target {
 
 impl Target {
     fn start(devices: &[&str]) -> Result<Self, String> {
-        let mut command = pinned("0", &root().join("target/release/blkcopy"));
+        let mut command = pinned_blkcopy(Some(TARGET_CORE));
         command.args(["serve", "--listen", "127.0.0.1:0", "--nqn", NQN]).args(devices).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(|e| cannot(&command, &e))?;
         let out = child.stdout.take().expect("piped above");
@@ -202,15 +176,6 @@ impl Drop for Target {
     }
 }
 
-fn pinned(core: &str, program: &Path) -> Command {
-    if !have("taskset") {
-        return Command::new(program);
-    }
-    let mut command = Command::new("taskset");
-    command.args(["-c", core]).arg(program);
-    command
-}
-
 /// CPU seconds a process has used, user and system. 0 when it is gone.
 fn cpu_seconds(pid: u32) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -240,17 +205,14 @@ fn spdk_target(namespaces: usize, mib: u64, need: u64) -> Result<Option<Theirs>,
     Ok(Some(theirs))
 }
 
-fn rows(text: &mut String, flags: &Flags) -> Result<(), String> {
-    let wanted: Vec<&Row> = ROWS
-        .iter()
-        .filter(|r| flags.rows.is_empty() || flags.rows.iter().any(|part| r.name.contains(part.as_str())))
-        .collect();
+fn rows(report: &mut Report, flags: &Timed) -> Result<(), String> {
+    let wanted: Vec<&Row> = ROWS.iter().filter(|r| flags.common.wants(r.name)).collect();
     let ours = Target::start(&["mem:256MiB", "mem:256MiB"])?;
     let theirs = spdk_target(2, 256, HUGE_MIB)?;
     let mut all: Vec<[Samples; 4]> = wanted.iter().map(|_| Default::default()).collect();
     let mut nbd = Samples::default();
-    let nbdkit = have("nbdkit") && have("fio") && flags.rows.is_empty();
-    for round in 0..=flags.runs {
+    let nbdkit = have("nbdkit") && have("fio") && flags.common.rows.is_empty();
+    for round in 0..=flags.common.runs {
         for (row, samples) in wanted.iter().zip(&mut all) {
             for (pair, samples) in Pair::ALL.into_iter().zip(samples) {
                 let Some(said) = measure(pair, &ours, theirs.as_ref(), row, flags.seconds)? else { continue };
@@ -266,51 +228,63 @@ fn rows(text: &mut String, flags: &Flags) -> Result<(), String> {
             nbd.iops.push(nbdkit_iops(flags.seconds)?);
         }
     }
-    put(
-        text,
-        "| load | host -> target | operations/s: median [min-max] | MB/s | p50 us | p99 us | target CPU us/op | generator CPU us/op |",
-    );
-    put(text, "|---|---|---|---|---|---|---|---|");
+    report.head(&[
+        "load",
+        "host -> target",
+        "operations/s: median [min-max]",
+        "MB/s",
+        "p50 us",
+        "p99 us",
+        "target CPU us/op",
+        "generator CPU us/op",
+    ]);
     for (row, samples) in wanted.iter().zip(&all) {
         for (pair, s) in Pair::ALL.into_iter().zip(samples).filter(|(_, s)| !s.iops.is_empty()) {
-            put(
-                text,
-                &format!(
-                    "| {} | {} | {} | {:.0} | {:.1} | {:.1} | {:.2} | {:.2} |",
-                    row.name,
-                    pair.name(),
-                    spread(&s.iops, 0),
-                    median(&s.mb_s),
-                    median(&s.p50_us),
-                    median(&s.p99_us),
-                    median(&s.target_us),
-                    median(&s.generator_us),
-                ),
-            );
+            report.row(&[
+                &row.name,
+                &pair.name(),
+                &spread(&s.iops, 0),
+                &format_args!("{:.0}", median(&s.mb_s)),
+                &format_args!("{:.1}", median(&s.p50_us)),
+                &format_args!("{:.1}", median(&s.p99_us)),
+                &format_args!("{:.2}", median(&s.target_us)),
+                &format_args!("{:.2}", median(&s.generator_us)),
+            ]);
         }
     }
     if nbdkit {
-        let line = format!(
-            "| 4 KiB random read, depth 32 | fio -> nbdkit memory | {:.0} | | | | | |",
-            median(&nbd.iops)
-        );
-        put(text, &line);
+        let iops = median(&nbd.iops);
+        report.row(&[
+            &"4 KiB random read, depth 32",
+            &"fio -> nbdkit memory",
+            &format_args!("{iops:.0}"),
+            &"",
+            &"",
+            &"",
+            &"",
+            &"",
+        ]);
     } else {
         println!("SKIPPED nbdkit: it and fio are not both here, or rows were chosen");
     }
     if theirs.is_some() {
-        ratios(text, &wanted, &all);
+        ratios(report, &wanted, &all);
     }
     theirs.map_or(Ok(()), Theirs::end)
 }
 
 /// Ours over theirs, each round for itself.
-fn ratios(text: &mut String, rows: &[&Row], all: &[[Samples; 4]]) {
-    put(
-        text,
-        "\n| blkcopy / SPDK | targets, our host: bytes/s | targets, SPDK's host: bytes/s | p50 | p99 | hosts, our target: bytes/s | hosts, SPDK's target: bytes/s |",
-    );
-    put(text, "|---|---|---|---|---|---|---|");
+fn ratios(report: &mut Report, rows: &[&Row], all: &[[Samples; 4]]) {
+    report.line("");
+    report.head(&[
+        "blkcopy / SPDK",
+        "targets, our host: bytes/s",
+        "targets, SPDK's host: bytes/s",
+        "p50",
+        "p99",
+        "hosts, our target: bytes/s",
+        "hosts, SPDK's target: bytes/s",
+    ]);
     for (row, [load_ours, load_theirs, perf_ours, perf_theirs]) in rows.iter().zip(all) {
         let Some(theirs) = row.theirs else { continue };
         let speed = |a: &Samples, b: &Samples| spread(&quotients(&a.mb_s, &b.mb_s), 2);
@@ -323,32 +297,20 @@ fn ratios(text: &mut String, rows: &[&Row], all: &[[Samples; 4]]) {
             true => spread(&quotients(a, b), 2),
             false => "-".to_owned(),
         };
-        let line = format!(
-            "| {} | {} | {} | {} | {} | {} | {} |",
-            row.name,
-            speed(load_ours, load_theirs),
-            speed(perf_ours, perf_theirs),
-            latency(&a.p50_us, &b.p50_us),
-            latency(&a.p99_us, &b.p99_us),
-            speed(load_ours, perf_ours),
-            speed(load_theirs, perf_theirs),
-        );
-        put(text, &line);
+        report.row(&[
+            &row.name,
+            &speed(load_ours, load_theirs),
+            &speed(perf_ours, perf_theirs),
+            &latency(&a.p50_us, &b.p50_us),
+            &latency(&a.p99_us, &b.p99_us),
+            &speed(load_ours, perf_ours),
+            &speed(load_theirs, perf_theirs),
+        ]);
     }
 }
 
 fn quotients(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a / b).collect()
-}
-
-/// Median, least and most; a dash for nothing.
-fn spread(list: &[f64], digits: usize) -> String {
-    let least = list.iter().copied().fold(f64::NAN, f64::min);
-    let most = list.iter().copied().fold(f64::NAN, f64::max);
-    if list.is_empty() {
-        return "-".to_owned();
-    }
-    format!("{:.digits$} [{least:.digits$}-{most:.digits$}]", median(list))
 }
 
 /// One run: the generator's `key=value` words and the target's CPU microseconds for each operation. `None`: this pair does not
@@ -394,7 +356,7 @@ fn generate(
     seconds: f64,
     url: &dyn Fn(u32) -> String,
 ) -> Result<Vec<(String, f64)>, String> {
-    let mut command = pinned("1", &root().join("target/release/examples/load"));
+    let mut command = pinned(Some(GENERATOR_CORE), &bench("load"));
     command.arg(url(row.from)).args(load.split(' ')).arg(seconds.to_string()).arg(ranges);
     if row.to != row.from {
         command.arg(url(row.to));
@@ -462,14 +424,14 @@ impl Samples {
 
 fn nbdkit_iops(seconds: f64) -> Result<f64, String> {
     let socket = std::env::temp_dir().join(format!("blkcopy-bench-{}.nbd", std::process::id()));
-    let mut command = pinned("0", Path::new("nbdkit"));
+    let mut command = pinned(Some(TARGET_CORE), Path::new("nbdkit"));
     command.args(["--foreground", "--unix"]).arg(&socket).args(["memory", "256M"]);
     let mut server = command.spawn().map_err(|e| cannot(&command, &e))?;
     let begun = Instant::now();
     while !socket.exists() && begun.elapsed() < Duration::from_secs(5) {
         std::thread::sleep(Duration::from_millis(10));
     }
-    let mut fio = pinned("1", Path::new("fio"));
+    let mut fio = pinned(Some(GENERATOR_CORE), Path::new("fio"));
     fio.args(["--name=x", "--ioengine=nbd", "--rw=randread", "--bs=4k", "--iodepth=32", "--time_based"]);
     fio.args(["--size=256M", "--minimal", &format!("--runtime={}", seconds.ceil())]);
     fio.arg(format!("--uri=nbd+unix:///?socket={}", socket.display()));
@@ -483,20 +445,20 @@ fn nbdkit_iops(seconds: f64) -> Result<f64, String> {
 }
 
 /// CPU of a target with a host attached that asks nothing.
-fn idle(text: &mut String) -> Result<(), String> {
+fn idle(report: &mut Report) -> Result<(), String> {
     println!("==> idle");
     let target = Target::start(&["mem:256MiB"])?;
-    let mut host = Command::new(root().join("target/release/examples/load"));
+    let mut host = Command::new(bench("load"));
     host.arg(target.url(1)).args(["read", "4096", "1", "0.1"]);
     output(&mut host)?;
     let before = target.cpu();
     std::thread::sleep(Duration::from_secs(5));
-    put(text, &format!("\nIdle for 5 s: {:.2} s of CPU.", target.cpu() - before));
+    report.line(format_args!("\nIdle for 5 s: {:.2} s of CPU.", target.cpu() - before));
     let Some(theirs) = spdk_target(1, 256, HUGE_MIB)? else { return Ok(()) };
     theirs.resume()?;
     let before = cpu_seconds(theirs.id());
     std::thread::sleep(Duration::from_secs(5));
-    put(text, &format!("SPDK's: {:.2} s.", cpu_seconds(theirs.id()) - before));
+    report.line(format_args!("SPDK's: {:.2} s.", cpu_seconds(theirs.id()) - before));
     theirs.end()
 }
 
@@ -504,17 +466,18 @@ fn idle(text: &mut String) -> Result<(), String> {
 const RANDOM_GIB: &str = "dd if=/dev/urandom bs=1M count=1024 iflag=fullblock conv=fsync status=none";
 
 /// Clones of 1 GiB from one namespace to another: by Copy, by read and write through the host, and a local `cp` beside them.
-fn clones(text: &mut String, flags: &Flags) -> Result<(), String> {
-    put(
-        text,
-        "\n| clone of 1 GiB between two namespaces | by Copy, ms | sent + received, bytes | read and write, ms | local cp, ms |",
-    );
-    put(text, "|---|---|---|---|---|");
-    let base = root().join("target");
-    let folder =
-        tempfile::Builder::new().prefix("bench-").tempdir_in(&base).map_err(|e| cannot(&base, &e))?;
-    clone_row(text, flags, "memory", &["mem:1GiB", "mem:1GiB"], None)?;
-    clone_row(text, flags, "files", &[], Some(folder.path()))?;
+fn clones(report: &mut Report, flags: &Timed) -> Result<(), String> {
+    report.line("");
+    report.head(&[
+        "clone of 1 GiB between two namespaces",
+        "by Copy, ms",
+        "sent + received, bytes",
+        "read and write, ms",
+        "local cp, ms",
+    ]);
+    let folder = scratch()?;
+    clone_row(report, flags, "memory", &["mem:1GiB", "mem:1GiB"], None)?;
+    clone_row(report, flags, "files", &[], Some(folder.path()))?;
     if !(is_root() && have("mkfs.xfs") && have("losetup")) {
         println!("SKIPPED files that share extents: needs root, mkfs.xfs and loop devices");
         return Ok(());
@@ -524,14 +487,14 @@ fn clones(text: &mut String, flags: &Flags) -> Result<(), String> {
     output(words("mkfs.xfs -q -m reflink=1").arg(&image))?;
     std::fs::create_dir(&mounted).map_err(|e| cannot(&mounted, &e))?;
     output(words("mount -o loop").arg(&image).arg(&mounted))?;
-    let done = clone_row(text, flags, "files that share extents (XFS)", &[], Some(&mounted));
+    let done = clone_row(report, flags, "files that share extents (XFS)", &[], Some(&mounted));
     output(words("umount").arg(&mounted))?;
     done
 }
 
 fn clone_row(
-    text: &mut String,
-    flags: &Flags,
+    report: &mut Report,
+    flags: &Timed,
     name: &str,
     devices: &[&str],
     folder: Option<&Path>,
@@ -550,9 +513,8 @@ fn clone_row(
     let theirs = if name == "memory" { spdk_target(2, 1024, HUGE_MIB_CLONE)? } else { None };
     if files.is_none() {
         // Memory that was never written is a hole, and a hole is copied in no time.
-        let full =
-            tempfile::NamedTempFile::new_in(root().join("target")).map_err(|e| cannot("a file", &e))?;
-        let full = full.path().display().to_string();
+        let full = scratch()?;
+        let full = full.path().join("full").display().to_string();
         output(words(RANDOM_GIB).arg(format!("of={full}")))?;
         clone("never", &full, &target.url(1))?;
         clone("never", &full, &target.url(2))?;
@@ -565,7 +527,7 @@ fn clone_row(
     }
     let (mut copy, mut hand, mut local, mut wire) = (Vec::new(), Vec::new(), Vec::new(), 0.0);
     let mut their_hand = Vec::new();
-    for round in 0..=flags.runs {
+    for round in 0..=flags.common.runs {
         for (offload, times) in [("require", &mut copy), ("never", &mut hand)] {
             let receipt = clone(offload, &target.url(1), &target.url(2))?;
             if round > 0 {
@@ -593,13 +555,18 @@ fn clone_row(
         }
     }
     let local = if local.is_empty() { "-".to_owned() } else { format!("{:.0}", median(&local)) };
-    let mut line = format!("| {name} ");
-    // Writing into a String cannot fail.
-    let _ = write!(line, "| {:.1} | {wire:.0} | {:.0} | {local} |", median(&copy), median(&hand));
-    put(text, &line);
+    let copy = median(&copy);
+    report.row(&[
+        &name,
+        &format_args!("{copy:.1}"),
+        &format_args!("{wire:.0}"),
+        &format_args!("{:.0}", median(&hand)),
+        &local,
+    ]);
     if let Some(theirs) = theirs {
         // It does not copy from one namespace to another.
-        put(text, &format!("| SPDK's target, memory | - | - | {:.0} | - |", median(&their_hand)));
+        let their_hand = median(&their_hand);
+        report.row(&[&"SPDK's target, memory", &"-", &"-", &format_args!("{their_hand:.0}"), &"-"]);
         theirs.end()?;
     }
     Ok(())
@@ -607,24 +574,13 @@ fn clone_row(
 
 /// `blkcopy cp` from one namespace to another: its receipt.
 fn clone(offload: &str, from: &str, to: &str) -> Result<serde_json::Value, String> {
-    let mut cp = pinned("1", &root().join("target/release/blkcopy"));
+    let mut cp = pinned_blkcopy(Some(GENERATOR_CORE));
     let out = output(cp.args(["cp", "--json", "--yes", "--no-sync", "--offload", offload, from, to]))?;
     serde_json::from_str(&out).map_err(|e| cannot(&out, &e))
 }
 
 fn number(receipt: &serde_json::Value, pointer: &str) -> f64 {
     receipt.pointer(pointer).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN)
-}
-
-fn put(text: &mut String, line: &str) {
-    text.push_str(line);
-    text.push('\n');
-}
-
-fn median(list: &[f64]) -> f64 {
-    let mut list = list.to_vec();
-    list.sort_by(f64::total_cmp);
-    list.get(list.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]
@@ -654,11 +610,5 @@ Summary latency data for TCP (addr:127.0.0.1 subnqn:x) NSID 1 from core  1:
         assert_eq!((of("iops"), of("p50_us"), of("p99_us")), (49664.0, 630.154, 890.003));
         assert!((of("mb_s") - 203.424).abs() < 0.001);
         assert!(perf_said("No valid NVMe controllers found").is_none());
-    }
-
-    #[test]
-    fn a_spread_names_its_ends() {
-        assert_eq!(spread(&[3.0, 1.0, 2.0], 1), "2.0 [1.0-3.0]");
-        assert_eq!(spread(&[], 1), "-");
     }
 }

@@ -1,8 +1,11 @@
 //! Times copy_file_range(2) calls one at a time: the client of `cargo xtask bench mount`.
 //!
-//! `copy_latency SOURCE DEST BYTES COUNT`: COUNT calls of BYTES each, walking through both files, after a tenth of COUNT that
-//! does not count. Prints one line of `key=value`, with `inline` and `handed_over` where DEST is a volume of our mount, which
-//! counts them. A short answer is an error: it would make the figures those of another copy.
+//! `copy_latency SOURCE DEST BYTES COUNT`: COUNT calls of BYTES each, walking through both files, after a tenth of
+//! COUNT that does not count. Prints one line of `key=value`, with `inline` and `handed_over` where DEST is a
+//! volume of our mount, which counts them. A short answer is an error: it would make the figures those of another
+//! copy.
+
+mod common;
 
 use rustix::fs::{copy_file_range, fgetxattr};
 use std::error::Error;
@@ -12,7 +15,7 @@ use std::time::Instant;
 const USAGE: &str = "usage: copy_latency SOURCE DEST BYTES COUNT";
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<String> = common::args().collect();
     let [source, dest, bytes, count] = &args[..] else { return Err(USAGE.into()) };
     let (bytes, count): (usize, usize) = (bytes.parse()?, count.parse()?);
     let source = OpenOptions::new().read(true).open(source)?;

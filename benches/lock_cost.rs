@@ -1,5 +1,8 @@
-//! What the range locks cost. `cargo run --release --example lock_cost` prints times; with `io N` it only begins and ends N
-//! reads of 4 KiB, with `copy N` N copies on one core, for an instruction counter (subtract the counts of N and 2N).
+//! What the range locks cost. `cargo bench -p blkcopy --bench lock_cost` prints times; with `io N` it only begins
+//! and ends N reads of 4 KiB, with `copy N` N copies on one core, for an instruction counter (subtract the counts
+//! of N and 2N).
+
+mod common;
 
 use blkcopy::block::lock::{Begun, Claim, CoreLocks, LockDomain};
 use blkcopy::block::{ByteRange, LeafId};
@@ -52,7 +55,7 @@ fn main() {
     let domain = LockDomain::new();
     let leaf = LeafId::fresh();
     let locks = domain.attach(|| ()).expect("the first core");
-    let mut args = std::env::args().skip(1);
+    let mut args = common::args();
     if let Some(what) = args.next() {
         let count = args.next().and_then(|n| n.parse().ok());
         return match (what.as_str(), count) {

@@ -1,10 +1,14 @@
-//! The FUSE servers that `cargo xtask bench mount` compares with: what a request costs when the server does next to nothing.
+//! The FUSE servers that `cargo xtask bench mount` compares with: what a request costs when the server does next to
+//! nothing.
 //!
-//! `fuse_floor empty|minimal DIR THREADS SIZE [WORD,..]`: mounts files `a` and `b` of SIZE bytes, prints `ready` and serves until
-//! it is unmounted. `empty` answers every request at once and moves nothing. `minimal` keeps both files in memory and moves
-//! bytes once. Words: `clone` (a descriptor of /dev/fuse for each thread), `nokillpriv` (the kernel, not the server, looks
-//! after set-user-id and capabilities), `xattr` (answers "no such attribute" rather than "no attributes here", as a server
-//! that has some must; the kernel remembers only the second), `cache` (through the page cache).
+//! `fuse_floor empty|minimal DIR THREADS SIZE [WORD,..]`: mounts files `a` and `b` of SIZE bytes, prints `ready`
+//! and serves until it is unmounted. `empty` answers every request at once and moves nothing. `minimal` keeps both
+//! files in memory and moves bytes once. Words: `clone` (a descriptor of /dev/fuse for each thread), `nokillpriv`
+//! (the kernel, not the server, looks after set-user-id and capabilities), `xattr` (answers "no such attribute"
+//! rather than "no attributes here", as a server that has some must; the kernel remembers only the second), `cache`
+//! (through the page cache).
+
+mod common;
 
 use fuser::{
     BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
@@ -217,7 +221,7 @@ impl Filesystem for Floor {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<String> = common::args().collect();
     let [mode, dir, threads, size, rest @ ..] = &args[..] else { return Err(USAGE.into()) };
     let words: Vec<&str> = rest.iter().flat_map(|w| w.split(',')).collect();
     if let Some(word) = words.iter().find(|w| !["clone", "nokillpriv", "xattr", "cache"].contains(w)) {

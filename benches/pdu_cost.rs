@@ -1,6 +1,10 @@
-//! What a command costs in the controller's end of an NVMe/TCP connection: capsule in, completion, output drained, N times, DEPTH
-//! at once. Prints nanoseconds; for instructions, `valgrind --tool=callgrind target/release/examples/pdu_cost read 20000 [DEPTH]`
-//! (subtract the counts of N and 2N). The other kinds: `write` (in the capsule), `both` (read, with both digests), `flush`.
+//! What a command costs in the controller's end of an NVMe/TCP connection: capsule in, completion, output drained,
+//! N times, DEPTH at once. `cargo bench -p blkcopy --bench pdu_cost -- read 20000 [DEPTH]` prints nanoseconds; for
+//! instructions, run the program (`cargo bench -p blkcopy --bench pdu_cost --no-run` prints where it is) under
+//! `valgrind --tool=callgrind` (subtract the counts of N and 2N). The other kinds: `write` (in the capsule), `both`
+//! (read, with both digests), `flush`.
+
+mod common;
 
 use blkcopy::block::{Buf, BufPool};
 use blkcopy::nvme::tcp::Digests;
@@ -13,7 +17,7 @@ use std::time::{Duration, Instant};
 const LEN: u32 = 4096;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut args = std::env::args().skip(1);
+    let mut args = common::args();
     let usage = "usage: pdu_cost read|write|both|flush COUNT [DEPTH]";
     let kind = args.next().ok_or(usage)?;
     let count: u64 = args.next().ok_or(usage)?.parse()?;

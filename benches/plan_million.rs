@@ -1,6 +1,6 @@
 //! Plans a copy of one million scattered segments between two memory devices: time and allocations.
 //!
-//! `cargo run --release -p blkcopy --example plan_million`
+//! `cargo bench -p blkcopy --bench plan_million`
 
 use blkcopy::block::Device;
 use blkcopy::copy::{DeviceFacts, Job, Planner, Policy, Segment};

@@ -1,7 +1,7 @@
-//! `--preserve`: owner, mode, access control list, extended attributes and times of the source, as `cp -p` keeps them.
+//! Owner, mode, access control list, extended attributes and times of the source, kept as `cp -p` keeps them.
 
-use blkcopy::block::{Device, Error};
-use blkcopy::drivers::File;
+use crate::block::{Device, Error};
+use crate::drivers::File;
 use rustix::fs::{Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use std::ffi::CString;
@@ -14,14 +14,14 @@ const ACL: &[u8] = b"system.posix_acl_access";
 const CAPABILITY: &[u8] = b"security.capability";
 
 /// What is kept of a source.
-pub(crate) struct Kept {
+pub(super) struct Kept {
     stat: Stat,
     attributes: Vec<(CString, Vec<u8>)>,
 }
 
 impl Kept {
     /// Reads it.
-    pub(crate) fn of(file: &File) -> Result<Self, Error> {
+    pub(super) fn of(file: &File) -> Result<Self, Error> {
         let attributes = attributes(file)
             .map_err(|e| Error::os("its extended attributes cannot be read", e).on(file.name()))?;
         Ok(Self { stat: *file.stat_at_open(), attributes })
@@ -32,7 +32,7 @@ impl Kept {
     /// The order matters: a new owner clears the special bits, which must not be there while the file belongs to another user than
     /// the source; the list of rights comes with the mode; times last, because all else changes them. What this user or the
     /// destination's file system cannot keep is a warning. Errors: everything else, such as a full disk.
-    pub(crate) fn give(&self, file: &File, new: bool, warnings: &mut Vec<String>) -> Result<(), Error> {
+    pub(super) fn give(&self, file: &File, new: bool, warnings: &mut Vec<String>) -> Result<(), Error> {
         let failed = |what: &'static str| move |e: Errno| Error::os(what, e).on(file.name());
         let old = rustix::fs::fstat(file).map_err(failed("cannot be looked at"))?;
         let mode = self.stat.st_mode & 0o7777;

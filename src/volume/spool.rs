@@ -2,12 +2,10 @@
 //!
 //! Files of /proc say 0 bytes, those of sysfs 4096, some FUSE servers do not know. `cp` reads on until there is no more.
 
-use crate::ends::Purpose;
-use crate::fail::Fail;
-use crate::file_dest::{folder_of, nameless};
-use blkcopy::block::{Device, Error};
-use blkcopy::drivers::File;
-use blkcopy::open::Name;
+use super::file_dest::{folder_of, nameless};
+use super::name::Name;
+use crate::block::{Device, Error, Result};
+use crate::drivers::File;
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -34,7 +32,7 @@ const KERNEL: [u32; 10] = [
 ];
 
 /// What is copied in place of a source.
-pub(crate) enum Spooled {
+pub(super) enum Spooled {
     /// Nothing: its size is right.
     No,
     /// What was read from it.
@@ -43,13 +41,13 @@ pub(crate) enum Spooled {
     Later,
 }
 
-/// Looks whether the size of a source is right, and reads it to its end if not.
-pub(crate) fn of(source: &Arc<dyn Device>, dest: &Name, purpose: Purpose) -> Result<Spooled, Fail> {
+/// Looks whether the size of a source is right, and reads it to its end if not and a copy follows.
+pub(super) fn of(source: &Arc<dyn Device>, dest: &Name, is_copied: bool) -> Result<Spooled> {
     let Some(file) = source.as_any().downcast_ref::<File>() else { return Ok(Spooled::No) };
     if !is_wrong(file) {
         return Ok(Spooled::No);
     }
-    if purpose == Purpose::Plan {
+    if !is_copied {
         return Ok(Spooled::Later);
     }
     Ok(Spooled::Yes(Arc::new(read_to_end(file, dest)?)))
@@ -72,7 +70,7 @@ fn is_of_the_kernel(file: &File) -> bool {
     KERNEL.contains(&u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
 }
 
-fn read_to_end(file: &File, dest: &Name) -> Result<File, Error> {
+fn read_to_end(file: &File, dest: &Name) -> Result<File> {
     let spool = spool(file.name(), dest)?;
     let mut buf = vec![0; PIECE];
     let (mut at, mut end) = (0u64, 0u64);
@@ -108,7 +106,7 @@ fn read_to_end(file: &File, dest: &Name) -> Result<File, Error> {
 }
 
 /// An empty file without a name: beside the destination, in the folder for temporary files, or in memory.
-fn spool(name: &str, dest: &Name) -> Result<File, Error> {
+fn spool(name: &str, dest: &Name) -> Result<File> {
     let beside = dest.path().filter(|p| !p.is_dir()).map(|p| folder_of(p).to_owned());
     let inside = dest.path().filter(|p| p.is_dir()).map(PathBuf::from);
     let folders = [beside, inside, Some(std::env::temp_dir())];

@@ -1,6 +1,7 @@
 //! Servers that show files under a folder, and file systems on a loop device: made for a benchmark, taken apart when dropped.
 
-use crate::tool::{cannot, have, is_root, output, root, run, words};
+use super::programs::scratch;
+use crate::tool::{cannot, is_root, output, run, words};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -9,18 +10,6 @@ use std::time::{Duration, Instant};
 
 /// How long a server may take to begin or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A program, held on the last core when `core`.
-pub(crate) fn pinned(core: bool, program: &Path) -> Command {
-    if !core || !have("taskset") {
-        return Command::new(program);
-    }
-    // Not the first one: interrupts are served there as a rule.
-    let last = std::thread::available_parallelism().map_or(0, |n| n.get() - 1);
-    let mut command = Command::new("taskset");
-    command.args(["-c", &last.to_string()]).arg(program);
-    command
-}
 
 /// A folder with the files a server shows.
 pub(crate) struct Mounted {
@@ -33,7 +22,7 @@ impl Mounted {
     /// Starts a server that prints a line beginning with `ready` or `mounted on` when it shows its files under the folder
     /// that `command` is given.
     pub(crate) fn start(command: impl FnOnce(&Path) -> Result<Command, String>) -> Result<Self, String> {
-        let folder = folder()?;
+        let folder = scratch()?;
         let dir = folder.path().join("mnt");
         std::fs::create_dir(&dir).map_err(|e| cannot(&dir, &e))?;
         let mut command = command(&dir)?;
@@ -52,7 +41,7 @@ impl Mounted {
 
     /// nbdfuse over nbdkit's memory, its file called `a`.
     pub(crate) fn nbdfuse(bytes: u64) -> Result<Self, String> {
-        let folder = folder()?;
+        let folder = scratch()?;
         let (dir, pid) = (folder.path().join("mnt"), folder.path().join("pid"));
         std::fs::create_dir(&dir).map_err(|e| cannot(&dir, &e))?;
         let mut command = words("nbdfuse -P");
@@ -121,7 +110,7 @@ pub(crate) struct Xfs {
 impl Xfs {
     /// Makes one of so many bytes, sparse.
     pub(crate) fn make(bytes: u64) -> Result<Self, String> {
-        let mut this = Self { device: None, mounted: false, folder: folder()? };
+        let mut this = Self { device: None, mounted: false, folder: scratch()? };
         let image = this.folder.path().join("fs.img");
         output(words("truncate -s").arg(bytes.to_string()).arg(&image))?;
         let attach = output(words("losetup --find --show --direct-io=on").arg(&image))?;
@@ -153,10 +142,4 @@ impl Drop for Xfs {
             eprintln!("could not be taken apart: {step:?}");
         }
     }
-}
-
-/// Under the build folder: the temporary folder is often memory.
-fn folder() -> Result<tempfile::TempDir, String> {
-    let base = root().join("target");
-    tempfile::Builder::new().prefix("bench-").tempdir_in(&base).map_err(|e| cannot(&base, &e))
 }

@@ -1,6 +1,6 @@
 //! Memory device to memory device through plan, runner and driver, beside a plain memory copy of the same bytes.
 //!
-//! `cargo run --release --example mem_copy`: medians of runs that take turns, after both sides were touched once.
+//! `cargo bench -p blkcopy --bench mem_copy`: medians of runs that take turns, after both sides were touched once.
 
 use blkcopy::block::{Buf, ByteRange, Device, Op};
 use blkcopy::copy::run::{Options, Progress, copy};

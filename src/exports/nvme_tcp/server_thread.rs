@@ -1,4 +1,4 @@
-//! One thread of a server: reads sockets, feeds the machines and the core, sends what they answer.
+//! One thread of a server: reads sockets, feeds the machines and the target's worker, sends what they answer.
 
 use super::link::{Buffers, Link};
 use super::shared::ServerShared;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// How often a thread with connections wakes up to look at its clocks, at the least.
+/// Longest time between two checks of the timers on a thread with connections.
 const TICK: Duration = Duration::from_millis(500);
 /// How long a server that stops waits for what is in flight.
 const GRACE: Duration = Duration::from_secs(5);
@@ -28,11 +28,11 @@ const GRACE: Duration = Duration::from_secs(5);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a host may keep buffers, taking and sending next to nothing, while another connection waits for one.
 const STALL_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a listener rests after an error, and how often one is told of.
+/// Rest of a listener after an error, and least time between two messages about one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const COMPLAIN_EVERY: Duration = Duration::from_secs(1);
-/// When a connection on which nothing moves is looked after by the kernel: silence until the first probe, time between probes, and
-/// how long what was sent may stay unacknowledged. Hosts with a keep-alive of their own are missed sooner.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// When the kernel probes an idle connection: silence until the first probe, time between probes, and how long what was sent may
+/// stay unacknowledged. Hosts with a keep-alive of their own are missed sooner.
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 const SILENCE_MAX_MS: u32 = 60_000;
@@ -47,24 +47,24 @@ struct ServerThread {
     worker: Worker,
     buffers: Buffers,
     listeners: Vec<Listening>,
-    /// Places of their own: a link may outlive its connection of the core, whose index is then another's.
+    /// Places of their own: a link may outlive its connection of the worker, whose index is then another's.
     links: Vec<Option<Link>>,
-    /// For each index of the core, the place of the link that had it last.
+    /// For each index of the worker, the place of the link that had it last.
     places: Vec<usize>,
     live: usize,
     serial: u32,
     next_inbox: usize,
     stopping: bool,
-    /// When patience is looked at next.
-    look: Duration,
-    /// When the core's next time-out may be due.
+    /// When stalled connections are checked next.
+    check_at: Duration,
+    /// When the worker's next time-out may be due.
     deadline: Option<Duration>,
     /// The last turn.
     turned: Duration,
     /// The task that keeps time, while there is nothing to keep it for.
     clock: Option<Waker>,
-    /// When an accept that failed was last told of.
-    complained: Option<Duration>,
+    /// When a failed accept was last reported.
+    reported: Option<Duration>,
     ready: Vec<IoDone>,
     answers: Vec<Answer>,
     lost: Vec<ConnectionId>,
@@ -82,7 +82,7 @@ struct Listening {
 /// Token of the readiness of listener `n`: `LISTENER + n`. Others are `serial << 32 | place << 1 | write`.
 const LISTENER: u64 = 1 << 63;
 
-/// Runs until the server stops. `started` is told when connections can be taken.
+/// Runs until the server stops. `started` is used when connections can be taken.
 pub(super) fn run(
     shared: &Arc<ServerShared>,
     index: usize,
@@ -94,7 +94,7 @@ pub(super) fn run(
     let chunk = shared.target.settings().transfer_bytes as usize;
     let pool =
         BufPool::new(shared.options.payload_bytes, chunk).filter(|p| p.chunk_bytes() >= chunk).ok_or_else(
-            || Error::new(Kind::NoMemory, format!("no memory for one transfer of {chunk} bytes on a core")),
+            || Error::new(Kind::NoMemory, format!("no memory for one transfer of {chunk} bytes on a thread")),
         )?;
     let pool = Rc::new(pool);
     let mut worker = Worker::new(shared.target.clone(), locks, waker.clone());
@@ -125,11 +125,11 @@ pub(super) fn run(
         serial: 0,
         next_inbox: 0,
         stopping: false,
-        look: Duration::ZERO,
+        check_at: Duration::ZERO,
         deadline: None,
         turned: Duration::ZERO,
         clock: None,
-        complained: None,
+        reported: None,
         ready: Vec::new(),
         answers: Vec::new(),
         lost: Vec::new(),
@@ -145,11 +145,11 @@ pub(super) fn run(
         let ticking = thread.clone();
         let _clock = crate::reactor::local::spawn(async move {
             loop {
-                let at = poll_fn(|cx| ticking.borrow_mut().next_look(cx.waker())).await;
+                let at = poll_fn(|cx| ticking.borrow_mut().next_check(cx.waker())).await;
                 if ticking.borrow().stopping {
                     return;
                 }
-                // Never no time at all: the turn that looks comes between.
+                // At least a moment: the turn that checks comes between.
                 let time = at.saturating_sub(crate::reactor::local::now()).max(Duration::from_millis(1));
                 sleep(time).await;
             }
@@ -168,13 +168,13 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The link of a connection that the core still has.
+/// The link of a connection that the worker still has.
 fn link_of<'a>(links: &'a mut [Option<Link>], places: &[usize], id: ConnectionId) -> Option<&'a mut Link> {
     let link = links.get_mut(*places.get(id.index())?)?.as_mut()?;
     (link.id == id && !link.left).then_some(link)
 }
 
-/// Lets the kernel find out that a host is gone without a word.
+/// Has the kernel notice a host that is gone without a word.
 fn watch_over(stream: &TcpStream) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
@@ -186,20 +186,20 @@ impl ServerThread {
     /// True when it got anything done, or spins.
     fn turn(&mut self) -> bool {
         let now = self.reactor.now();
-        // A gap that no sleep explains: this thread did not run. Its hosts have not been heard for so long, and are not to blame.
-        let stood_still = self.live > 0 && now.saturating_sub(self.turned) > 2 * TICK;
+        // A gap that no sleep explains: this thread did not run, and has read nothing of what its hosts sent meanwhile.
+        let was_paused = self.live > 0 && now.saturating_sub(self.turned) > 2 * TICK;
         self.turned = now;
         self.worker.set_time(now);
-        let mut busy = self.look_at_reactor(now);
-        busy |= self.take_dealt();
-        // Whoever is judged is heard first: what has come may lie unread.
-        let judges = now >= self.look || self.deadline.is_some_and(|at| now >= at);
+        let mut busy = self.poll_reactor(now);
+        busy |= self.open_dealt();
+        // Pending input is read before anything expires.
+        let expires = now >= self.check_at || self.deadline.is_some_and(|at| now >= at);
         if !self.stopping {
             for link in self.links.iter_mut().flatten() {
-                busy |= link.read(&mut self.worker, &mut self.buffers, now, judges || stood_still);
+                busy |= link.read(&mut self.worker, &mut self.buffers, now, expires || was_paused);
             }
         }
-        if stood_still {
+        if was_paused {
             self.worker.restart_timers();
             self.links.iter_mut().flatten().for_each(|link| link.restart_timers(now));
             busy = true;
@@ -210,9 +210,9 @@ impl ServerThread {
                     link.over = true;
                 }
             }
-            if now >= self.look {
-                self.look = now + TICK;
-                self.lose_patience(now);
+            if now >= self.check_at {
+                self.check_at = now + TICK;
+                self.close_stalled(now);
             }
         }
         busy |= self.buffers.hand_out(&mut self.links, &mut self.worker, now);
@@ -224,11 +224,11 @@ impl ServerThread {
         busy | self.buffers.hand_out(&mut self.links, &mut self.worker, now)
     }
 
-    /// When a turn is to look at the clocks next; without a connection never, until `waker` is woken.
-    fn next_look(&mut self, waker: &Waker) -> Poll<Duration> {
+    /// When a turn is to check the timers next; without a connection never, until `waker` is woken.
+    fn next_check(&mut self, waker: &Waker) -> Poll<Duration> {
         let resting = self.listeners.iter().filter(|l| !l.watched).map(|l| l.rests_until).min();
-        let look = (self.live > 0).then_some(self.look);
-        match [look, self.deadline.filter(|_| self.live > 0), resting].into_iter().flatten().min() {
+        let check = (self.live > 0).then_some(self.check_at);
+        match [check, self.deadline.filter(|_| self.live > 0), resting].into_iter().flatten().min() {
             Some(at) => Poll::Ready(at),
             None => {
                 self.clock = Some(waker.clone());
@@ -237,23 +237,23 @@ impl ServerThread {
         }
     }
 
-    /// Ends connections that never become a queue, and those that keep buffers from others by standing still.
-    fn lose_patience(&mut self, now: Duration) {
-        // One that stands still itself waits for what it keeps from itself.
-        let waits = |l: &Link| l.waits_since(now) >= STALL_PATIENCE && !l.stands_still(now, STALL_PATIENCE);
+    /// Closes connections that never become a queue, and stalled ones with buffers that others wait for.
+    fn close_stalled(&mut self, now: Duration) {
+        // A stalled connection does not count as waiting: it keeps the buffers itself.
+        let waits = |l: &Link| l.waits_since(now) >= STALL_PATIENCE && !l.is_stalled(now, STALL_PATIENCE);
         let is_short = self.links.iter().flatten().any(waits);
         for link in self.links.iter_mut().flatten() {
             if !link.announced && !link.connects && now.saturating_sub(link.opened) >= CONNECT_PATIENCE {
                 tracing::warn!(peer = %link.peer, "no Connect in {CONNECT_PATIENCE:?}; the connection is closed");
                 link.over = true;
-            } else if is_short && link.stands_still(now, STALL_PATIENCE) {
-                tracing::warn!(peer = %link.peer, "stands still for {STALL_PATIENCE:?} and has buffers another connection waits for; the connection is closed");
+            } else if is_short && link.is_stalled(now, STALL_PATIENCE) {
+                tracing::warn!(peer = %link.peer, "stalled for {STALL_PATIENCE:?} with buffers that another connection waits for; the connection is closed");
                 link.over = true;
             }
         }
     }
 
-    fn look_at_reactor(&mut self, now: Duration) -> bool {
+    fn poll_reactor(&mut self, now: Duration) -> bool {
         let mut ready = std::mem::take(&mut self.ready);
         self.reactor.complete(self.port, &mut ready);
         let busy = !ready.is_empty();
@@ -299,8 +299,8 @@ impl ServerThread {
                 Err(error) => {
                     // Out of descriptors, say: the connection stays in line, and the listener is ready all the time.
                     listening.rests_until = now + ACCEPT_PAUSE;
-                    if self.complained.is_none_or(|at| now >= at + COMPLAIN_EVERY) {
-                        self.complained = Some(now);
+                    if self.reported.is_none_or(|at| now >= at + REPORT_EVERY) {
+                        self.reported = Some(now);
                         tracing::warn!(%error, "connections cannot be accepted");
                     }
                     if let Some(clock) = self.clock.take() {
@@ -312,7 +312,7 @@ impl ServerThread {
         }
     }
 
-    fn take_dealt(&mut self) -> bool {
+    fn open_dealt(&mut self) -> bool {
         let mut busy = false;
         while let Some((stream, peer)) = self.shared.inboxes[self.index].take(|_| true) {
             busy = true;

@@ -1,12 +1,15 @@
 //! Keeps a device busy and says how fast it was: the generator of `cargo xtask bench target`.
 //!
-//! `load DEV read|write|copy BYTES DEPTH SECONDS [RANGES] [DEST]`: random offsets, one thread that spins. A copy has RANGES
-//! scattered sources of BYTES each on DEV and goes to DEST (DEV itself when left out). Prints one line of `key=value`.
+//! `load DEV read|write|copy BYTES DEPTH SECONDS [RANGES] [DEST]`: random offsets, one thread that spins. A copy
+//! has RANGES scattered sources of BYTES each on DEV and goes to DEST (DEV itself when left out). Prints one line
+//! of `key=value`.
+
+mod common;
 
 use blkcopy::block::request::Cancel;
 use blkcopy::block::{Buf, ByteRange, CopyRequest, Device, Method, Op, Submitter};
-use blkcopy::open::{Name, open_dest};
 use blkcopy::reactor::{EngineChoice, choose, enter};
+use blkcopy::volume::{Name, open_dest};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::VecDeque;
 use std::error::Error;
@@ -64,7 +67,7 @@ impl Load {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<String> = common::args().collect();
     let [device, what, bytes, depth, seconds, rest @ ..] = &args[..] else { return Err(USAGE.into()) };
     let (bytes, depth, seconds): (u64, usize, f64) = (bytes.parse()?, depth.parse()?, seconds.parse()?);
     let source = open_dest(&Name::parse(device)?, false)?;

@@ -4,9 +4,12 @@
 //! either does: rows "on one core" hold client and server there, the others leave them alone. Servers run all the time and
 //! sleep while it is not their turn.
 
-use crate::mounted::{Mounted, Xfs, pinned};
-use crate::tool::{Done, cannot, cargo, have, is_root, output, root, run, words};
-use std::fmt::Write as _;
+use super::flags::Timed;
+use super::mounted::{Mounted, Xfs};
+use super::programs::{bench, build, last_core, machine, pinned, pinned_blkcopy, scratch_in};
+use super::stats::{median, spread};
+use super::table::Report;
+use crate::tool::{Done, cannot, have, is_root, output, root, words};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,19 +21,6 @@ const CP_BYTES: u64 = 2 << 30;
 const RANDOM_MIB: u64 = 256;
 /// Reader threads, of our mount and of the servers it is compared with.
 const READERS: &str = "2";
-
-struct Flags {
-    seconds: f64,
-    runs: usize,
-    rows: Vec<String>,
-    out: Option<PathBuf>,
-}
-
-impl Flags {
-    fn wants(&self, row: &str) -> bool {
-        self.rows.is_empty() || self.rows.iter().any(|part| row.contains(part.as_str()))
-    }
-}
 
 /// One figure of one run, with what stands beside it.
 struct Sample {
@@ -85,79 +75,48 @@ impl Limit {
 }
 
 /// Runs the rows and prints (and, with `--out`, writes) tables in Markdown.
-pub(crate) fn mount(flags: &[&str]) -> Done {
-    let flags = parse(flags)?;
+pub(crate) fn mount(flags: &Timed) -> Done {
     if !Path::new("/dev/fuse").exists() || !(is_root() || have("fusermount3")) {
         println!("SKIPPED bench mount: no /dev/fuse, or neither root nor fusermount3");
         return Ok(true);
     }
-    println!("==> release build");
-    let build = ["build", "--quiet", "--release", "--package", "blkcopy-cli", "--bin", "blkcopy"];
-    let mut examples = vec!["build", "--quiet", "--release", "--package", "blkcopy"];
-    for name in ["fuse_floor", "copy_latency", "plain_copy"] {
-        examples.extend(["--example", name]);
-    }
-    if !run(&mut cargo(&build))? || !run(&mut cargo(&examples))? {
+    if !build(&["fuse_floor", "copy_latency", "plain_copy"])? {
         return Ok(false);
     }
-    let line = |command: &str| output(&mut words(command)).unwrap_or_default().trim().to_owned();
-    let mut text = format!(
-        "{} runs, methods alternating, {READERS} readers; machine: {} CPUs, {}; load before: {}\n\n",
-        flags.runs,
-        line("nproc"),
-        line("uname -sr"),
-        line("cat /proc/loadavg"),
-    );
+    let mut report = Report::default();
+    let runs = flags.common.runs;
+    report
+        .line(format_args!("{runs} runs, methods alternating, {READERS} readers; machine: {}\n", machine()));
     let mut tables = Tables::default();
     for core in [true, false] {
-        round_trips(&flags, core, &mut tables)?;
+        round_trips(flags, core, &mut tables)?;
     }
-    clone(&flags, &mut tables)?;
-    memory(&flags, &mut tables)?;
+    clone(flags, &mut tables)?;
+    memory(flags, &mut tables)?;
     for core in [true, false] {
-        random(&flags, core, &mut tables)?;
+        random(flags, core, &mut tables)?;
     }
-    text.push_str("| row | method | figure: median [min-max] | p99 us | inline | handed over |\n|---|---|---|---|---|---|\n");
-    text.push_str(&tables.figures);
-    text.push_str("\n| row | ratio | median [min-max] of the rounds | bar |\n|---|---|---|---|\n");
-    text.push_str(&tables.ratios);
-    println!("{text}");
-    if let Some(out) = &flags.out {
-        fs::write(out, &text).map_err(|e| cannot(out, &e))?;
-    }
+    report.head(&["row", "method", "figure: median [min-max]", "p99 us", "inline", "handed over"]);
+    report.add(&tables.figures);
+    report.line("");
+    report.head(&["row", "ratio", "median [min-max] of the rounds", "bar"]);
+    report.add(&tables.ratios);
+    println!("{}", report.text());
+    flags.common.save(report.text())?;
     Ok(true)
-}
-
-fn parse(words: &[&str]) -> Result<Flags, String> {
-    let mut flags = Flags { seconds: 1.0, runs: 5, rows: Vec::new(), out: None };
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
-        match *word {
-            "--seconds" => flags.seconds = value.parse().map_err(|e| cannot(value, &e))?,
-            "--runs" => flags.runs = value.parse().map_err(|e| cannot(value, &e))?,
-            "--rows" => flags.rows = value.split(',').map(str::to_owned).collect(),
-            "--out" => flags.out = Some(PathBuf::from(value)),
-            _ => return Err(format!("bench mount knows --seconds, --runs, --rows and --out, not {word}")),
-        }
-    }
-    if flags.runs == 0 || !(flags.seconds > 0.0 && flags.seconds < 3600.0) {
-        return Err("bench mount needs at least one run of more than 0 and less than 3600 seconds".to_owned());
-    }
-    Ok(flags)
 }
 
 #[derive(Default)]
 struct Tables {
-    figures: String,
-    ratios: String,
+    figures: Report,
+    ratios: Report,
 }
 
 /// Runs rows: round by round, row by row, method by method; the first round warms up.
-fn measure(flags: &Flags, rows: &[Row<'_>], tables: &mut Tables) -> Result<(), String> {
+fn measure(flags: &Timed, rows: &[Row<'_>], tables: &mut Tables) -> Result<(), String> {
     let mut all: Vec<Vec<Vec<Sample>>> =
         rows.iter().map(|row| row.methods.iter().map(|_| Vec::new()).collect()).collect();
-    for round in 0..=flags.runs {
+    for round in 0..=flags.common.runs {
         for (row, samples) in rows.iter().zip(&mut all) {
             println!("==> {} (round {round})", row.name);
             for ((name, method), samples) in row.methods.iter().zip(samples) {
@@ -182,28 +141,25 @@ fn measure(flags: &Flags, rows: &[Row<'_>], tables: &mut Tables) -> Result<(), S
     Ok(())
 }
 
-// Writing into a String cannot fail, here and below.
-fn figures(row: &Row<'_>, all: &[Vec<Sample>], text: &mut String) {
+fn figures(row: &Row<'_>, all: &[Vec<Sample>], table: &mut Report) {
     for ((name, _), samples) in row.methods.iter().zip(all) {
         let median_of = |f: &dyn Fn(&Sample) -> Option<f64>, digits: usize| {
             let list: Vec<f64> = samples.iter().filter_map(f).collect();
             if list.is_empty() { "-".to_owned() } else { format!("{:.digits$}", median(&list)) }
         };
         let of = |f: fn(&Sample) -> f64| samples.iter().map(f).collect::<Vec<f64>>();
-        let _ = writeln!(
-            text,
-            "| {} | {name} | {} {} | {} | {} | {} |",
-            row.name,
-            spread(&of(|s| s.figure), 1),
-            row.unit,
-            median_of(&|s| s.p99, 1),
-            median_of(&|s| s.inline.map(|i| i.0), 0),
-            median_of(&|s| s.inline.map(|i| i.1), 0),
-        );
+        table.row(&[
+            &row.name,
+            name,
+            &format_args!("{} {}", spread(&of(|s| s.figure), 1), row.unit),
+            &median_of(&|s| s.p99, 1),
+            &median_of(&|s| s.inline.map(|i| i.0), 0),
+            &median_of(&|s| s.inline.map(|i| i.1), 0),
+        ]);
     }
 }
 
-fn ratios(row: &Row<'_>, all: &[Vec<Sample>], text: &mut String) {
+fn ratios(row: &Row<'_>, all: &[Vec<Sample>], table: &mut Report) {
     for bar in &row.bars {
         let ours = all.first().map_or(&[][..], |s| s);
         let list: Vec<f64> = match bar.against {
@@ -215,16 +171,17 @@ fn ratios(row: &Row<'_>, all: &[Vec<Sample>], text: &mut String) {
             }
         };
         let limit = bar.limit.map_or("-".to_owned(), |limit| limit.text(median(&list)));
-        let _ = writeln!(text, "| {} | {} | {} | {limit} |", row.name, bar.what, spread(&list, 2));
+        table.row(&[&row.name, &bar.what, &spread(&list, 2), &limit]);
     }
 }
 
-fn example(name: &str) -> PathBuf {
-    root().join("target/release/examples").join(name)
+/// The core a row "on one core" is held on. Not the first one.
+fn held(core: bool) -> Option<usize> {
+    core.then(last_core)
 }
 
 fn floor(mode: &str, size: u64, core: bool) -> Result<Mounted, String> {
-    let mut command = pinned(core, &example("fuse_floor"));
+    let mut command = pinned(held(core), &bench("fuse_floor"));
     Mounted::start(|dir| {
         command.arg(mode).arg(dir).args([READERS, &size.to_string(), "clone,xattr"]);
         Ok(command)
@@ -232,7 +189,7 @@ fn floor(mode: &str, size: u64, core: bool) -> Result<Mounted, String> {
 }
 
 fn ours(volumes: &[String], core: bool) -> Result<Mounted, String> {
-    let mut command = pinned(core, &root().join("target/release/blkcopy"));
+    let mut command = pinned_blkcopy(held(core));
     Mounted::start(|dir| {
         command.args(["mount", "--threads", READERS]).arg(dir).args(volumes);
         Ok(command)
@@ -249,13 +206,13 @@ const fn where_(core: bool) -> &'static str {
 }
 
 /// copy_file_range from `a` to `b`, one at a time.
-fn copies<'a>(at: &'a Mounted, bytes: u64, flags: &Flags, core: bool) -> Measure<'a> {
+fn copies<'a>(at: &'a Mounted, bytes: u64, flags: &Timed, core: bool) -> Measure<'a> {
     // About as many as a second holds, fewer where a copy takes long.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     // between 100 and 10^9: seconds are bounded
     let count = (flags.seconds * if bytes > 1 << 20 { 5e3 } else { 5e4 }).clamp(100.0, 1e9) as u64;
     Box::new(move || {
-        let mut command = pinned(core, &example("copy_latency"));
+        let mut command = pinned(held(core), &bench("copy_latency"));
         command.args([at.file("a"), at.file("b")]).args([bytes.to_string(), count.to_string()]);
         let out = output(&mut command)?;
         let inline = value(&out, "inline").zip(value(&out, "handed_over"));
@@ -264,16 +221,18 @@ fn copies<'a>(at: &'a Mounted, bytes: u64, flags: &Flags, core: bool) -> Measure
     })
 }
 
-fn round_trips(flags: &Flags, core: bool, tables: &mut Tables) -> Result<(), String> {
+fn round_trips(flags: &Timed, core: bool, tables: &mut Tables) -> Result<(), String> {
     let name = |what: &str| format!("copy_file_range {what}{}", where_(core));
     let sizes = [("4 KiB", 4 << 10), ("64 KiB", 64 << 10), ("8 MiB", 8 << 20)];
     let handed = name("4 KiB between files, handed over");
-    if !sizes.iter().any(|(size, _)| flags.wants(&name(&format!("{size}, null")))) && !flags.wants(&handed) {
+    if !sizes.iter().any(|(size, _)| flags.common.wants(&name(&format!("{size}, null"))))
+        && !flags.common.wants(&handed)
+    {
         return Ok(());
     }
     let empty = floor("empty", 1 << 30, core)?;
     let null = ours(&pair("null:1GiB"), core)?;
-    let folder = scratch(fast_place())?;
+    let folder = scratch_in(&fast_place())?;
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
     for file in [&a, &b] {
         let mut fill = words("dd if=/dev/urandom bs=1M count=64 status=none");
@@ -318,7 +277,7 @@ fn round_trips(flags: &Flags, core: bool, tables: &mut Tables) -> Result<(), Str
         ],
         check: None,
     });
-    rows.retain(|row| flags.wants(&row.name));
+    rows.retain(|row| flags.common.wants(&row.name));
     measure(flags, &rows, tables)
 }
 
@@ -326,10 +285,6 @@ fn round_trips(flags: &Flags, core: bool, tables: &mut Tables) -> Result<(), Str
 fn fast_place() -> PathBuf {
     let shm = PathBuf::from("/dev/shm");
     if shm.is_dir() { shm } else { root().join("target") }
-}
-
-fn scratch(base: PathBuf) -> Result<tempfile::TempDir, String> {
-    tempfile::Builder::new().prefix("bench-").tempdir_in(&base).map_err(|e| cannot(&base, &e))
 }
 
 /// Milliseconds of `cp SOURCE DEST`, from start to exit.
@@ -351,9 +306,9 @@ fn fill(file: &Path, bytes: u64) -> Result<(), String> {
     output(fill.arg(format!("of={}", file.display())).arg(format!("count={bytes}"))).map(drop)
 }
 
-fn clone(flags: &Flags, tables: &mut Tables) -> Result<(), String> {
+fn clone(flags: &Timed, tables: &mut Tables) -> Result<(), String> {
     let name = "cp 2 GiB, files that share extents (XFS)";
-    if !flags.wants(name) {
+    if !flags.common.wants(name) {
         return Ok(());
     }
     if let Some(missing) = ["losetup", "mkfs.xfs", "cp", "cmp", "dd"].into_iter().find(|p| !have(p)) {
@@ -393,9 +348,9 @@ fn clone(flags: &Flags, tables: &mut Tables) -> Result<(), String> {
     measure(flags, &[row], tables)
 }
 
-fn memory(flags: &Flags, tables: &mut Tables) -> Result<(), String> {
+fn memory(flags: &Timed, tables: &mut Tables) -> Result<(), String> {
     let name = "cp 2 GiB, memory";
-    if !flags.wants(name) {
+    if !flags.common.wants(name) {
         return Ok(());
     }
     // Two volumes, two of nbdkit's, and two buffers of the plain copy.
@@ -416,7 +371,7 @@ fn memory(flags: &Flags, tables: &mut Tables) -> Result<(), String> {
         (
             "plain memory copy",
             Box::new(|| {
-                let out = output(Command::new(example("plain_copy")).arg(CP_BYTES.to_string()))?;
+                let out = output(Command::new(bench("plain_copy")).arg(CP_BYTES.to_string()))?;
                 Ok(Sample::of(value(&out, "ms").ok_or("plain_copy speaks otherwise")?))
             }),
         ),
@@ -463,10 +418,10 @@ fn nbdfuse(row: &str, bytes: u64) -> Option<Result<Mounted, String>> {
 }
 
 /// Thousands of random 4 KiB operations a second, by fio.
-fn fio<'a>(file: PathBuf, rw: &'static str, engine: &'static str, flags: &Flags, core: bool) -> Measure<'a> {
+fn fio<'a>(file: PathBuf, rw: &'static str, engine: &'static str, flags: &Timed, core: bool) -> Measure<'a> {
     let runtime = format!("--runtime={:.0}ms", flags.seconds * 1e3);
     Box::new(move || {
-        let mut command = pinned(core, Path::new("fio"));
+        let mut command = pinned(held(core), Path::new("fio"));
         command.args(["--name=x", "--bs=4k", "--time_based", "--norandommap", "--randrepeat=0"]);
         command.args(["--fallocate=none", "--output-format=json", &runtime]);
         command.args([format!("--size={RANDOM_MIB}m"), format!("--rw={rw}")]);
@@ -482,7 +437,7 @@ fn fio<'a>(file: PathBuf, rw: &'static str, engine: &'static str, flags: &Flags,
     })
 }
 
-fn random(flags: &Flags, core: bool, tables: &mut Tables) -> Result<(), String> {
+fn random(flags: &Timed, core: bool, tables: &mut Tables) -> Result<(), String> {
     let loads = [
         ("read", "randread", "one at a time", "fio --ioengine=psync"),
         ("write", "randwrite", "one at a time", "fio --ioengine=psync"),
@@ -493,7 +448,9 @@ fn random(flags: &Flags, core: bool, tables: &mut Tables) -> Result<(), String> 
     // Depth is for many: held on one core it would say nothing.
     let loads: Vec<_> = loads
         .into_iter()
-        .filter(|(what, _, depth, _)| (*depth != "depth 16" || !core) && flags.wants(&name(what, depth)))
+        .filter(|(what, _, depth, _)| {
+            (*depth != "depth 16" || !core) && flags.common.wants(&name(what, depth))
+        })
         .collect();
     let Some((first, ..)) = loads.first() else { return Ok(()) };
     if !have("fio") {
@@ -543,21 +500,6 @@ fn value(line: &str, key: &str) -> Option<f64> {
     line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
 }
 
-fn median(list: &[f64]) -> f64 {
-    let mut list = list.to_vec();
-    list.sort_by(f64::total_cmp);
-    list.get(list.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn spread(list: &[f64], digits: usize) -> String {
-    if list.is_empty() {
-        return "-".to_owned();
-    }
-    let most = list.iter().copied().fold(f64::NAN, f64::max);
-    let least = list.iter().copied().fold(f64::NAN, f64::min);
-    format!("{:.digits$} [{least:.digits$}-{most:.digits$}]", median(list))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -589,12 +531,12 @@ mod tests {
             check: None,
         };
         let list = |numbers: [f64; 3]| numbers.map(Sample::of).into_iter().collect::<Vec<_>>();
-        let mut text = String::new();
-        ratios(&row, &[list([1.0, 2.0, 4.0]), list([2.0, 8.0, 4.0])], &mut text);
+        let mut table = Report::default();
+        ratios(&row, &[list([1.0, 2.0, 4.0]), list([2.0, 8.0, 4.0])], &mut table);
         let expected = "| row | it | 0.50 [0.25-1.00] | at most 1: met |\n\
                         | row | it | 2.00 [1.00-4.00] | at least 3: **missed** |\n\
                         | row | it | 2.00 [1.00-4.00] | - |\n";
-        assert_eq!(text, expected);
+        assert_eq!(table.text(), expected);
     }
 
     #[test]

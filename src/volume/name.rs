@@ -1,21 +1,15 @@
-//! A name or URL becomes a device: the only place that knows drivers and maps both.
+//! What a user types for a device, taken apart.
 //!
 //! Names: a path, `mem:SIZE`, `null:SIZE`, `nvme-tcp://host:port/NQN?nsid=N`; each with an optional range `@offset+length` or `@offset` (to the end).
 //! Of a path, an offset alone needs a unit: `vm.img@20240101` is a file name, `vm.img@20240101B` is a range.
 
-use crate::block::{ByteRange, Device, Error, Kind, LEN_MAX, Result, Storage};
-use crate::drivers::nvme_tcp::{Namespace, Url};
-use crate::drivers::{self, Bdev, BdevOptions, File, FileOptions, mem::Mem, null::Null};
+use super::size::{parse_size, shift_of};
+use crate::block::{ByteRange, Error, Kind, LEN_MAX, Result};
+use crate::drivers::nvme_tcp::Url;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-/// Block size of `mem:` and `null:` devices, in bytes: any offset and length may be copied.
-const MEMORY_BLOCK: NonZeroU32 = NonZeroU32::new(1).expect("not zero");
 
 /// What the user typed for one end of a copy, taken apart.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -154,121 +148,6 @@ impl fmt::Display for Part {
     }
 }
 
-/// What a path leads to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Found {
-    /// Nothing.
-    Nothing,
-    /// A directory.
-    Folder,
-    /// A regular file.
-    File,
-    /// A block device.
-    Block,
-    /// Something that cannot be copied: a FIFO, a socket, a character device.
-    Other,
-}
-
-/// What `path` leads to, links followed. Errors: those of the system, such as `Permission` on the way there.
-pub fn find(path: &Path) -> Result<Found> {
-    let meta = match std::fs::metadata(path) {
-        Ok(meta) => meta,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(error) => return Err(Error::os("cannot be looked at", error).on(&path.display().to_string())),
-    };
-    Ok(match meta.file_type() {
-        t if t.is_dir() => Found::Folder,
-        t if t.is_file() => Found::File,
-        t if t.is_block_device() => Found::Block,
-        _ => Found::Other,
-    })
-}
-
-/// Opens a name to read from it. The range of the name is the caller's to apply ([`Name::range_in`]).
-///
-/// Errors: `NotFound`, `InvalidInput` for what cannot be copied, and those of the driver.
-pub fn open_source(name: &Name) -> Result<Arc<dyn Device>> {
-    let path = match &name.place {
-        Place::Path(path) => path,
-        _ => return open_unnamed(name),
-    };
-    match find(path)? {
-        Found::Block => Ok(Bdev::open(path, BdevOptions::default())?),
-        // A missing file, and what is no file, are refused by the driver in its own words.
-        _ => Ok(File::open(path, FileOptions::default())?),
-    }
-}
-
-/// Opens a block device, a namespace or a device in memory to write to it: nothing is written yet. Regular files are opened by the
-/// driver itself ([`File::open`]), because they are made, cut and extended too.
-///
-/// `force_in_use`: also where others use it. Errors: `InUse`, `ReadOnly`, and those of the driver.
-pub fn open_dest(name: &Name, force_in_use: bool) -> Result<Arc<dyn Device>> {
-    match &name.place {
-        Place::Path(path) => match find(path)? {
-            Found::Block => Ok(Bdev::open(path, BdevOptions { write: true, force_in_use })?),
-            _ => Ok(File::open(path, FileOptions { write: true, create: false })?),
-        },
-        _ => open_unnamed(name),
-    }
-}
-
-/// Opens what has no name in the file system.
-fn open_unnamed(name: &Name) -> Result<Arc<dyn Device>> {
-    Ok(match &name.place {
-        Place::NvmeTcp(url) => Namespace::open(url)?,
-        Place::Mem(size) => Arc::new(Mem::new(name.device_text(), *size, MEMORY_BLOCK)?),
-        Place::Null(size) => Arc::new(Null::new(name.device_text(), *size, MEMORY_BLOCK)?),
-        Place::Path(path) => return Err(invalid(format!("{}: names a file or device node", path.display()))),
-    })
-}
-
-/// What the files of a folder are stored in: for a file that is to be made there.
-pub fn storage_of_folder(folder: &Path) -> Storage {
-    drivers::storage_at(folder)
-}
-
-/// The directory in sysfs of the whole disk that a device number belongs to.
-fn sysfs_disk(dev: u64) -> PathBuf {
-    let dir = format!("/sys/dev/block/{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev));
-    let dir = std::fs::canonicalize(&dir).unwrap_or_else(|_| PathBuf::from(&dir));
-    match dir.parent() {
-        Some(disk) if dir.join("partition").exists() => disk.to_owned(),
-        _ => dir,
-    }
-}
-
-/// The model of a block device's disk, as the system names it, or of a namespace's controller, as it names itself.
-pub fn model_of(name: &Name, device: &dyn Device) -> Option<String> {
-    match name.path() {
-        Some(path) => model(path),
-        None => device.as_any().downcast_ref::<Namespace>().map(|n| n.model().to_owned()),
-    }
-}
-
-fn model(path: &Path) -> Option<String> {
-    let meta = path.metadata().ok().filter(|m| m.file_type().is_block_device())?;
-    let disk = sysfs_disk(meta.rdev());
-    let text = std::fs::read_to_string(disk.join("device/model")).ok();
-    let backing = || {
-        let file = std::fs::read_to_string(disk.join("loop/backing_file")).ok()?;
-        Some(format!("loop device over {}", file.trim()))
-    };
-    text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).or_else(backing)
-}
-
-/// True when `path` cannot be written: by this user's rights, by its mount, or because the block device is set read-only.
-pub fn read_only(path: &Path) -> bool {
-    // Who may do anything may also open a read-only device for writing; only the first write would tell.
-    let set = || {
-        let meta = path.metadata().ok().filter(|m| m.file_type().is_block_device())?;
-        let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
-        std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro")).ok()
-    };
-    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_err()
-        || set().is_some_and(|ro| ro.trim() == "1")
-}
-
 fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
@@ -365,122 +244,9 @@ fn parse_part(tail: &str) -> Result<Part> {
     Ok(Part { offset, len })
 }
 
-const UNITS: &str = "B, KiB, MiB, GiB, TiB, PiB or EiB";
-
-/// A size as the command line takes it: bytes, or a whole number with B, K, M, G, T, P, E or KiB to EiB, all binary.
-///
-/// At most [`LEN_MAX`]. Errors: `InvalidInput` with the value and what would be taken.
-///
-/// ```
-/// # use blkcopy::open::parse_size;
-/// assert_eq!(parse_size("64KiB").unwrap(), 65536);
-/// assert!(parse_size("1.5GiB").unwrap_err().to_string().contains("1536MiB"));
-/// ```
-pub fn parse_size(text: &str) -> Result<u64> {
-    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(digits_end);
-    if text.starts_with('-') {
-        return Err(invalid(format!("the size {text} is negative; give 0 or more bytes")));
-    }
-    if digits.is_empty() {
-        return Err(invalid(format!(
-            "{text:?} is not a size; give a whole number of bytes, or one with {UNITS}"
-        )));
-    }
-    if let Some(fraction) = unit.strip_prefix('.') {
-        return Err(invalid(format!(
-            "the size {text} has a fraction; write it as a whole number of a smaller unit{}",
-            smaller(digits, fraction).map_or(String::new(), |s| format!(" ({s})"))
-        )));
-    }
-    let Some(shift) = shift_of(unit) else {
-        return Err(invalid(format!("{text:?} has the unknown unit {unit:?}; units are {UNITS}")));
-    };
-    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
-    bytes.filter(|&n| n <= LEN_MAX).ok_or_else(|| {
-        invalid(format!(
-            "the size {text} is larger than the largest offset ({LEN_MAX} bytes); make it smaller"
-        ))
-    })
-}
-
-fn shift_of(unit: &str) -> Option<u32> {
-    let unit = unit.to_ascii_lowercase();
-    let letter = unit.strip_suffix("ib").unwrap_or(&unit);
-    match letter {
-        "" | "b" if unit == letter => Some(0),
-        "k" => Some(10),
-        "m" => Some(20),
-        "g" => Some(30),
-        "t" => Some(40),
-        "p" => Some(50),
-        "e" => Some(60),
-        _ => None,
-    }
-}
-
-/// "1.5GiB" as "1536MiB", where that is exact.
-fn smaller(digits: &str, fraction: &str) -> Option<String> {
-    let end = fraction.find(|c: char| !c.is_ascii_digit())?;
-    let (fraction, unit) = fraction.split_at(end);
-    let (shift, whole) = (shift_of(unit)?, digits.parse::<u64>().ok()?);
-    let below =
-        ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].get(usize::try_from(shift / 10).ok()?.checked_sub(1)?)?;
-    let scale = 10u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-    let part = fraction.parse::<u64>().ok()?.checked_mul(1024)?;
-    (part % scale == 0).then_some(())?;
-    Some(format!("{}{below}", whole.checked_mul(1024)?.checked_add(part / scale)?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes() {
-        let ok = [
-            ("0", 0),
-            ("511", 511),
-            ("512B", 512),
-            ("4K", 4096),
-            ("4KiB", 4096),
-            ("1m", 1 << 20),
-            ("2G", 2 << 30),
-            ("3TiB", 3 << 40),
-            ("1PiB", 1 << 50),
-            ("7EiB", 7 << 60),
-            ("9223372036854775807", LEN_MAX),
-        ];
-        for (text, bytes) in ok {
-            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
-        }
-        let bad = [
-            ("", "is not a size"),
-            ("x", "is not a size"),
-            ("GiB", "is not a size"),
-            ("+5", "is not a size"),
-            (" 5", "is not a size"),
-            ("-1", "negative"),
-            ("-1GiB", "negative"),
-            ("1.5GiB", "(1536MiB)"),
-            ("0.1GiB", "fraction"),
-            ("1.5", "fraction"),
-            ("5 GiB", "unknown unit"),
-            ("1KB", "unknown unit"),
-            ("0x10", "unknown unit"),
-            ("1iB", "unknown unit"),
-            ("8EiB", "larger than"),
-            ("9223372036854775808", "larger than"),
-            ("18446744073709551616", "larger than"),
-            ("18446744073709551616KiB", "larger than"),
-            ("99999999999999999999999", "larger than"),
-        ];
-        for (text, part) in bad {
-            let error = parse_size(text).unwrap_err();
-            assert_eq!(error.kind(), Kind::InvalidInput);
-            assert!(error.to_string().contains(part), "{text}: {error}");
-        }
-    }
 
     fn path(text: &str) -> (String, Option<Part>) {
         let name = Name::parse(text).unwrap();

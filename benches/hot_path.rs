@@ -1,5 +1,8 @@
-//! A 4 KiB read through a null device, its counters and the range locks, N times: for an instruction counter (subtract the
-//! counts of N and 2N). `valgrind --tool=callgrind target/release/examples/hot_path 20000 [DEPTH]`
+//! A 4 KiB read through a null device, its counters and the range locks, N times: for an instruction counter
+//! (subtract the counts of N and 2N). `cargo bench -p blkcopy --bench hot_path --no-run` prints where the program
+//! is; then `valgrind --tool=callgrind PROGRAM 20000 [DEPTH]`.
+
+mod common;
 
 use blkcopy::block::lock::{LockDomain, LockedQueue};
 use blkcopy::block::{Buf, ByteRange, Op, Queue, Submitter};
@@ -14,7 +17,7 @@ const LEN: u64 = 4096;
 const SIZE: u64 = 1 << 30;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut args = std::env::args().skip(1);
+    let mut args = common::args();
     let count: u64 = args.next().ok_or("usage: hot_path COUNT [DEPTH]")?.parse()?;
     let depth: u64 = args.next().map_or(Ok(1), |n| n.parse())?;
     let block = NonZeroU32::new(512).ok_or("not zero")?;
