@@ -32,7 +32,7 @@
 /*
  * One entry, 32 bytes.
  *
- * EINVAL, before anything is copied: a length of 0; a range that ends behind the end of its file; an entry that
+ * EINVAL, before anything is copied: a length of 0; a range that ends past the end of its file; an entry that
  * overlaps itself; two destinations that overlap; within one file, a source that overlaps any destination.
  */
 struct blkcopy_range {

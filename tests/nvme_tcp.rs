@@ -357,7 +357,7 @@ fn a_thread_that_stood_still_blames_nobody_for_what_it_did_not_hear() {
     let (mut admin, _) = queue_with(address, 0, CNTLID_DYNAMIC, NonZeroU32::new(1000));
     std::thread::scope(|scope| {
         let guard = scope.spawn(|| copy(address));
-        // What was read before the sentence may still be answered: some more, behind the end.
+        // What was read before the sentence may still be answered: some more, past the end.
         let mut more = 5;
         while more > 0 {
             more -= u32::from(guard.is_finished());

@@ -15,22 +15,22 @@ pub(crate) struct EndsArgs {
     /// Source: a path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N, with an optional range @offset+length
     #[arg(value_name = "SRC")]
     pub(crate) source: OsString,
-    /// Destination: named the same way; a directory means SRC's name in it
+    /// Destination, named the same way; in a directory the file keeps SRC's name
     #[arg(value_name = "DST")]
     pub(crate) dest: OsString,
-    /// Whether devices and file systems copy by themselves
+    /// Whether devices and file systems make the copy themselves
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     pub(crate) offload: OffloadArg,
     /// Holes: kept (auto), also made of zeroes (always), or all blocks allocated (never)
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     pub(crate) sparse: SparseArg,
-    /// Write into an existing file, keeping its other bytes and its length; wanted for an offset above 0
+    /// Write into an existing file, keeping its other bytes and its length; needed for an offset above 0
     #[arg(long)]
     pub(crate) in_place: bool,
-    /// Copy this part only (repeatable), in place; offsets count from the given ranges
+    /// Copy only this part, in place (repeatable); offsets count from the start of the ranges given
     #[arg(long = "segment", value_name = "SRC:DST:LEN", value_parser = parse_segment)]
     pub(crate) segments: Vec<Segment>,
-    /// Do not flush the destination at the end; the page cache may keep the bytes
+    /// Do not flush the destination at the end; the bytes may still be in the page cache only
     #[arg(long)]
     pub(crate) no_sync: bool,
     /// Overwrite a block device or an NVMe namespace
@@ -39,7 +39,7 @@ pub(crate) struct EndsArgs {
     /// Write to a destination that is mounted, held or otherwise in use
     #[arg(long)]
     pub(crate) force_in_use: bool,
-    /// Copy also where nobody can tell whether source and destination are stored in the same place
+    /// Copy even if it cannot be determined whether source and destination share storage
     #[arg(long)]
     pub(crate) assume_distinct: bool,
 }
@@ -76,33 +76,33 @@ pub(crate) struct CpArgs {
     /// Read both ends back after the flush and compare
     #[arg(long, value_enum, default_value = "none", value_name = "HOW")]
     pub(crate) verify: VerifyArg,
-    /// Most bytes per second, all methods together
+    /// Highest rate in bytes per second, for all methods together
     #[arg(long, value_name = "BYTES/s", value_parser = parse_rate)]
     pub(crate) limit_rate: Option<NonZeroU64>,
-    /// What is locked together: each request of the plan, or the whole job
+    /// What is locked at a time: each request of the plan, or the whole copy
     #[arg(long, value_enum, default_value = "request", value_name = "WHAT")]
     pub(crate) consistency: ConsistencyArg,
     /// Keep the source's owner, mode, access control list, extended attributes and times (regular files)
     #[arg(long)]
     pub(crate) preserve: bool,
-    /// Print the receipt as JSON instead of the last line
+    /// Print the receipt as JSON instead of the summary line
     #[arg(long)]
     pub(crate) json: bool,
     /// Write the receipt as JSON to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) receipt: Option<PathBuf>,
-    /// No progress, notes or last line; errors only
+    /// Print errors only: no progress, notes or summary line
     #[arg(long, short)]
     pub(crate) quiet: bool,
     /// Engine for reads and writes
     #[arg(long, value_enum, default_value = "auto", value_name = "ENGINE")]
     pub(crate) io_engine: EngineArg,
-    /// Most memory for data in flight, at least 4KiB
+    /// Memory for data in flight, at least 4KiB
     #[arg(long, default_value = "64MiB", value_name = "BYTES", value_parser = parse_memory)]
     pub(crate) buffer_memory: usize,
 }
 
-/// Print what cp would do, extent by extent and why; changes nothing
+/// Show what cp would do with each extent, and why; changes nothing
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -116,7 +116,7 @@ pub(crate) struct PlanArgs {
     /// Print the plan as JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Print every extent, however many
+    /// Print every extent, however many there are
     #[arg(long)]
     pub(crate) all: bool,
 }
@@ -137,14 +137,15 @@ pub(crate) struct InfoArgs {
     pub(crate) json: bool,
 }
 
-/// Clone an image between two namespaces of a target in this process, by Copy and by hand, and show both receipts
+/// Clone an image between two namespaces of a target in this process, once by NVMe Copy and once by read+write, and
+/// compare them
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   blkcopy demo
   blkcopy demo --dir /mnt/xfs")]
 pub(crate) struct DemoArgs {
-    /// Make the temporary folder here (the file system decides which methods there are)
+    /// Make the temporary folder here (the file system decides which methods are available)
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
 }
@@ -164,10 +165,10 @@ pub(crate) struct ServeArgs {
     /// Address and port to listen on (repeatable)
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4420")]
     pub(crate) listen: Vec<String>,
-    /// Name of the subsystem; made from the machine's id when left out
+    /// Name of the subsystem; by default made from the machine's id
     #[arg(long, value_name = "NQN")]
     pub(crate) nqn: Option<String>,
-    /// Let this host attach the namespaces, and no other that is not named (repeatable)
+    /// Allow this host to attach the namespaces, and only hosts named this way (repeatable)
     #[arg(long, value_name = "HOSTNQN")]
     pub(crate) allow: Vec<String>,
     /// Size of a logical block: 512, 1024, 2048 or 4096
@@ -176,19 +177,19 @@ pub(crate) struct ServeArgs {
     /// Refuse every write
     #[arg(long)]
     pub(crate) read_only: bool,
-    /// Serve also what is mounted, held or otherwise in use
+    /// Serve devices even if they are mounted, held or otherwise in use
     #[arg(long)]
     pub(crate) force_in_use: bool,
-    /// Threads, one for each core to be used
+    /// Number of threads; each uses one core
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) cores: usize,
-    /// How long a thread looks for work before it sleeps, in microseconds
+    /// Time that a thread polls for work before it sleeps, in microseconds
     #[arg(long, value_name = "US", default_value = "50")]
     pub(crate) spin_us: u64,
     /// Print a line for each of these
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) log: Vec<LogArg>,
-    /// Mount the same devices on this folder too, as files
+    /// Also mount the same devices on this folder, as files
     #[arg(long, value_name = "DIR")]
     pub(crate) mount: Option<PathBuf>,
     /// Mount through the page cache
@@ -208,27 +209,27 @@ Examples:
   cp /mnt/vols/golden.img /mnt/vols/vm01.img             # a block copy, offloaded where it can be
   getfattr --only-values -n user.blkcopy.receipt /mnt/vols/vm01.img    # how
 
-A volume keeps its size: cut to n bytes, it reads as zero from there on. SIGHUP, SIGINT and SIGTERM unmount.")]
+A volume keeps its size: when truncated, it reads as zeroes from there on. SIGHUP, SIGINT and SIGTERM unmount.")]
 pub(crate) struct MountArgs {
     /// Folder to mount on
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
-    /// A path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N; called NAME, else as its path ends
+    /// A path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N; called NAME, or by the last part of its path
     #[arg(value_name = "[NAME=]DEV")]
     pub(crate) devices: Vec<OsString>,
-    /// A volume that cannot be written (repeatable)
+    /// A volume that programs can only read (repeatable)
     #[arg(long = "ro", value_name = "[NAME=]DEV")]
     pub(crate) read_only: Vec<OsString>,
-    /// Through the page cache: repeated reads are faster, and other front ends' writes are seen a little later
+    /// Through the page cache: repeated reads are faster, and writes through other exports are seen a little later
     #[arg(long)]
     pub(crate) cache: bool,
-    /// Threads that read requests, 2 to 16; as many as cores when left out
+    /// Threads that read requests, 2 to 16; by default one for each core
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Give the files to this user (and let it see the mount) instead of the one who mounts; numbers
+    /// Numeric owner of the files, who may use the mount; by default the user who mounts
     #[arg(long, value_name = "UID:GID", value_parser = parse_owner)]
     pub(crate) owner: Option<(u32, u32)>,
-    /// Mount also what is mounted, held or otherwise in use
+    /// Mount devices even if they are mounted, held or otherwise in use
     #[arg(long)]
     pub(crate) force_in_use: bool,
     /// Engine for reads and writes
@@ -236,7 +237,7 @@ pub(crate) struct MountArgs {
     pub(crate) io_engine: EngineArg,
 }
 
-/// What `serve` tells of.
+/// What `serve` reports.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogArg {
     /// Each Copy command: ranges, bytes, method, time
@@ -257,11 +258,11 @@ macro_rules! choices {
 }
 
 choices!(OffloadArg => Offload {
-    /// Where it is possible and not slower
+    /// Wherever it is possible and not slower
     Auto => Auto,
-    /// Everywhere, or nothing is copied and the exit code is 1
+    /// Everywhere; if that is impossible, nothing is copied and the exit code is 1
     Require => Require,
-    /// Nowhere: read and write
+    /// Nowhere: always read+write
     Never => Never,
 });
 choices!(SparseArg => Sparse {
@@ -281,9 +282,9 @@ choices!(VerifyArg => Verify {
     Bytes => Bytes,
 });
 choices!(ConsistencyArg => Consistency {
-    /// No reader sees half a request
+    /// A reader never sees half of a request
     Request => Request,
-    /// No writer gets in between for the whole copy
+    /// No other writer can write during the whole copy
     Whole => Whole,
 });
 choices!(EngineArg => EngineChoice {
@@ -302,7 +303,7 @@ fn size(text: &str) -> Result<u64, String> {
 fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
     let rate = text.strip_suffix("/s").unwrap_or(text);
     NonZeroU64::new(size(rate)?)
-        .ok_or_else(|| "at 0 bytes per second it would never end; give 1 or more".to_owned())
+        .ok_or_else(|| "at 0 bytes per second the copy would never end; give 1 or more".to_owned())
 }
 
 /// Least memory for data in flight: one page.
@@ -328,7 +329,7 @@ fn parse_segment(text: &str) -> Result<Segment, String> {
     let parts: Vec<&str> = text.split(':').collect();
     let [source, dest, len] = parts[..] else {
         return Err(format!(
-            "{} parts where three are needed; write source:destination:length, such as 0:1MiB:64KiB",
+            "a segment has three parts, not {}; write source:destination:length, such as 0:1MiB:64KiB",
             parts.len()
         ));
     };

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
         && let Err(error) = file.write(&text, !args.ends.no_sync)
     {
         if code == Code::Done {
-            note("the copy is done, but its receipt is not written:");
+            note("the copy is done, but its receipt was not written:");
         }
         late = Some(error);
     }
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     }
     if let Some(command) = go_on.command(args, &receipt) {
         let good = size_exact(receipt.good_prefix_bytes);
-        note(&format!("the first {good} of the copy are good; to go on from there:\n  {command}"));
+        note(&format!("the first {good} of the copy are good; to resume from there:\n  {command}"));
     }
     if let Some(error) = &late {
         print_error(error, None);
@@ -126,10 +126,10 @@ fn code_of(outcome: Outcome) -> Code {
 /// The next step after an error in the middle of a copy.
 fn hint(error: &Error) -> Option<&'static str> {
     match error.kind() {
-        Kind::NoSpace => Some("free space on the destination, or name another"),
-        Kind::Mismatch => Some("copy again, and test the destination's hardware if it happens again"),
+        Kind::NoSpace => Some("free space at the destination, or name another destination"),
+        Kind::Mismatch => Some("copy again; if it happens again, test the destination's hardware"),
         Kind::SourceChanged => Some("copy again while nothing writes to the source"),
-        Kind::NoMemory => Some("--buffer-memory with less"),
+        Kind::NoMemory => Some("give a smaller --buffer-memory"),
         _ => None,
     }
 }

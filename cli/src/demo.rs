@@ -29,7 +29,7 @@ const GOLDEN: &str = "golden.img";
 /// A clone: what the row is called, its policy, its file; the namespaces are numbered in this order from 2.
 const CLONES: [(&str, Offload, &str); 2] = [
     ("NVMe Copy: the target moves the bytes", Offload::Require, "clone-by-copy.img"),
-    ("read and write: this host moves them", Offload::Never, "clone-by-hand.img"),
+    ("read+write: this process moves them", Offload::Never, "clone-by-hand.img"),
 ];
 
 /// Runs the command.

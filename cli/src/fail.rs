@@ -72,7 +72,7 @@ impl Fail {
 impl From<Error> for Fail {
     fn from(error: Error) -> Self {
         let hint = match error.kind() {
-            Kind::Permission => Some("run it as a user who may open this"),
+            Kind::Permission => Some("run blkcopy as a user who may open it"),
             _ => None,
         };
         Self { error, hint: hint.map(str::to_owned), code: Code::Error }

@@ -8,33 +8,31 @@ use std::borrow::Cow;
 /// The next step after a finding; `None` where there is none to name.
 pub(crate) fn fix(finding: &Finding) -> Option<Cow<'static, str>> {
     let fix = match finding {
-        Finding::SourceSizeUnknown { .. } => "none: cp reads it to its end",
-        Finding::SourceInUse { .. } => "unmount or stop what uses it, or copy a snapshot",
-        Finding::Overwrites { planned: true, .. } => "cp wants --yes",
-        Finding::Overwrites { planned: false, .. } => "give --yes if what is on it may be lost",
+        Finding::SourceSizeUnknown { .. } => "none needed: cp reads it to its end",
+        Finding::SourceInUse { .. } => "unmount it or stop what uses it, or copy a snapshot",
+        Finding::Overwrites { planned: true, .. } => "cp needs --yes",
+        Finding::Overwrites { planned: false, .. } => "give --yes if its contents may be lost",
         Finding::LoopShortage { .. } => "free space there, or copy with --verify digest",
-        Finding::DestInUse { forced: true, .. } => "none: --force-in-use was given",
+        Finding::DestInUse { forced: true, .. } => "none needed: --force-in-use was given",
         Finding::DestInUse { forced: false, .. } => {
-            "unmount or stop what uses it, or give --force-in-use if that is safe"
+            "unmount it or stop what uses it, or give --force-in-use if that is safe"
         }
-        Finding::ExtentsNotPlanned { .. } => "run cp; its receipt has the methods",
+        Finding::ExtentsNotPlanned { .. } => "run cp; its receipt lists the methods",
         Finding::SourceNotFound { meant, .. } => return Some(meant.clone().into()),
-        Finding::NoFileName { .. } => "name the file to be made in it",
+        Finding::NoFileName { .. } => "name the file to create in it",
         Finding::IsFolder { .. } => "name another destination",
         Finding::WritesInto { .. } => "give --in-place if that is meant, or name another destination",
-        Finding::TwoWays { .. } => "one URL on both sides, or another destination",
+        Finding::TwoWays { .. } => "use one URL on both sides, or name another destination",
         Finding::SameFile { .. } => "name another destination, or give a range @offset+length on both sides",
         Finding::SameBytes { how: SharedStorage::OneDisk, .. } => {
             "name the whole disk with ranges on both sides"
         }
-        Finding::SameBytes { how: SharedStorage::Known(_), .. } => {
-            "name the same one on both sides, with ranges"
-        }
+        Finding::SameBytes { how: SharedStorage::Known(_), .. } => "use one name on both sides, with ranges",
         Finding::SameBytes { how: SharedStorage::Maybe(_), .. } => {
-            "name another destination, or give --assume-distinct if they certainly do not"
+            "name another destination, or give --assume-distinct if you know that they do not"
         }
         Finding::MadeInSource { .. } => {
-            "name a destination elsewhere, or give --assume-distinct if it certainly is"
+            "name a destination elsewhere, or give --assume-distinct if you know that it is"
         }
         Finding::SegmentOutside { .. } => "shorten it, or give a longer range",
         Finding::RangeTooSmall { range_bytes, source_offset, .. } => {
@@ -45,26 +43,28 @@ pub(crate) fn fix(finding: &Finding) -> Option<Cow<'static, str>> {
         Finding::DestTooSmall { .. } => {
             "extend the destination, or copy less with a range @offset+length on the source"
         }
-        Finding::SegmentsOverlap { .. } => "choose ranges that do not overlap",
+        Finding::SegmentsOverlap { .. } => "give ranges that do not overlap",
         Finding::ReadOnly { planned: true, .. } => {
             "make it writable (blockdev --setrw), or name another destination"
         }
-        Finding::WriteProtected { .. } => "lift that at the target, or name another destination",
-        Finding::FolderMissing { .. } => "make the directory, or leave out the / at the end",
-        Finding::LinkToNothing { .. } => "remove the link, or name the file it should lead to",
+        Finding::WriteProtected { .. } => {
+            "remove the write protection at the target, or name another destination"
+        }
+        Finding::FolderMissing { .. } => "make the directory, or leave out the trailing /",
+        Finding::LinkToNothing { .. } => "remove the link, or name the file it should point to",
         Finding::NoSuchDevice { .. } => "check the name of the device, or name a file elsewhere",
         Finding::NoPlace { .. } => "make the directory, or name another destination",
-        Finding::DestHeld { .. } => "wait for the other program, or name another destination",
-        Finding::DestLenChanged { .. } => "copy again when it has ended",
-        Finding::OffloadUnmet { .. } => "--offload auto, or look at blkcopy plan",
-        Finding::NothingToPreserve { .. } => "leave --preserve out",
+        Finding::DestHeld { .. } => "wait until the other program has finished, or name another destination",
+        Finding::DestLenChanged { .. } => "copy again when that program has finished",
+        Finding::OffloadUnmet { .. } => "use --offload auto, or run blkcopy plan to see why",
+        Finding::NothingToPreserve { .. } => "leave out --preserve",
         Finding::NoEngine { .. } => "--io-engine auto",
         Finding::ServedRange { .. } => "leave @offset+length out",
         Finding::ServedRemote { .. } => "serve the device itself on the machine that has it",
         Finding::ServedIsReadOnly { .. } => "serve it read-only",
         Finding::ServedNotFound { .. } => "make it first: truncate -s 10G disk.img",
         Finding::ServedInUse { .. } => {
-            "unmount or stop what uses it, or serve it read-only, or give --force-in-use if that is safe"
+            "unmount it or stop what uses it, or serve it read-only, or give --force-in-use if that is safe"
         }
         _ => return None,
     };

@@ -134,21 +134,24 @@ impl Info {
         let mut all = Vec::new();
         let native: Vec<&str> = self.copy_paths.iter().filter(|p| p.preferred).map(|p| p.method).collect();
         all.push(match (native.is_empty(), self.limits.copy_offload) {
-            (false, true) => Shown::pass(format!("can copy without this host: {}", native.join(", "))),
-            (false, false) => Shown::warn("copy_offload is off", "switch it on"),
+            (false, true) => Shown::pass(format!("can copy without read+write: {}", native.join(", "))),
+            (false, false) => Shown::warn("copy_offload is off", "turn copy_offload on"),
             (true, _) => Shown::warn(
-                "copies from and to it pass this host",
+                "copies from and to it take read+write",
                 "none here; files on XFS or Btrfs share extents instead",
             ),
         });
         for holder in &self.in_use {
             all.push(Shown::warn(
                 format!("in use: {holder}"),
-                "unmount or stop what uses it before it is a destination",
+                "unmount it or stop what uses it before copying to it",
             ));
         }
         if self.read_only {
-            all.push(Shown::warn("read-only: it can be a source only", "make it writable to copy to it"));
+            all.push(Shown::warn(
+                "read-only: it can be a source only",
+                "make it writable before copying to it",
+            ));
         }
         all
     }
@@ -180,7 +183,7 @@ impl Info {
             row("copy_max_nr_ranges_hw", number(l.copy_max_nr_ranges_hw)),
         ]);
         for path in &self.copy_paths {
-            let slower = if path.preferred { "" } else { ", only when required: slower than read and write" };
+            let slower = if path.preferred { "" } else { ", only if required: slower than read+write" };
             let text = format!(
                 "{} with {}, aligned to {}, at most {} a request{slower}",
                 path.method,
@@ -195,9 +198,10 @@ impl Info {
             if self.in_use.is_empty() { "no".to_owned() } else { self.in_use.join("; ") },
         ));
         let contents = self.holes.as_ref().map(|h| {
-            let more = if h.complete { "" } else { ", not all looked at" };
+            let more = if h.complete { "" } else { ", not all scanned" };
+            let extents = if h.extents == 1 { "extent" } else { "extents" };
             format!(
-                "{} data, {} holes, in {} extents{more}",
+                "{} data, {} holes, in {} {extents}{more}",
                 size(h.data_bytes),
                 size(h.hole_bytes),
                 h.extents

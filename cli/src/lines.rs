@@ -128,7 +128,7 @@ impl State {
         let mut text = String::new();
         if self.dropped > 0 {
             let n = std::mem::take(&mut self.dropped);
-            let _ = writeln!(text, "blkcopy: {n} lines left out: they came faster than they were read");
+            let _ = writeln!(text, "blkcopy: {n} lines dropped: they came faster than they were read");
         }
         for of in self.kinds.values_mut() {
             let time = now.duration_since(of.since);
@@ -136,7 +136,7 @@ impl State {
                 let (n, sample) = (std::mem::take(&mut of.left_out), std::mem::take(&mut of.sample));
                 let _ = writeln!(
                     text,
-                    "blkcopy: {n} more lines left out within {:.1} s, like: {sample}",
+                    "blkcopy: {n} more lines dropped within {:.1} s, such as: {sample}",
                     time.as_secs_f64()
                 );
                 (of.since, of.count) = (now, 0);
@@ -244,7 +244,7 @@ pub(crate) fn stdout() -> &'static Lines {
                 && !std::mem::replace(&mut failed, true)
             {
                 stderr().say(format!(
-                    "blkcopy: warning: standard output cannot be written: {error}; its lines are lost\n"
+                    "blkcopy: warning: standard output cannot be written to: {error}; its lines are lost\n"
                 ));
             }
         })
@@ -314,7 +314,7 @@ mod tests {
 
     fn left_out(text: &str) -> u64 {
         let number = |l: &str| l.strip_prefix("blkcopy: ")?.split(' ').next()?.parse::<u64>().ok();
-        text.lines().filter(|l| l.contains("lines left out")).filter_map(number).sum()
+        text.lines().filter(|l| l.contains("lines dropped")).filter_map(number).sum()
     }
 
     //= promise printed

@@ -28,11 +28,12 @@ use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
 Devices: a path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N, each with an optional range @offset+length or @offset.
-Of a path, an offset alone needs a unit: vm.img@20240101 is a file name, vm.img@4096B a range. A path that exists is that file.
+After a path, an offset without a length needs a unit: vm.img@20240101 is a file name, vm.img@4096B a range.
+A path that exists is that file.
 Sizes: whole numbers of bytes, or with KiB, MiB, GiB, TiB, PiB, EiB (K, M, G, ... mean the same).
-Exit codes: 0 done, 1 the answer is no, 2 error, 130 cancelled.";
+Exit codes: 0 done, 1 refused or the ends differ, 2 error, 130 cancelled.";
 
-/// Copies block data where it lives, not through this host, and says which method moved each byte.
+/// Copies block data where it is stored instead of through this machine, and reports how each byte moved.
 #[derive(Parser)]
 #[command(name = "blkcopy", version, after_help = EXAMPLES)]
 struct Cli {

@@ -61,8 +61,9 @@ pub(crate) fn start(dir: &Path, all: &[Served], options: MountOptions) -> Result
     // A dead mount cannot even be looked at; the mount itself says so, and what to do.
     let dead = |e: std::io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
     if !dir.is_dir() && !dir.metadata().is_err_and(dead) {
-        let error = Error::new(Kind::NotFound, "is no folder to mount on").on(&dir.display().to_string());
-        return Err(Fail::from(error).hint("mkdir it first"));
+        let error = Error::new(Kind::NotFound, "is not a folder, so it cannot be mounted on")
+            .on(&dir.display().to_string());
+        return Err(Fail::from(error).hint("make it first: mkdir DIR"));
     }
     let volumes = all.iter().map(|s| Volume {
         name: s.name.clone(),
@@ -91,7 +92,7 @@ pub(crate) fn finish(mount: Mount) -> Result<Code, Fail> {
     let failure = mount.failure();
     let flushed = mount.stop().map_err(Fail::from);
     if let Some(error) = failure {
-        note("the mount ended by itself");
+        note("the mount ended unexpectedly");
         if let Err(lost) = flushed {
             lost.print();
         }

@@ -1,4 +1,4 @@
-//! What is printed: sizes with units, the last line, tables. A closed pipe is no error.
+//! What is printed: sizes with units, the last line, tables. A closed pipe is not an error.
 
 use crate::lines;
 use blkcopy::block::Method;
@@ -17,7 +17,8 @@ static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 /// How long lines for stderr are waited for, so that they stand before the result.
 const ORDER_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Writes results to stdout, as a command does that ends soon after. A failure is kept for [`finish`]; a closed pipe is no error.
+/// Writes results to stdout, as a command does that ends soon after. A failure is kept for [`finish`]; a closed pipe
+/// is not an error.
 pub(crate) fn out(text: &str) {
     lines::stderr().drain(ORDER_PATIENCE);
     let mut failed = FAILED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,12 +88,12 @@ pub(crate) fn by(method: Method) -> &'static str {
         Method::NvmeCopy => "by NVMe Copy",
         Method::Memory => "in memory",
         Method::Null => "by the null device",
-        Method::Emulated => "read and written by this host",
+        Method::Emulated => "by read+write",
         _ => "by another method",
     }
 }
 
-/// "64.0 GiB by reflink, 0 B through this host": the methods, most bytes first.
+/// "64.0 GiB by reflink, 0 B through this machine": the methods, most bytes first.
 fn methods(receipt: &Receipt) -> String {
     let mut used: Vec<(Method, u64)> =
         receipt.methods.iter().map(|(&m, &b)| (m, b)).filter(|m| m.1 > 0).collect();
@@ -100,7 +101,7 @@ fn methods(receipt: &Receipt) -> String {
     let mut parts: Vec<String> = used.iter().map(|&(m, b)| format!("{} {}", size(b), by(m))).collect();
     if !used.iter().any(|(m, _)| m.is_emulated()) {
         parts.push(format!(
-            "{} through this host",
+            "{} through this machine",
             size(receipt.host_bytes.read.max(receipt.host_bytes.written))
         ));
     }
@@ -117,7 +118,7 @@ pub(crate) fn last_line(receipt: &Receipt) -> String {
         Outcome::Done => format!("copied {} in {}{rate}: {}", size(good), seconds(time), methods(receipt)),
         Outcome::Mismatch => {
             let changed = receipt.error.as_ref().is_some_and(|e| e.kind == "source-changed");
-            let what = if changed { "the source changed meanwhile" } else { "the copy is wrong" };
+            let what = if changed { "the source changed during the copy" } else { "the copy is wrong" };
             format!("copied {} in {}{rate}, but {what}: {}", size(good), seconds(time), methods(receipt))
         }
         Outcome::Refused => format!("refused: nothing of {} copied", size(whole)),
@@ -143,7 +144,7 @@ pub(crate) fn last_line(receipt: &Receipt) -> String {
         _ => {}
     }
     if receipt.cut_off_bytes > 0 {
-        let _ = write!(line, ", {} of it cut off again", size(receipt.cut_off_bytes));
+        let _ = write!(line, ", {} of it truncated again", size(receipt.cut_off_bytes));
     }
     if !receipt.flushed && receipt.outcome != Outcome::Refused {
         line += ", not flushed";
@@ -152,7 +153,7 @@ pub(crate) fn last_line(receipt: &Receipt) -> String {
 }
 
 fn mismatch(v: &Verification) -> String {
-    v.first_bad.map_or(String::new(), |bad| format!(", first difference in @{}+{}", bad.offset, bad.len))
+    v.first_bad.map_or(String::new(), |bad| format!(", first difference at @{}+{}", bad.offset, bad.len))
 }
 
 /// Columns padded to their widest cell, two spaces apart; the last column is not padded.

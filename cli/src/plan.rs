@@ -124,7 +124,7 @@ impl Plan {
             self.findings.push(Shown::new(
                 Level::Fail,
                 text,
-                Some("leave --offload require out; the plan without it says what can be offloaded"),
+                Some("leave out --offload require; the plan without it shows what can be offloaded"),
             ));
             return;
         }
@@ -134,13 +134,13 @@ impl Plan {
             let text = if how.is_empty() {
                 "nothing to copy".to_owned()
             } else {
-                format!("no byte passes this host ({})", how.join(", "))
+                format!("nothing by read+write ({})", how.join(", "))
             };
             self.findings.push(Shown::pass(text));
         }
         for why in reasons.iter().filter(|w| w.method.is_emulated()) {
             let text =
-                format!("{} of {} pass this host: {}", size(why.bytes), size(self.bytes), why.reason.text());
+                format!("{} of {} by read+write: {}", size(why.bytes), size(self.bytes), why.reason.text());
             let level = match (why.reason, offload) {
                 (Reason::MeasuredSlower, _) | (_, Offload::Never) => Level::Pass,
                 _ => Level::Warn,
@@ -160,14 +160,14 @@ impl Plan {
                     format!("@{} B", r.dest_offset),
                     size(r.len),
                     r.steps.to_string(),
-                    r.method.name().to_owned(),
+                    if r.method.is_emulated() { "read+write" } else { r.method.name() }.to_owned(),
                     r.reason.text().to_owned(),
                 ]
             }));
             text += &table(&rows);
             let more = self.extents_total - self.extents.len() as u64;
             if more > 0 {
-                text += &format!("... and {more} more extents (--all prints them)\n");
+                text += &format!("... and {more} more extents (--all lists them)\n");
             }
         }
         if let Some(summary) = &self.summary {
@@ -177,26 +177,28 @@ impl Plan {
                 parts.push("nothing to copy".to_owned());
             }
             text += &format!("would copy {}: {}\n", size(self.bytes), parts.join(", "));
-            text += &format!("plan digest {} ({} steps)\n", summary.digest, summary.steps);
+            let steps = if summary.steps == 1 { "step" } else { "steps" };
+            text += &format!("plan digest {} ({} {steps})\n", summary.digest, summary.steps);
         }
         text + &output::findings(&self.findings)
     }
 }
 
-/// What to do about bytes that pass this host.
+/// What to do about bytes that pass this process.
 fn fix(reason: Reason) -> &'static str {
     match reason {
-        Reason::OffloadNever => "leave --offload never out",
-        Reason::OffloadOff => "switch copy_offload on at both devices",
+        Reason::OffloadNever => "leave out --offload never",
+        Reason::OffloadOff => "turn copy_offload on at both devices",
         Reason::NothingShared => {
-            "put both ends on one file system that shares extents (XFS, Btrfs) or one NVMe controller, or accept it"
+            "put both ends on one file system that shares extents (XFS, Btrfs) or on one NVMe controller, or accept \
+             read+write"
         }
-        Reason::Unaligned => "give ranges aligned as blkcopy info prints for the method",
-        Reason::MeasuredSlower => "none needed; --offload require takes the slower way",
+        Reason::Unaligned => "give ranges with the alignment that blkcopy info prints for the method",
+        Reason::MeasuredSlower => "none needed; --offload require uses it anyway",
         Reason::FullyAllocated | Reason::ZeroSearch => {
             "--sparse auto lets the file system share or copy the extents"
         }
-        Reason::Overlap => "none, unless source and destination can lie further apart",
+        Reason::Overlap => "none, unless source and destination can be further apart",
         _ => "none known",
     }
 }

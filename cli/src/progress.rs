@@ -44,7 +44,7 @@ impl Show {
 pub(crate) fn last_words(watch: &CopyWatch) -> String {
     watch.how_far().map_or(String::new(), |at| {
         format!(
-            "  the destination is incomplete: its first {} of {} bytes are copied and may not be durable\n",
+            "  the destination is incomplete: the first {} of its {} bytes are copied and may not be durable\n",
             at.good_prefix_bytes, at.total_bytes
         )
     })

@@ -38,8 +38,10 @@ impl ReceiptFile {
             _ => std::path::absolute(path).ok() == std::path::absolute(other).ok(),
         };
         if [ends.source_name.path(), ends.dest_name.path()].into_iter().flatten().any(same) {
-            return Err(Fail::invalid(format!("{name}: the receipt would overwrite an end of the copy"))
-                .hint("name another file for --receipt"));
+            return Err(Fail::invalid(format!(
+                "{name}: the receipt would overwrite the source or the destination"
+            ))
+            .hint("name another file for --receipt"));
         }
         let cannot = |e| Error::os("the receipt cannot be written", e).on(&name);
         let how = How::of(path).map_err(cannot)?;

@@ -63,7 +63,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
         if odd > 0 {
             let name = device.name();
             note(&format!(
-                "warning: {name}: its last {odd} bytes are not served: its size is not a multiple of {block}"
+                "warning: {name}: the last {odd} bytes are not served: its size is not a multiple of {block}"
             ));
         }
         output::say(&format!("namespace {nsid}: {}, {}\n", device.name(), size(device.size())));
@@ -77,7 +77,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let listen = resolve(&args.listen)?;
     for open in listen.iter().filter(|a| !a.ip().is_loopback()) {
         note(&format!(
-            "warning: {open}: whoever reaches this address may read and write the namespaces: there is no authentication yet"
+            "warning: {open}: anyone who can reach this address can read and write the namespaces: there is no \
+             authentication yet"
         ));
     }
     let options = ServerOptions {
@@ -111,7 +112,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     if failure.is_none() {
         output::say("stopping\n");
     }
-    interrupts.doing("stopping: flushes what hosts have written");
+    interrupts.doing("stopping: flushes the writes of hosts");
     // Hosts first: what they have written is flushed with the volumes.
     server.stop();
     let unmounted = mount.map_or(Ok(Code::Done), mount::finish);
@@ -139,7 +140,7 @@ fn resolve(texts: &[String]) -> Result<Vec<SocketAddr>, Fail> {
     let mut all = Vec::new();
     for text in texts {
         let found = text.to_socket_addrs().map_err(|e| {
-            let error = Error::new(Kind::InvalidInput, "is no address to listen on").on(text).because(e);
+            let error = Error::new(Kind::InvalidInput, "is not an address to listen on").on(text).because(e);
             Fail::from(error).hint("ADDRESS:PORT, such as 127.0.0.1:4420 or [::1]:4420")
         })?;
         all.extend(found);
@@ -154,7 +155,7 @@ fn machine_nqn() -> Result<String, Fail> {
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     nqn_of(id.trim()).ok_or_else(|| {
         Fail::invalid("this machine has no id (/etc/machine-id) to name the subsystem after")
-            .hint("give the subsystem a name of its own: --nqn nqn.2014-08.org.example:NAME")
+            .hint("name the subsystem: --nqn nqn.2014-08.org.example:NAME")
     })
 }
 

@@ -112,7 +112,7 @@ impl Interrupts {
     ///
     /// Errors: nobody listens, in a program that does not run under [`supervise`].
     pub(crate) fn listen() -> Result<Self, Fail> {
-        PROCESS.get().cloned().ok_or_else(|| Error::new(Kind::Aborted, "signals are not listened for").into())
+        PROCESS.get().cloned().ok_or_else(|| Error::new(Kind::Aborted, "cannot wait for signals").into())
     }
 
     /// Says what the command does from now on, in words that follow "while": "opening a.img".
@@ -162,9 +162,7 @@ impl Interrupts {
         };
         if let Err(error) = output::finish() {
             let what = match code {
-                Code::Done => {
-                    "what was asked for is done, but its result cannot be written to standard output"
-                }
+                Code::Done => "the work is done, but the result cannot be written to standard output",
                 _ => "the result cannot be written to standard output",
             };
             print_error(&Error::os(what, error), None);
@@ -200,7 +198,7 @@ pub(crate) fn supervise(run: impl FnOnce() -> Result<Code, Fail> + Send + 'stati
     let interrupts = Interrupts { cancel: CancelHandle::default(), hub: Arc::new(hub) };
     let _ = PROCESS.set(interrupts.clone());
     if let Err(error) = hear(&events) {
-        return interrupts.say_last(Err(Error::os("signals cannot be listened for", error).into())).into();
+        return interrupts.say_last(Err(Error::os("cannot wait for signals", error).into())).into();
     }
     let theirs = interrupts.clone();
     let body = move || {
@@ -289,13 +287,13 @@ impl Watch {
             Does::Nothing => {}
             Does::Tell => {
                 let now = self.interrupts.now();
-                note(if now.is_empty() { "nothing has begun yet" } else { &now });
+                note(if now.is_empty() { "nothing has started yet" } else { &now });
             }
             Does::End if self.asked.is_none() => {
                 self.asked = Some(Instant::now());
                 self.interrupts.cancel.cancel();
             }
-            Does::End => note(&format!("{name}: is ending already; {}", self.waits_for(&stuck::calls()))),
+            Does::End => note(&format!("{name}: already stopping; {}", self.waits_for(&stuck::calls()))),
         }
     }
 
@@ -325,14 +323,15 @@ impl Watch {
             err(&text);
             Self::go(Code::Cancelled);
         }
-        note(&format!("is ending; {}", self.waits_for(&calls)));
+        note(&format!("stopping; {}", self.waits_for(&calls)));
         self.said = Some(Instant::now());
         let trace = Trace { calls, written: stuck::written() };
         let gets_on = trace != self.before;
         let late = self.asked.is_some_and(|asked| asked.elapsed() >= GRACE);
         if late && !gets_on {
             note(&format!(
-                "has waited {} s and nothing moves: leaves now; what was not flushed may be lost, and zeroes that were not stored",
+                "no progress for {} s: exits now; data that was not flushed may be lost, and lazy zeroes that were \
+                 not stored",
                 GRACE.as_secs()
             ));
             Self::go(Code::Error);

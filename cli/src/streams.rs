@@ -16,8 +16,9 @@ pub(crate) fn check_apart(path: &Path) -> Result<(), Fail> {
     }
     if out || err {
         let name = if out { "standard output" } else { "standard error" };
-        let text = format!("{}: {name} leads there, and what is printed would overwrite it", path.display());
-        return Err(Fail::invalid(text).hint("send what is printed to another file"));
+        let text =
+            format!("{}: {name} is redirected to it, so the output would overwrite it", path.display());
+        return Err(Fail::invalid(text).hint("redirect the output to another file"));
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ struct Target {
     subsystems: Vec<Subsystem>,
 }
 
-/// Runs the command for a URL that names no namespace. The answer is no when a subsystem could not be looked at.
+/// Runs the command for a URL that does not name a namespace. The answer is no when a subsystem could not be looked at.
 pub(crate) fn run(url: &Url, json: bool) -> Result<Code, Fail> {
     let subsystems = match &url.subsystem {
         Some(name) if !name.is_discovery() => vec![nvme_tcp::subsystem(url)?],
@@ -32,7 +32,7 @@ pub(crate) fn run(url: &Url, json: bool) -> Result<Code, Fail> {
 
 fn text(url: &Url, subsystems: &[Subsystem]) -> String {
     if subsystems.is_empty() {
-        return format!("{url}: lists no subsystem for this host\n");
+        return format!("{url}: lists no subsystems for this host\n");
     }
     let mut text = String::new();
     for (i, s) in subsystems.iter().enumerate() {
@@ -47,7 +47,7 @@ fn text(url: &Url, subsystems: &[Subsystem]) -> String {
             rows.push(row("kind", s.kind));
         }
         if let Some(error) = &s.error {
-            rows.push(row("not looked at", error));
+            rows.push(row("not checked", error));
         } else if s.kind == "nvm" {
             let across = if s.copies_across { "yes" } else { "no" };
             rows.push(row("copies between namespaces", across));
@@ -71,7 +71,7 @@ fn namespace(n: &NamespaceInfo) -> String {
     }
     let copies = match &n.copy {
         Some(c) => format!(
-            "copies {} at once, {} a range, {} ranges, formats {:?}",
+            "Copy of {} in all, {} a range, {} ranges, formats {:?}",
             size(c.max_bytes),
             size(c.max_range_bytes),
             c.max_nr_ranges,

@@ -126,7 +126,7 @@ fn partitions_files_and_loops_on_loops_are_followed_down() {
     for source in [format!("{two}@0+64KiB"), format!("{disk}@10MiB+64KiB"), format!("{file}@17MiB+64KiB")] {
         refused(base.path(), &source, &format!("{inside}@0+64KiB"), MAY, Path::new(&inside));
         let new = at.join("new");
-        refused(base.path(), &source, &shown(&new), "would be made on what", Path::new(&inside));
+        refused(base.path(), &source, &shown(&new), "would be created on storage that", Path::new(&inside));
         assert!(!new.exists());
     }
     copied(base.path(), &[&format!("{one}@0+64KiB"), &inside]);
@@ -377,7 +377,7 @@ fn what_a_target_of_this_machine_serves_is_known_by_its_generation() {
     served.kill().unwrap();
     served.wait().unwrap();
     assert!(ran.code == Some(2) && ran.err.contains(MAY), "{ran:?}");
-    assert!(ran.err.contains("a target says that it serves the same file or disk"), "{}", ran.err);
+    assert!(ran.err.contains("a target reports that it serves the same file or disk"), "{}", ran.err);
     assert_eq!((copy.code, out.code), (Some(0), Some(0)), "{copy:?} {out:?}");
     must(&format!("cmp {} {}", shown(&at("disk.img")), shown(&at("new.img"))));
 }

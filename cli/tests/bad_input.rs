@@ -50,11 +50,11 @@ fn bad_input_is_one_clear_error_and_changes_nothing() {
         ),
         (
             &["a@9999+2", "x"],
-            "blkcopy: a: the range @9999+2 ends at byte 10001, behind the end (10000 bytes); give a range inside\n",
+            "blkcopy: a: the range @9999+2 ends at byte 10001, past the end (10000 bytes)\n",
         ),
         (
             &["a@10001B", "x"],
-            "blkcopy: a: the range @10001B begins at byte 10001, behind the end (10000 bytes); give a range inside\n",
+            "blkcopy: a: the range @10001B begins at byte 10001, past the end (10000 bytes)\n",
         ),
         (&["a", "a"], &format!("blkcopy: a and a {same}")),
         (&["a", "hard"], &format!("blkcopy: a and hard {same}")),
@@ -63,23 +63,26 @@ fn bad_input_is_one_clear_error_and_changes_nothing() {
         (&["a", "."], &format!("blkcopy: a and ./a {same}")),
         (
             &["a@0+5000", "a@0+5000"],
-            "blkcopy: source and destination are the same bytes\n  try: choose ranges that do not overlap\n",
+            "blkcopy: source and destination are the same bytes\n  try: give ranges that do not overlap\n",
         ),
         (
             &["--segment", "0:5000:100", "--segment", "5050:9000:10", "a", "a"],
-            "blkcopy: one segment reads @5050+10 where another writes @5000+100; copy them one after the other\n  try: choose ranges that do not overlap\n",
+            "blkcopy: one segment reads @5050+10 where another writes @5000+100; copy them one after the other\n  \
+             try: give ranges that do not overlap\n",
         ),
         (
             &["--segment", "0:0:100", "--segment", "500:99:100", "a", "b"],
-            "blkcopy: two segments write the same bytes (@0+100 and @99+100)\n  try: choose ranges that do not overlap\n",
+            "blkcopy: two segments write the same bytes (@0+100 and @99+100)\n  try: give ranges that do not overlap\n",
         ),
         (
             &["a", "b@5B"],
-            "blkcopy: b: the file exists, and would be overwritten in place from byte 5 on\n  try: give --in-place if that is meant, or name another destination\n",
+            "blkcopy: b: the file exists and would be overwritten in place from byte 5\n  try: give --in-place if \
+             that is meant, or name another destination\n",
         ),
         (
             &["a@7", "x"],
-            "blkcopy: a@7: cannot be opened\n  cause: No such file or directory (os error 2)\n  try: a@7B if the bytes of a from 7 on are meant: an offset alone needs a unit\n",
+            "blkcopy: a@7: cannot be opened\n  cause: No such file or directory (os error 2)\n  try: a@7B if you \
+             mean the bytes of a from 7: an offset without a length needs a unit\n",
         ),
         (
             &["a@1MB", "x"],
@@ -91,11 +94,13 @@ fn bad_input_is_one_clear_error_and_changes_nothing() {
         ),
         (
             &["--segment", "9999:0:2", "a", "b"],
-            "blkcopy: the source part of 2 bytes at 9999 ends behind the end of a (10000 bytes)\n  try: shorten it, or give a longer range\n",
+            "blkcopy: the source part of 2 bytes at 9999 ends past the end of a (10000 bytes)\n  try: shorten it, or \
+             give a longer range\n",
         ),
         (
             &["a", "mem:9999"],
-            "blkcopy: mem:9999: too small: 10000 bytes of a would end at byte 10000, the destination holds 9999 bytes\n  try: extend the destination, or copy less with a range @offset+length on the source\n",
+            "blkcopy: mem:9999: too small: 10000 bytes of a would end at byte 10000, but the destination has 9999 \
+             bytes\n  try: extend the destination, or copy less with a range @offset+length on the source\n",
         ),
         (&["a@-5", "x"], "blkcopy: a@-5: in the range @-5: the size -5 is negative; give 0 or more bytes\n"),
         (
@@ -104,7 +109,8 @@ fn bad_input_is_one_clear_error_and_changes_nothing() {
         ),
         (
             &["a@0+18446744073709551616", "x"],
-            "blkcopy: a@0+18446744073709551616: in the range @0+18446744073709551616: the size 18446744073709551616 is larger than the largest offset (9223372036854775807 bytes); make it smaller\n",
+            "blkcopy: a@0+18446744073709551616: in the range @0+18446744073709551616: the size 18446744073709551616 \
+             is larger than the largest offset (9223372036854775807 bytes)\n",
         ),
         (
             &["mem:many", "x"],
@@ -112,7 +118,8 @@ fn bad_input_is_one_clear_error_and_changes_nothing() {
         ),
         (
             &["a", "dangling"],
-            "blkcopy: dangling: is a symbolic link to nothing\n  try: remove the link, or name the file it should lead to\n",
+            "blkcopy: dangling: is a dangling symbolic link\n  try: remove the link, or name the file it should \
+             point to\n",
         ),
         (
             &["a", "no/x"],
@@ -124,19 +131,22 @@ fn bad_input_is_one_clear_error_and_changes_nothing() {
         ),
         (
             &["mem:4KiB", "dir"],
-            "blkcopy: dir: is a directory, and the source has no file name to use in it\n  try: name the file to be made in it\n",
+            "blkcopy: dir: is a directory, and the source has no file name to use in it\n  try: name the file to \
+             create in it\n",
         ),
         (
             &["--receipt", "a", "a", "x"],
-            "blkcopy: a: the receipt would overwrite an end of the copy\n  try: name another file for --receipt\n",
+            "blkcopy: a: the receipt would overwrite the source or the destination\n  try: name another file for \
+             --receipt\n",
         ),
         (
             &["--receipt", "x", "a", "./x"],
-            "blkcopy: x: the receipt would overwrite an end of the copy\n  try: name another file for --receipt\n",
+            "blkcopy: x: the receipt would overwrite the source or the destination\n  try: name another file for \
+             --receipt\n",
         ),
         (
             &["--preserve", "mem:4KiB", "x"],
-            "blkcopy: mem:4096: --preserve needs a regular file as source\n  try: leave --preserve out\n",
+            "blkcopy: mem:4096: --preserve needs a regular file as the source\n  try: leave out --preserve\n",
         ),
     ] {
         let mut all = vec!["cp"];
@@ -154,11 +164,14 @@ fn bad_flags_are_usage_errors() {
     for (args, part) in [
         (&["cp", "a"][..], "<DST>"),
         (&["cp", "--offload", "maybe", "a", "x"], "[possible values: auto, require, never]"),
-        (&["cp", "--limit-rate", "0", "a", "x"], "at 0 bytes per second it would never end; give 1 or more"),
+        (
+            &["cp", "--limit-rate", "0", "a", "x"],
+            "at 0 bytes per second the copy would never end; give 1 or more",
+        ),
         (&["cp", "--limit-rate=-1", "a", "x"], "the size -1 is negative"),
         (&["cp", "--limit-rate", "18446744073709551616", "a", "x"], "larger than the largest offset"),
         (&["cp", "--buffer-memory", "4095", "a", "x"], "less than one page (4096 bytes); give 4KiB or more"),
-        (&["cp", "--segment", "1:2", "a", "x"], "2 parts where three are needed"),
+        (&["cp", "--segment", "1:2", "a", "x"], "a segment has three parts, not 2"),
         (&["cp", "--segment", "0:0:1.5K", "a", "x"], "(1536B)"),
     ] {
         let ran = blkcopy(dir.path(), args);
@@ -182,15 +195,11 @@ fn an_unmet_require_leaves_the_old_destination_alone() {
     std::fs::remove_file(dir.path().join("new")).unwrap();
     std::fs::write(dir.path().join("b"), bytes(20_000, 2)).unwrap();
     assert_eq!(snapshot(dir.path()), before);
-    // Zeroes are to be searched for, so the bytes must pass this host.
+    // Zeroes are to be searched for, so the bytes must pass this process.
     for dest in ["b", "new"] {
         let ran = blkcopy(dir.path(), &["cp", "--offload", "require", "--sparse", "always", "a", dest]);
         assert_eq!(ran.code, Some(1), "{ran:?}");
-        assert!(
-            ran.err.contains("--offload require: 10000 bytes would pass through this host"),
-            "{}",
-            ran.err
-        );
+        assert!(ran.err.contains("--offload require: 10000 bytes would take read+write"), "{}", ran.err);
         assert_eq!(snapshot(dir.path()), before, "{dest}");
     }
 }
@@ -226,7 +235,7 @@ fn without_the_right_to_it_is_refused() {
     common::must(&format!("chmod 600 {}", device.display()));
     let device = device.to_str().unwrap();
     let before = snapshot(base);
-    let denied = "  cause: Permission denied (os error 13)\n  try: run it as a user who may open this\n";
+    let denied = "  cause: Permission denied (os error 13)\n  try: run blkcopy as a user who may open it\n";
     for (args, err) in [
         (&["cp", "secret", "open/x"][..], "blkcopy: secret: cannot be opened\n".to_owned()),
         (&["cp", "a", "b"], "blkcopy: b: cannot be opened\n".to_owned()),

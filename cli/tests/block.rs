@@ -45,10 +45,10 @@ fn a_block_device_is_overwritten_only_when_it_is_said_so() {
         bytes
     };
     for (args, part) in [
-        (&["cp", "a", name][..], "would be overwritten\n  try: give --yes if what is on it may be lost\n"),
+        (&["cp", "a", name][..], "would be overwritten\n  try: give --yes if its contents may be lost\n"),
         (
             &["cp", "--yes", "big", name],
-            "too small: 1048577 bytes of big would end at byte 1048577, the destination holds 1048576 bytes\n",
+            "too small: 1048577 bytes of big would end at byte 1048577, but the destination has 1048576 bytes\n",
         ),
         (&["cp", "--yes", "back", name], "hold the same bytes"),
         (&["cp", name, "back"], "hold the same bytes"),

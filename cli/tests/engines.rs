@@ -21,8 +21,8 @@ fn forbidden(errno: Errno, mut command: Command) -> Ran {
 }
 
 const FILTERS: [(Errno, &str, &str); 2] = [
-    (Errno::PERM, "EPERM", "blkcopy: io engine: threads, because io_uring is forbidden here (EPERM)\n"),
-    (Errno::NOSYS, "ENOSYS", "blkcopy: io engine: threads, because the kernel has no io_uring (ENOSYS)\n"),
+    (Errno::PERM, "EPERM", "blkcopy: I/O engine: threads, because io_uring is forbidden here (EPERM)\n"),
+    (Errno::NOSYS, "ENOSYS", "blkcopy: I/O engine: threads, because the kernel has no io_uring (ENOSYS)\n"),
 ];
 
 fn source(dir: &Path) -> Vec<u8> {

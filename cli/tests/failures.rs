@@ -72,7 +72,7 @@ fn a_full_file_system_keeps_what_is_good_and_says_how_much() {
             let receipt = failed(&ran, &["no-space"]);
             let good = good_prefix(&receipt);
             eprintln!("{name}: {good} bytes are good; {}", ran.err.trim_end());
-            assert!(ran.err.contains("try: free space on the destination"), "{}", ran.err);
+            assert!(ran.err.contains("try: free space at the destination"), "{}", ran.err);
             if !existing && good == 0 {
                 assert!(!dest.exists());
                 continue;
@@ -145,7 +145,7 @@ fn a_loop_device_that_runs_full_or_dry() {
         let good = good_prefix(&receipt);
         eprintln!("full: {good} bytes are good; {}", ran.err.trim_end());
         assert!(good < 24 * MIB);
-        let thin = format!("blkcopy: warning: {}: the file behind it (", device.display());
+        let thin = format!("blkcopy: warning: {}: its backing file (", device.display());
         assert!(ran.err.contains(&thin), "{}", ran.err);
         let equal = equal_front(&source, &device, offset, good);
         if equal < good {
@@ -284,7 +284,7 @@ fn a_result_that_cannot_be_written_is_an_error() {
             "{args:?}: {err}"
         );
         if args[0] == "cp" && args[1] != "--help" {
-            assert!(err.contains("what was asked for is done"), "{err}");
+            assert!(err.contains("the work is done"), "{err}");
             common::front_is_equal(&dir.path().join("a"), &dir.path().join("b"), 100_000);
         }
     }
@@ -317,7 +317,7 @@ fn what_is_printed_never_lands_in_an_end() {
         assert_eq!(ran.status.code(), Some(2), "{script}: {ran:?}");
         assert!(std::fs::read(&b).unwrap() == old && std::fs::read(&a).unwrap() == new, "{script}");
         let (out, err) = (String::from_utf8(ran.stdout).unwrap(), String::from_utf8(ran.stderr).unwrap());
-        assert!((out + &err).contains("what is printed would overwrite it"), "{script}: {err}");
+        assert!((out + &err).contains("the output would overwrite it"), "{script}: {err}");
     }
 }
 
@@ -338,7 +338,7 @@ fn a_receipt_takes_the_old_ones_place_or_the_old_one_stays() {
     let ran = blkcopy(dir.path(), &["cp", "--receipt", "t/r", "a", "b"]);
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(
-        ran.err.contains("the copy is done, but its receipt is not written") && ran.err.contains("No space"),
+        ran.err.contains("the copy is done, but its receipt was not written") && ran.err.contains("No space"),
         "{ran:?}"
     );
     assert_eq!(std::fs::read_to_string(full.join("r")).unwrap(), "the old one");

@@ -24,7 +24,7 @@ fn the_last_line_word_for_word() {
     let empty = std::fs::File::create(at("holes")).unwrap();
     empty.set_len(3 << 20).unwrap();
     std::fs::write(at("nothing"), b"").unwrap();
-    let by_host = "100.0 KiB read and written by this host";
+    let by_host = "100.0 KiB by read+write";
     for (args, line) in [
         (&["--offload", "never", "a", "b"][..], format!("copied 100.0 KiB in TIME: {by_host}\n")),
         (
@@ -39,11 +39,11 @@ fn the_last_line_word_for_word() {
             &["--offload", "never", "--verify", "bytes", "a", "b"],
             format!("copied 100.0 KiB in TIME: {by_host}, verified by bytes\n"),
         ),
-        (&["holes", "b"], "copied 3.0 MiB in TIME: 3.0 MiB left as holes, 0 B through this host\n".into()),
-        (&["nothing", "b"], "copied 0 B in TIME: 0 B through this host\n".into()),
+        (&["holes", "b"], "copied 3.0 MiB in TIME: 3.0 MiB left as holes, 0 B through this machine\n".into()),
+        (&["nothing", "b"], "copied 0 B in TIME: 0 B through this machine\n".into()),
         (
             &["null:1MiB", "null:1MiB"],
-            "copied 1.0 MiB in TIME: 1.0 MiB by the null device, 0 B through this host\n".into(),
+            "copied 1.0 MiB in TIME: 1.0 MiB by the null device, 0 B through this machine\n".into(),
         ),
     ] {
         let mut all = vec!["cp"];
@@ -219,7 +219,8 @@ fn a_spoiled_destination_is_found_with_the_first_bad_range() {
         assert_eq!((&v["first_bad"]["offset"], &v["first_bad"]["len"]), (&1234.into(), &1.into()));
         assert_eq!(v["source_digest"] == v["dest_digest"], verify == "bytes", "{v}");
         assert!(
-            ran.err.contains("blkcopy: b @1234+1: read back after the copy, it differs from the source\n"),
+            ran.err
+                .contains("blkcopy: b @1234+1: the bytes read back after the copy differ from the source\n"),
             "{}",
             ran.err
         );
@@ -243,7 +244,8 @@ fn a_source_that_changes_is_told() {
         source(dir.path());
         let ran = meddle(dir.path(), quiet, || poke(&dir.path().join("a"), 77));
         assert_eq!((ran.code, &ran.json()["source_state"]), (Some(0), &"unwatched".into()), "{ran:?}");
-        let warning = "blkcopy: warning: a: size or times changed while it was copied: another program wrote to it; copy it again\n";
+        let warning = "blkcopy: warning: a: its size or times changed during the copy: another program wrote to it; \
+            copy it again\n";
         assert!(ran.err.contains(warning), "{}", ran.err);
     }
     // Shorter than the copy needs: an error, and what is good is said. Larger than all that can be in flight (--buffer-memory),
@@ -274,7 +276,8 @@ fn a_source_that_grows_is_copied_to_the_size_it_had() {
         let receipt = ran.json();
         assert_eq!((&receipt["outcome"], &receipt["source_state"]), (&"done".into(), &"unwatched".into()));
         assert_eq!(receipt["good_bytes"], 3 * MIB);
-        let note = "blkcopy: warning: a: grew while it was copied, and may have changed: the copy ends where the source ended when it was opened (3.0 MiB (3145728 bytes))\n";
+        let note = "blkcopy: warning: a: grew during the copy, and may have changed: the copy has the length that \
+            the source had when it was opened (3.0 MiB (3145728 bytes))\n";
         assert!(ran.err.contains(note), "{}", ran.err);
         assert!(std::fs::read(dir.path().join("b")).unwrap() == data);
     }
@@ -410,17 +413,18 @@ fn require_is_a_clone_where_extents_are_shared() {
         (ran.code, ran.timeless(), ran.err.as_str()),
         (
             Some(0),
-            "copied 8.0 MiB in TIME: 8.0 MiB by reflink, 0 B through this host, verified by digest\n".into(),
+            "copied 8.0 MiB in TIME: 8.0 MiB by reflink, 0 B through this machine, verified by digest\n"
+                .into(),
             ""
         )
     );
     let plan = blkcopy(&xfs, &["plan", "--offload", "require", "a", "c"]);
     assert_eq!(plan.code, Some(0), "{plan:?}");
     assert!(plan.out.contains("would copy 8.0 MiB: 8.0 MiB by reflink\n"), "{}", plan.out);
-    assert!(plan.out.contains("PASS  no byte passes this host (reflink)\n"), "{}", plan.out);
+    assert!(plan.out.contains("PASS  nothing by read+write (reflink)\n"), "{}", plan.out);
     // Across file systems nothing is shared: the answer is no, and nothing is made.
     let ran = blkcopy(&xfs, &["cp", "--offload", "require", "a", base.path().join("c").to_str().unwrap()]);
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{ran:?}");
-    assert!(ran.err.contains("try: --offload auto, or look at blkcopy plan"), "{}", ran.err);
+    assert!(ran.err.contains("try: use --offload auto, or run blkcopy plan to see why"), "{}", ran.err);
     assert!(!base.path().join("c").exists());
 }

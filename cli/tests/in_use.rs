@@ -45,7 +45,8 @@ fn refused(dir: &Path, dest: &str, who: &str, old: &[u8]) {
     let before = now();
     let ran = blkcopy(dir, &["cp", "--yes", "a", &place]);
     let expected = format!(
-        "blkcopy: {dest}: in use: {who}\n  try: unmount or stop what uses it, or give --force-in-use if that is safe\n"
+        "blkcopy: {dest}: in use: {who}\n  try: unmount it or stop what uses it, or give --force-in-use if that is \
+         safe\n"
     );
     assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(2), "", expected.as_str()));
     let plan = blkcopy(dir, &["plan", "a", &place]);
@@ -104,7 +105,7 @@ fn each_use_is_named_and_refused_unless_forced() {
     // As a source it is only warned of.
     let ran = blkcopy(base.path(), &["cp", device, "image"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let warning = format!("blkcopy: warning: {device}: {mounted}: it may change while it is copied\n");
+    let warning = format!("blkcopy: warning: {device}: {mounted}, so it may change while it is copied\n");
     assert!(ran.err.starts_with(&warning), "{}", ran.err);
     must(&format!("umount {}", dir.display()));
     // Swap: a whole device, and a file.

@@ -50,7 +50,7 @@ fn signalled(child: Child, signal: &str) -> Ran {
 
 /// The command that the last line of stderr names.
 fn go_on(ran: &Ran) -> &str {
-    let (_, command) = ran.err.split_once("to go on from there:\n").unwrap_or_else(|| panic!("{ran:?}"));
+    let (_, command) = ran.err.split_once("to resume from there:\n").unwrap_or_else(|| panic!("{ran:?}"));
     command.trim().strip_prefix("blkcopy ").unwrap()
 }
 
@@ -173,7 +173,7 @@ fn a_name_that_is_taken_or_a_folder_that_goes_meanwhile_is_an_error() {
     std::fs::write(dir.path().join("b"), b"theirs").unwrap();
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(2), "{ran:?}");
-    assert!(ran.err.contains("b: another program made a file of this name meanwhile"), "{}", ran.err);
+    assert!(ran.err.contains("b: another program has made a file with this name meanwhile"), "{}", ran.err);
     assert!(ran.out.starts_with("failed after 0 B of 8.0 MiB"), "{}", ran.out);
     assert_eq!(std::fs::read(dir.path().join("b")).unwrap(), b"theirs");
     std::fs::create_dir(dir.path().join("d")).unwrap();
@@ -181,7 +181,7 @@ fn a_name_that_is_taken_or_a_folder_that_goes_meanwhile_is_an_error() {
     std::fs::remove_dir_all(dir.path().join("d")).unwrap();
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(2), "{ran:?}");
-    assert!(ran.err.contains("d/b: the folder it was to be made in is gone"), "{}", ran.err);
+    assert!(ran.err.contains("d/b: the folder for it was removed during the copy"), "{}", ran.err);
     assert_eq!(names(dir.path()), ["a", "b"]);
 }
 
@@ -210,10 +210,10 @@ fn where_a_file_may_be_made_and_where_not() {
     std::fs::write(at("a"), bytes(10_000, 1)).unwrap();
     for (dest, words) in [
         ("new/", "new/: names a directory that does not exist"),
-        ("a/", "a/: cannot be looked at"),
+        ("a/", "a/: cannot stat"),
         (
             "/dev/blkcopy-test-no-such-disk",
-            "/dev/blkcopy-test-no-such-disk: no such device, and /dev takes device nodes",
+            "/dev/blkcopy-test-no-such-disk: no such device, and /dev is for device nodes",
         ),
     ] {
         let ran = blkcopy(dir.path(), &["cp", "--yes", "a", dest]);
@@ -353,7 +353,11 @@ fn preserve_keeps_owner_rights_and_attributes() {
         return skip(test, "nobody may not run the command here");
     }
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert!(ran.err.contains("open/mine: owner 1234:2345 is not kept, nor set-user-ID"), "{}", ran.err);
+    assert!(
+        ran.err.contains("open/mine: owner 1234:2345 is not kept, and neither are set-user-ID"),
+        "{}",
+        ran.err
+    );
     let meta = dir.path().join("open/mine").metadata().unwrap();
     assert_eq!((meta.uid(), meta.mode() & 0o6000), (65534, 0));
 }
@@ -374,7 +378,7 @@ fn files_that_say_less_or_more_than_they_have() {
         assert_eq!(ran.json()["source_state"], "unwatched", "{file}");
         std::fs::remove_file(dir.path().join("copy")).unwrap();
         let plan = blkcopy(dir.path(), &["plan", file, "copy"]);
-        assert!(plan.out.contains("its size is not what can be read from it"), "{}", plan.out);
+        assert!(plan.out.contains("its reported size differs from what can be read"), "{}", plan.out);
     }
     // An empty file is empty.
     std::fs::write(dir.path().join("empty"), b"").unwrap();
@@ -435,7 +439,7 @@ fn a_served_files_last_odd_bytes_are_told() {
     let mut err = String::new();
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     child.wait().unwrap();
-    assert!(err.contains("warning: odd: its last 65 bytes are not served"), "{err}");
+    assert!(err.contains("warning: odd: the last 65 bytes are not served"), "{err}");
 }
 
 #[test]

@@ -259,7 +259,7 @@ const SCRIPT: &[Call] = &[
     Call::Write { to: 2, at: 777, len: 70_001, sync: false },
     Call::Write { to: 3, at: 4096, len: 8192, sync: true },
     Call::Write { to: 3, at: 100, len: 5000, sync: true },
-    // Short enough for a reader, too long for one, through this host, ragged in and out of step.
+    // Short enough for a reader, too long for one, through this process, ragged in and out of step.
     Call::Copy { from: 0, at: 5000, to: 1, dest: 9000, len: 60_001, sync: false },
     Call::Copy { from: 0, at: 1, to: 1, dest: 100_001, len: 300_007, sync: false },
     Call::Copy { from: 0, at: 4096, to: 2, dest: 8192, len: 131_072, sync: false },

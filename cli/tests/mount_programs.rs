@@ -277,7 +277,7 @@ fn rsync_dd_and_python() {
         want[1_111_000..1_112_000].copy_from_slice(&w.full[..1000]);
         want[1_112_000..].fill(0);
         holds(&w.at("b"), &want);
-        // A write behind the end is what a full device says.
+        // A write past the end is what a full device says.
         let ran = bounded(&w.with_names("LC_ALL=C dd if=$D/full of=$B bs=1M seek=15 count=2 status=none"));
         assert!(ran.code == Some(1) && ran.err.contains("No space left"), "{ran:?}");
         if missing(test, "python3") {
@@ -541,10 +541,10 @@ fn what_cannot_be_mounted_is_refused_in_one_clear_error() {
         (vec!["mnt", "a=x.img", "b=x.img"], "b and a hold the same bytes"),
         (vec!["mnt", "x.img", "hard"], "hard and x.img hold the same bytes"),
         (vec!["mnt", "x.img", "--ro", "soft"], "soft and x.img hold the same bytes"),
-        (vec!["mnt", "missing.img"], "missing.img: is not there"),
-        (vec!["mnt", "n=missing.img"], "missing.img: is not there"),
-        (vec!["nowhere", "x.img"], "nowhere: is no folder to mount on"),
-        (vec!["x.img", "other/x.img"], "x.img: is no folder to mount on"),
+        (vec!["mnt", "missing.img"], "missing.img: does not exist"),
+        (vec!["mnt", "n=missing.img"], "missing.img: does not exist"),
+        (vec!["nowhere", "x.img"], "nowhere: is not a folder, so it cannot be mounted on"),
+        (vec!["x.img", "other/x.img"], "x.img: is not a folder, so it cannot be mounted on"),
         (vec!["mnt", "--threads", "1", "x.img"], "1 reading threads"),
         (vec!["mnt", "--threads", "17", "x.img"], "17 reading threads"),
         (vec!["mnt", "..=x.img"], "cannot be the name of a file"),

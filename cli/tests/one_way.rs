@@ -280,7 +280,8 @@ fn run(name: &str, path: &Path, size: u64, engine: &str, time: Duration) {
         }
     }
     assert!(held[(size - tail.len() as u64) as usize..size as usize] == tail[..], "{name}: the tail");
-    let ways = said.lines().find(|l| l.contains("requests by way")).unwrap_or_default();
+    let ways =
+        said.lines().find(|l| l.contains("requests through the page cache and direct")).unwrap_or_default();
     let ways = ways.split_once("direct=").map_or("", |(_, rest)| rest);
     let _ = writeln!(
         std::io::stderr(),

@@ -83,7 +83,7 @@ fn a_target_that_comes_back_with_other_bytes_ends_the_copy() {
         std::fs::rename(dir.join("new"), &image).unwrap();
     });
     assert_eq!(ran.code, Some(2), "{ran:?}");
-    assert!(ran.err.contains("another namespace has taken its place at the target"), "{}", ran.err);
+    assert!(ran.err.contains("another namespace in its place"), "{}", ran.err);
     assert!(ran.err.contains("begin again"), "{}", ran.err);
     let receipt = ran.json();
     assert_eq!(receipt["outcome"], "failed");

@@ -121,7 +121,7 @@ fn a_second_signal_says_what_is_waited_for_and_loses_nothing() {
     signal(&child, &["STOP", "INT", "TERM", "CONT"]);
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, Some(130), "{ran:?}");
-    assert!(ran.err.contains(": is ending already; copying: "), "{ran:?}");
+    assert!(ran.err.contains(": already stopping; copying: "), "{ran:?}");
     assert_eq!(ran.json()["outcome"], "cancelled");
 }
 

@@ -163,7 +163,7 @@ fn a_peer_cannot_fill_the_log() {
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let lines = lines.join().unwrap();
     assert!(lines.len() <= most.max(200), "{} lines, {most} expected at most", lines.len());
-    let left_out = lines.iter().filter(|l| l.contains(" more lines left out within ")).count();
+    let left_out = lines.iter().filter(|l| l.contains(" more lines dropped within ")).count();
     assert!(left_out > 0, "{lines:?}");
 }
 
@@ -276,8 +276,8 @@ fn a_mount_whose_disk_hangs_says_so_and_leaves_in_the_end() {
     drop(undo);
     eprintln!("ended after {took:?}: {}", ran.err);
     assert_eq!(ran.code, Some(2), "{ran:?}");
-    assert!(ran.err.contains("blkcopy: is ending; unmounting: ") && ran.err.contains(" of "), "{ran:?}");
-    assert!(ran.err.contains("nothing moves: leaves now; what was not flushed may be lost"), "{ran:?}");
+    assert!(ran.err.contains("blkcopy: stopping; unmounting: ") && ran.err.contains(" of "), "{ran:?}");
+    assert!(ran.err.contains("exits now; data that was not flushed may be lost"), "{ran:?}");
     assert!(!is_mounted(&over), "the mount is left");
     disk.stop();
 }

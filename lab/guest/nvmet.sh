@@ -50,7 +50,7 @@ LEN=67108864 SENT=$LEN RECEIVED=0 copied "a file to namespace 1" one.img "$U1"
 equal "it is in the guest's file" "$(hostsum one.img)" "$(digest /tmp/file.img)"
 LEN=67108864 SENT=0 RECEIVED=$LEN copied "namespace 1 to a file" "$U1" back.img
 check "the same bytes" host run cmp one.img back.img
-shows "plan: read and write, nvmet has no Copy" "would copy 32.0 MiB: 32.0 MiB read and written by this host" blkcopy plan "$U1@0+32MiB" "$U2@0+32MiB"
+shows "plan: read and write, nvmet has no Copy" "would copy 32.0 MiB: 32.0 MiB by read+write" blkcopy plan "$U1@0+32MiB" "$U2@0+32MiB"
 LEN=33554432 SENT=$LEN RECEIVED=$LEN copied "namespace 1 to namespace 2" "$U1@0+32MiB" "$U2@0+32MiB"
 equal "it is in the guest's memory disk" "$(head -c 33554432 /tmp/file.img | digest)" "$(sum /dev/nullb0 1048576 0 32)"
 LEN=8388608 SENT=$LEN RECEIVED=0 copied "with digests" one.img@16MiB+8MiB "$U2&hdgst&ddgst@100MiB+8MiB"

@@ -181,7 +181,7 @@ pub fn check_range(range: ByteRange, size: u64, block_size: u32) -> Result<()> {
     if range.end() > size {
         return Err(Error::new(
             Kind::OutOfRange,
-            format!("the range ends at byte {}, behind the end of the device ({size} bytes)", range.end()),
+            format!("the range ends at byte {}, past the end of the device ({size} bytes)", range.end()),
         )
         .at(range));
     }

@@ -23,9 +23,9 @@ pub enum Kind {
     },
     /// A value makes no sense (flag, number, name).
     InvalidInput,
-    /// An offset or length is no multiple of the block size or of a required alignment.
+    /// An offset or length is not a multiple of the block size or of a required alignment.
     Misaligned,
-    /// The range ends behind the end of the device.
+    /// The range ends past the end of the device.
     OutOfRange,
     /// Source and destination overlap where that is refused.
     Overlap,

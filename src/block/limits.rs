@@ -139,7 +139,8 @@ pub struct LimitsChange {
 impl LimitsChange {
     /// The limits after this change. Values above the hardware's are cut to it.
     ///
-    /// Errors: `InvalidInput` for 0, for a value that is no multiple of the block size, and for turning offload on where
+    /// Errors: `InvalidInput` for 0, for a value that is not a multiple of the block size, and for turning offload
+    /// on where
     /// the device cannot copy.
     pub fn apply(self, now: &Limits) -> Result<Limits> {
         let mut new = *now;
@@ -149,7 +150,7 @@ impl LimitsChange {
             if value.get() % unit != 0 {
                 return Err(Error::new(
                     Kind::InvalidInput,
-                    format!("{name}: {value} bytes is no multiple of the block size ({unit} bytes)"),
+                    format!("{name}: {value} bytes is not a multiple of the block size ({unit} bytes)"),
                 ));
             }
             Ok(value)
@@ -168,7 +169,7 @@ impl LimitsChange {
             if on && now.copy_max_bytes.get_hw().is_none() {
                 return Err(Error::new(
                     Kind::InvalidInput,
-                    "copy_offload: this device cannot copy; leave it off",
+                    "copy_offload: this device cannot copy; leave copy_offload off",
                 ));
             }
             new.copy_offload = on;

@@ -64,8 +64,8 @@ pub fn is_one_device(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<bool> {
     let by_name = matches!(identity, Identity::Leaf { leaf, .. } if leaf.space == LeafSpace::Namespace);
     if by_name && !std::ptr::addr_eq(a.as_any(), b.as_any()) {
         let text = format!(
-            "{} and {} call themselves the same namespace, and two targets that are clones of each other do so too; give one \
-             URL on both sides if they are one, else give one of the targets names of its own (NQN, serial number, UUID)",
+            "{} and {} report the same namespace identifier, but so do two targets that are clones of each other; \
+             use one URL on both sides if they are the same, else give one target its own NQN, serial number and UUID",
             a.name(),
             b.name()
         );

@@ -32,7 +32,7 @@ pub enum Reason {
     OffloadOff,
     /// The two ends share no copy method (for files: two file systems, or one without sharing).
     NothingShared,
-    /// The range is not aligned as the better method needs.
+    /// The range is not aligned for the better method.
     Unaligned,
     /// The better method was measured to be slower here than reading and writing.
     MeasuredSlower,
@@ -58,16 +58,16 @@ impl Reason {
             Self::HoleKept => "hole in the source, destination known to be zero",
             Self::SourceZero => "source reads as zero",
             Self::OffloadNever => "offload forbidden by --offload never",
-            Self::OffloadOff => "offload switched off at a device",
+            Self::OffloadOff => "copy_offload is off at a device",
             Self::NothingShared => "the two ends share no copy method",
-            Self::Unaligned => "not aligned as the better method needs",
-            Self::MeasuredSlower => "the better method is slower than read and write here",
-            Self::FullyAllocated => "every destination block is to be allocated",
-            Self::ZeroSearch => "zeroes are searched for",
+            Self::Unaligned => "not aligned for the better method",
+            Self::MeasuredSlower => "the better method is slower than read+write here",
+            Self::FullyAllocated => "every destination block must be allocated",
+            Self::ZeroSearch => "the data is searched for zeroes",
             Self::Overlap => "source and destination overlap",
-            Self::HoleFilled => "somebody wrote into the hole after it was planned",
-            Self::Refused => "the device answered: not supported",
-            Self::TooLarge => "cut to the device's present maximum",
+            Self::HoleFilled => "the hole was written to after the plan was made",
+            Self::Refused => "the device does not support it after all",
+            Self::TooLarge => "shortened to the device's current maximum",
         }
     }
 }
@@ -289,7 +289,8 @@ pub struct Receipt {
     pub requested_bytes: u64,
     /// Bytes of the job known to be good at the destination.
     pub good_bytes: u64,
-    /// Bytes that were good and are gone, or may be: they lay behind the good prefix of a destination file that was cut there
+    /// Bytes that were good and are gone, or may be: they lay past the good prefix of a destination file that was
+    /// cut there
     /// when the copy ended early.
     pub cut_off_bytes: u64,
     /// Length of the job's front, in job order, of which every byte is good.
@@ -309,7 +310,7 @@ pub struct Receipt {
     pub deviations_total: u64,
     /// System calls made on the two ends, and operations handed to the ring.
     pub calls: Counters,
-    /// Bytes through this host.
+    /// Bytes through this process.
     pub host_bytes: HostBytes,
     /// Bytes over the network.
     pub wire_bytes: WireBytes,
@@ -336,7 +337,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// Bytes moved by devices, file systems or nothing at all: all good bytes that did not pass through this host.
+    /// Bytes moved by devices, file systems or nothing at all: all good bytes that did not pass through this process.
     pub fn offloaded_bytes(&self) -> u64 {
         self.methods.iter().filter(|(m, _)| !m.is_emulated()).map(|(_, b)| b).sum()
     }

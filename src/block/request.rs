@@ -122,7 +122,8 @@ pub struct CopyRequest {
 }
 
 impl CopyRequest {
-    /// Checks what every driver relies on: the sources add up to the destination, no source overlaps it when both lie on the
+    /// Checks what every driver relies on: the sources add up to the destination, no source overlaps it when both
+    /// are stored on the
     /// device `dest`, and what is stored there is what the sources read as.
     ///
     /// Errors: `InvalidInput`, `Overlap`; `Unsupported` when zeroes are owed under a source.
@@ -179,7 +180,7 @@ impl Cancel {
 pub struct CopyReport {
     /// Calls made for this request.
     pub calls: Counters,
-    /// True when blocks behind the good prefix may hold anything (a foreign controller wrote them); false: old or new.
+    /// True when blocks past the good prefix may hold anything (a foreign controller wrote them); false: old or new.
     pub rest_undefined: bool,
 }
 
@@ -241,7 +242,7 @@ impl Drop for Request {
         DROPPED.fetch_add(1, Ordering::Relaxed);
         let error = Error::new(
             Kind::Aborted,
-            "the request was dropped without an answer; please report this as a bug",
+            "the request was dropped before it completed; please report this as a bug",
         );
         home.aborted.borrow_mut().push(Completion {
             tag: self.tag,

@@ -254,7 +254,7 @@ impl Storage {
             if many && self.overlap_in(&[hull(mine)], other, &[hull(theirs)]).is_no() {
                 return Overlap::No;
             }
-            return Overlap::Maybe("one of them is made of too many parts to compare".to_owned());
+            return Overlap::Maybe("one of them has too many parts to compare".to_owned());
         };
         let mut maybe = None;
         for ((leaf, how), runs) in &a {
@@ -378,12 +378,12 @@ impl Vague {
 #[cold]
 fn why(name: &str, vague: Option<Vague>, both: bool) -> String {
     let decides = match vague.map(|v| v.by) {
-        _ if name == SERVED => return "a target says that it serves the same file or disk".to_owned(),
-        Some(Decides::FileSystem(_)) => "a file system decides where",
-        _ => "how the device between them maps cannot be told",
+        _ if name == SERVED => return "a target reports that it serves the same file or disk".to_owned(),
+        Some(Decides::FileSystem(_)) => "the file system does not report where",
+        _ => "the mapping of the device between them is unknown",
     };
-    let which = if both { "both lie" } else { "one lies" };
-    format!("{which} somewhere on {name}, which the other uses too: {decides}")
+    let which = if both { "both are stored" } else { "one is stored" };
+    format!("{which} somewhere on {name}, which the other uses too, and {decides}")
 }
 
 /// Whether runs of two lists share a byte; both in order, the runs of each apart.

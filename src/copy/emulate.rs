@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Unit in which zeroes are searched for, in bytes: the usual file system block.
+/// Unit in which the data is searched for zeroes, in bytes: the usual file system block.
 const ZERO_UNIT: usize = 4096;
 
 /// Where an emulated stretch takes its bytes from.

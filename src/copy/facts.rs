@@ -144,7 +144,7 @@ pub(super) fn check_apart(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job:
     }
     written.sort_unstable();
     for (leaf, range) in read {
-        // Destinations of a job lie apart, so the first that ends behind the start is the only one to look at.
+        // Destinations of a job lie apart, so the first that ends after the start is the only one to look at.
         let at = written.partition_point(|(l, w)| (*l, w.end()) <= (leaf, range.offset()));
         if let Some((l, w)) = written.get(at)
             && *l == leaf

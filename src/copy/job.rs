@@ -118,11 +118,11 @@ fn span(ranges: impl Iterator<Item = ByteRange>) -> Option<ByteRange> {
 
 fn inside(what: &str, offset: u64, len: u64, size: u64) -> Result<()> {
     let range = ByteRange::new(offset, len).ok_or_else(|| {
-        Error::new(Kind::OutOfRange, format!("the {what} range {offset}+{len} ends behind 2^63 - 1 bytes"))
+        Error::new(Kind::OutOfRange, format!("the {what} range {offset}+{len} ends past 2^63 - 1 bytes"))
     })?;
     if range.end() > size {
         let text = format!(
-            "the {what} range {range} ends at byte {}, behind the end of the {what} ({size} bytes)",
+            "the {what} range {range} ends at byte {}, past the end of the {what} ({size} bytes)",
             range.end()
         );
         return Err(Error::new(Kind::OutOfRange, text));
@@ -140,7 +140,7 @@ fn find_overlap(
     dests: &[ByteRange],
 ) -> Option<(ByteRange, ByteRange)> {
     for s in sources {
-        // The first destination that ends behind the start of `s` is the only one that can be first to share a byte.
+        // The first destination that ends after the start of `s` is the only one that can be first to share a byte.
         let at = dests.partition_point(|d| d.end() <= s.offset());
         if let Some(&d) = dests.get(at)
             && d.overlaps(s)

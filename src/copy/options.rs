@@ -49,7 +49,7 @@ pub struct Options {
     pub consistency: Consistency,
     /// Check at the end.
     pub verify: Verify,
-    /// Most bytes per second, all methods together; `None`: no limit.
+    /// Highest rate in bytes per second, for all methods together; `None`: no limit.
     pub limit_rate: Option<NonZeroU64>,
     /// Flush the destination at the end.
     pub flush: bool,

@@ -99,7 +99,7 @@ impl Pins {
         }
         // What the failed leg said is the cause; the map's own words stand in where no leg said anything.
         let cause = results.into_iter().find_map(|(_, r)| r.err());
-        let lost = || Error::new(Kind::Io, "the map could not take the whole range").on(dest);
+        let lost = || Error::new(Kind::Io, "the map did not accept the whole range").on(dest);
         Committed { good, result: Err(cause.or(committed.err()).unwrap_or_else(lost)), more }
     }
 }

@@ -46,7 +46,7 @@ pub async fn copy(
     let mut planner = Some(Planner::new(job, facts, options.policy));
     let shared = Rc::new(Shared::new(source.clone(), dest.clone(), options.clone(), progress.clone()));
     // The queue that will flush is opened before the first write: a device that lost its cache and came back meanwhile
-    // answers queues of before with an error, and would answer a new one's flush as if nothing had happened.
+    // answers queues from before with an error, and would answer a new one's flush as if nothing had happened.
     let checked = check_apart(&source, &dest, job)
         .and_then(|()| check_verify(job, options.verify))
         .and_then(|()| shared.dest_client().map(drop));
@@ -147,8 +147,8 @@ pub async fn copy(
 /// An overlapping copy overwrites part of its source: afterwards there is nothing to compare with.
 fn check_verify(job: &Job, verify: Verify) -> Result<()> {
     if job.overlaps() && verify != Verify::None {
-        let text =
-            "source and destination overlap, so the source is gone afterwards and --verify cannot compare";
+        let text = "source and destination overlap, so the copy overwrites the source and --verify has nothing to \
+            compare with";
         return Err(Error::new(Kind::InvalidInput, text));
     }
     Ok(())

@@ -65,7 +65,7 @@ pub(super) async fn settle(shared: &Rc<Shared>, job: &Job, locked: bool) -> Resu
         }
         copy_again(shared, job, now, locked).await?;
     }
-    let text = "the connection to the target was lost again and again while bytes were not yet flushed";
+    let text = "the connection to the target was lost repeatedly while bytes were not yet flushed";
     shared.forget_unsure();
     Err(Error::new(Kind::Io, text).on(shared.dest.name()))
 }
@@ -79,7 +79,7 @@ async fn copy_again(shared: &Rc<Shared>, job: &Job, losses: Option<u64>, locked:
         std::mem::take(&mut lasting.ranges)
     };
     shared.forget_unsure();
-    // A queue of before the loss would have every later flush fail.
+    // A queue from before the loss would have every later flush fail.
     shared.renew_flusher()?;
     let bytes: u64 = lost.iter().map(|one| one.segment.len).sum();
     if bytes == 0 {
@@ -87,8 +87,8 @@ async fn copy_again(shared: &Rc<Shared>, job: &Job, losses: Option<u64>, locked:
     }
     if job.overlaps() {
         let text = format!(
-            "the connection to the target was lost with {bytes} bytes not yet flushed, and the source of this copy onto itself may be \
-             overwritten: it cannot be copied again"
+            "the connection to the target was lost with {bytes} bytes not yet flushed, and this copy may have \
+             overwritten its own source, so those bytes cannot be copied again"
         );
         return Err(Error::new(Kind::Io, text).on(shared.dest.name()));
     }

@@ -243,7 +243,7 @@ impl Shared {
         self.progress.good_bytes.set(tally.good);
         self.progress.good_prefix_bytes.set(tally.prefix);
         drop(tally);
-        let text = "stopped on request, without waiting for what the devices have not answered";
+        let text = "stopped on request, without waiting for requests that the devices have not answered";
         Error::new(Kind::Cancelled, text)
     }
 
@@ -252,7 +252,7 @@ impl Shared {
         self.abandoned.get()
     }
 
-    /// True when no byte may pass through this host.
+    /// True when no byte may pass through this process.
     pub(super) fn requires_offload(&self) -> bool {
         self.options.policy.offload == super::Offload::Require
     }
@@ -316,7 +316,8 @@ impl Shared {
                 let piece = usize::try_from(PIECE).expect("half a MiB");
                 let budget = self.options.payload_bytes.min(DEPTH * piece);
                 let pool = BufPool::new(budget, piece.min(budget));
-                let none = || Error::new(Kind::NoMemory, "not one page of memory for the bytes in flight");
+                let none =
+                    || Error::new(Kind::NoMemory, "not even one page of memory is left for data in flight");
                 let pool = pool.ok_or_else(none)?;
                 self.pool.get_or_init(|| pool)
             }
@@ -352,7 +353,7 @@ impl Shared {
     /// Why work was not begun.
     pub(super) fn stop_reason(&self) -> Error {
         let text = if self.options.cancel.is_set() {
-            "stopped on request; what was copied stands"
+            "stopped on request; what was copied so far is kept"
         } else {
             "not done, because another part of the copy failed"
         };

@@ -40,7 +40,7 @@ pub(super) async fn run_step(shared: &Rc<Shared>, step: Rc<Step>, position: u64,
                 }
                 // Planned again on what is true now.
                 if remaps == REMAPS_MAX {
-                    let text = "the mapping changed again and again while this range was copied; stop what changes it";
+                    let text = "the mapping kept changing while this range was copied; stop what changes it";
                     return Err(Error::new(Kind::Io, text).on(shared.dest.name()).at(step.dest_range()));
                 }
                 let plan = plan_rest(shared, &step, 0, shared.options.policy);
@@ -135,7 +135,7 @@ struct Work {
 async fn move_leg(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -> (u64, Result<()>) {
     let mut work = vec![Work { rest: Rest::Part(step.clone()), policy: shared.options.policy, down: None }];
     let (mut good, mut touched) = (0, 0);
-    // Back to front, what is moved after a step down is no prefix.
+    // Back to front, what is moved after a step down is not a prefix.
     let mut floor = None;
     let result = loop {
         let Some(Work { rest, policy, down }) = work.pop() else { break Ok(()) };

@@ -215,7 +215,7 @@ impl Below {
             copies.push((small(stored.range.offset() - range.offset()), buf));
         }
         if covered < range.len() {
-            let text = "the device does not say where all of it lies, so it cannot be verified";
+            let text = "the device does not report where all of it is stored, so it cannot be verified";
             return Err(Error::new(Kind::Io, text).on(self.shared.dest.name()).at(range));
         }
         Ok(copies)

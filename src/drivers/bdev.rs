@@ -67,19 +67,19 @@ impl Bdev {
             return Err(Error::new(Kind::ReadOnly, "is set read-only; blockdev --setrw makes it writable"));
         }
         if options.write && Disk::of(rdev).is_host_managed() {
-            let text = "is a host-managed zoned device: each of its zones is written from its start on only, which blkcopy does not do \
-                        yet; name a device without zones";
+            let text = "is a host-managed zoned device, whose zones accept sequential writes only; blkcopy cannot \
+                        write to it yet; name a device without zones";
             return Err(Error::new(Kind::Unsupported, text));
         }
-        let geometry = |e: std::io::Error| Error::os("size or block size cannot be asked", e);
+        let geometry = |e: std::io::Error| Error::os("cannot read its size or block size", e);
         let block = rustix::fs::ioctl_blksszget(&fd).map_err(|e| geometry(e.into()))?;
         let block = NonZeroU32::new(block).ok_or_else(|| {
-            Error::new(Kind::Io, "reports a logical block of 0 bytes; it is no usable device")
+            Error::new(Kind::Io, "reports a logical block of 0 bytes, so it cannot be used")
         })?;
         let size = ioctl::block_size_bytes(&fd).map_err(geometry)?;
         let size = ByteRange::to(size / u64::from(block.get()) * u64::from(block.get())).len();
         rustix::fs::fsync(&fd)
-            .map_err(|e| Error::os("what others wrote to it before could not be written out", e))?;
+            .map_err(|e| Error::os("data that other programs wrote to it earlier could not be flushed", e))?;
         let disk = Disk::of(rdev);
         let mut limits = Limits::plain(block);
         // Buffers begin on a page: larger blocks go through the page cache.
@@ -112,7 +112,7 @@ fn rdev_of(stat: &rustix::fs::Stat) -> Result<u64> {
     if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
         return Ok(stat.st_rdev);
     }
-    Err(Error::new(Kind::InvalidInput, "is no block device"))
+    Err(Error::new(Kind::InvalidInput, "is not a block device"))
 }
 
 /// Exclusive opens of this process by device number. Shared, so that both ends of one copy may lie on one device.
@@ -155,7 +155,7 @@ fn claim(path: &Path, rdev: u64) -> Result<Option<Arc<OwnedFd>>> {
 
 fn refuse_in_use(path: &Path, rdev: u64, claim: Option<&Arc<OwnedFd>>) -> Result<()> {
     let busy = |why: String| {
-        Err(Error::new(Kind::InUse, format!("is in use: {why}; --force-in-use overwrites it all the same")))
+        Err(Error::new(Kind::InUse, format!("is in use: {why}; --force-in-use overwrites it anyway")))
     };
     let holders = in_use::of_block_device(rdev);
     if !holders.is_empty() {
@@ -314,7 +314,7 @@ mod tests {
         let error = Bdev::open(&fs.on.device, WRITE).err().unwrap();
         assert_eq!(error.kind(), Kind::InUse);
         let expected = format!(
-            "{}: is in use: mounted at {}; --force-in-use overwrites it all the same",
+            "{}: is in use: mounted at {}; --force-in-use overwrites it anyway",
             fs.on.device.display(),
             fs.dir.display()
         );

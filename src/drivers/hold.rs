@@ -75,7 +75,8 @@ impl Hold {
     /// Looks whether anything has changed since. A lease that is being broken is given back at once, so that the
     /// program that waits for it goes on, and the state falls to `Watched`.
     ///
-    /// A source file that has become longer is no error: it is copied to the size it had when it was opened. Nobody can
+    /// A source file that has become longer is not an error: it is copied to the size it had when it was opened.
+    /// Nobody can
     /// say what else was written, so the state falls to `Unwatched`; [`Hold::grew`] tells.
     ///
     /// To be asked now and then, and at the end. Errors: `SourceChanged`.
@@ -161,7 +162,7 @@ impl One {
             }
             self.changed = true;
             let text =
-                "size or times changed while it was copied: another program wrote to it; copy it again";
+                "its size or times changed during the copy: another program wrote to it; copy it again";
             return Err(Error::new(Kind::SourceChanged, text).on(self.device.name()));
         }
         Ok(())

@@ -66,7 +66,7 @@ pub(crate) fn list(holders: &[Holder]) -> String {
 pub fn in_use(path: impl AsRef<Path>) -> Result<Vec<Holder>> {
     let path = path.as_ref();
     let name = path.display().to_string();
-    let stat = look(path).map_err(|e| Error::os("cannot be looked at", e).on(&name))?;
+    let stat = look(path).map_err(|e| Error::os("cannot stat", e).on(&name))?;
     let mut holders = match FileType::from_raw_mode(stat.st_mode) {
         FileType::BlockDevice => {
             let mut holders = of_block_device(stat.st_rdev);

@@ -160,7 +160,10 @@ impl Mem {
             return (0, Err(error.on(&self.name)));
         }
         let Some(source) = copy.source.as_any().downcast_ref::<Self>() else {
-            return (0, Err(Error::new(Kind::Unsupported, "the source is no memory device").on(&self.name)));
+            return (
+                0,
+                Err(Error::new(Kind::Unsupported, "the source is not a memory device").on(&self.name)),
+            );
         };
         let mut dest = copy.dest;
         let mut good = 0;

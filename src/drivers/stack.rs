@@ -25,7 +25,8 @@ const LOOKS_MAX: u32 = 4096;
 /// The unit of sysfs and of device-mapper tables, in bytes.
 const SECTOR: u64 = 512;
 
-/// What the file or block device at `path` is stored in; for a folder, what its files are. Nothing for what cannot be looked at.
+/// What the file or block device at `path` is stored in; for a folder, what its files are. Nothing for what cannot
+/// stat.
 pub fn of_path(path: &Path) -> Storage {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let Ok(fd) = rustix::fs::open(path, flags, Mode::empty()) else { return Storage::default() };
@@ -68,7 +69,7 @@ impl Look {
     /// Goes one step down; nothing where that is too deep.
     fn down<T: Default>(&self, go: impl FnOnce() -> T) -> T {
         if self.depth.get() >= DEPTH_MAX || self.looks.get() >= LOOKS_MAX {
-            tracing::debug!("what lies below is not looked into: too deep, or too much");
+            tracing::debug!("what lies below was not searched: too many layers or devices");
             return T::default();
         }
         self.depth.set(self.depth.get() + 1);
@@ -134,7 +135,7 @@ impl Look {
         let name = ["wwid", "device/wwid"].iter().find_map(|f| line(&dir.join(f)));
         if let Some(name) = name {
             let unit =
-                Stored::new(unit(&name), format!("the unit that calls itself {name}"), Storage::default());
+                Stored::new(unit(&name), format!("the unit with the identifier {name}"), Storage::default());
             below = below.and_within(unit, ByteRange::to(LEN_MAX), Decides::Device(leaf));
         }
         // Two connections to one export of a server: the kernel tells no more than the name it was given.

@@ -24,7 +24,7 @@ impl Layer<EndToEnd> {
             size = size.checked_add(leg.size()).filter(|&s| s <= LEN_MAX).ok_or_else(|| {
                 let sizes: Vec<String> = ready.legs.iter().map(|leg| leg.size().to_string()).collect();
                 ready.invalid(format!(
-                    "{} bytes together pass the largest device size ({LEN_MAX} bytes)",
+                    "{} bytes together exceed the largest device size ({LEN_MAX} bytes)",
                     sizes.join(" and ")
                 ))
             })?;

@@ -40,7 +40,10 @@ impl Layer<SameBytes> {
         let ready = Ready::new(name, legs)?;
         let size = ready.legs[0].size();
         if ready.legs.len() > LEGS_MAX {
-            return Err(ready.invalid(format!("{} legs are more than {LEGS_MAX}", ready.legs.len())));
+            return Err(ready.invalid(format!(
+                "{} legs are more than the {LEGS_MAX} allowed; use fewer",
+                ready.legs.len()
+            )));
         }
         if let Some(other) = ready.legs.iter().map(|leg| leg.size()).find(|&s| s != size) {
             let text = format!("the legs have {size} and {other} bytes; use a range of the longer one");
@@ -53,7 +56,8 @@ impl Layer<SameBytes> {
         let regions = match usize::try_from(count) {
             Ok(n) if count <= REGIONS_MAX => Mutex::new(vec![all; n]),
             _ => {
-                let text = format!("{count} regions are more than {REGIONS_MAX}; use longer regions");
+                let text =
+                    format!("{count} regions are more than the {REGIONS_MAX} allowed; use longer regions");
                 return Err(ready.invalid(text));
             }
         };

@@ -36,9 +36,9 @@ impl Layer<SideBySide> {
         }
         if rows * legs > CHUNKS_MAX || size > LEN_MAX {
             let chunks = rows.saturating_mul(legs);
-            return Err(
-                ready.invalid(format!("{chunks} chunks are more than {CHUNKS_MAX}; use longer chunks"))
-            );
+            return Err(ready.invalid(format!(
+                "{chunks} chunks are more than the {CHUNKS_MAX} allowed; use longer chunks"
+            )));
         }
         ready.layer(size, SideBySide { legs, chunk_bytes })
     }

@@ -52,7 +52,7 @@ macro_rules! counts {
 counts! {
     /// Logical blocks of one command or range: 1 to 65536 (NLB and its kin; AWUN: FFFFh means 10000h blocks).
     Blocks(u16), most "65536";
-    /// Things counted in 16 bits that are no blocks, such as queues or entries of a queue: 1 to 65536.
+    /// Things counted in 16 bits that are not blocks, such as queues or entries of a queue: 1 to 65536.
     Count16(u16), most "65536";
     /// Things counted in 8 bits, such as the ranges of one command: 1 to 256 (NR, MSRC, ACL, AERL, ELPE).
     Count8(u8), most "256";

@@ -38,7 +38,7 @@ pub mod capability {
 /// Arbitration (01h). Weights are 0's based and mean nothing to round robin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Arbitration {
-    /// Commands fetched from a queue at a time, as a power of two; 7 is no limit (AB).
+    /// Commands fetched from a queue at a time, as a power of two; 7 is not a limit (AB).
     pub burst: u8,
     /// Weights of low, medium and high priority as on the wire.
     pub weights: [u8; 3],

@@ -24,7 +24,7 @@ pub mod lid {
 
 /// Fills `out` with the bytes of `page` from `offset` on, and with 0 behind its end.
 ///
-/// Errors: Invalid Field when `offset` lies behind the end of the page.
+/// Errors: Invalid Field when `offset` lies past the end of the page.
 pub fn read_page(page: &[u8], offset: u64, out: &mut [u8]) -> Result<(), Status> {
     let from = usize::try_from(offset).ok().and_then(|offset| page.get(offset..));
     let from = from.ok_or(Status::INVALID_FIELD)?;

@@ -56,7 +56,7 @@ impl Nqn {
     pub fn from_field(field: &[u8; Self::FIELD_LEN]) -> Result<Self> {
         let wrong = |text| Error::new(Kind::InvalidInput, text);
         let end = field.iter().position(|&b| b == 0).ok_or_else(|| wrong("an NQN field without NUL"))?;
-        let name = str::from_utf8(&field[..end]).map_err(|_| wrong("an NQN that is no UTF-8"))?;
+        let name = str::from_utf8(&field[..end]).map_err(|_| wrong("an NQN that is not UTF-8"))?;
         Self::new(name)
     }
 

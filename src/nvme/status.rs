@@ -185,7 +185,7 @@ statuses! {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.text().unwrap_or("status not known here");
+        let text = self.text().unwrap_or("unknown status");
         write!(f, "{text} ({:x}h/{:02x}h)", self.code_type(), self.code())
     }
 }
@@ -363,7 +363,7 @@ impl Status {
         let table = [
             (
                 Self::INSUFFICIENT_RESOURCES,
-                "the target is short of resources: wait, or run fewer copies at a time",
+                "the target is short of resources: wait, or run fewer copies at once",
             ),
             (Self::COMMAND_INTERRUPTED, "the target was busy with something else: try again"),
             (Self::NAMESPACE_NOT_READY, "the target is still starting this namespace: try again"),
@@ -371,13 +371,13 @@ impl Status {
             (Self::RESERVATION_CONFLICT, "another host holds a reservation on the namespace"),
             (Self::SANITIZE_IN_PROGRESS, "wait until the target has ended the sanitize operation"),
             (Self::FORMAT_IN_PROGRESS, "wait until the target has ended the format operation"),
-            (Self::CAPACITY_EXCEEDED, "the storage behind the target is full: free some there"),
+            (Self::CAPACITY_EXCEEDED, "the target's storage is full: free space there"),
             (Self::ANA_PERSISTENT_LOSS, "this path to the namespace is gone for good: name another address"),
             (
                 Self::ANA_INACCESSIBLE,
-                "no access by this path at the moment: name another address, or try again",
+                "this path to the namespace cannot be used now: name another address, or try again",
             ),
-            (Self::ANA_TRANSITION, "access by this path is changing: try again"),
+            (Self::ANA_TRANSITION, "this path to the namespace is changing state: try again"),
         ];
         table.iter().find(|(status, _)| status.is(self)).map(|(_, advice)| *advice)
     }

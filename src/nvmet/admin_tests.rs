@@ -220,7 +220,7 @@ fn log_pages_and_how_much_of_them() {
     assert_eq!((after.host_writes - before.host_writes, after.host_reads - before.host_reads), (10, 10));
     assert_eq!((after.data_units_read, after.critical_warning), (1, 0), "thousands of 512 bytes, rounded up");
 
-    // Offsets, lengths, and what lies behind the end.
+    // Offsets, lengths, and what lies past the end.
     let whole = admin.log(lid::COMMAND_EFFECTS, 0, 4096).data;
     assert_eq!(admin.log(lid::COMMAND_EFFECTS, 1024, 16).data, whole[1024..1040]);
     let tail = admin.log(lid::COMMAND_EFFECTS, 4092, 8).data;

@@ -510,14 +510,14 @@ fn the_discovery_subsystem_has_its_own_kind_of_controller() {
     assert_eq!(shown, [("192.0.2.7", "4420", 1), ("203.0.113.9", "4421", 1), ("2001:db8::1", "4420", 2)]);
     assert!(entries.iter().all(|e| e.subsystem == *world.subsystem.nqn()));
     assert!(entries.iter().all(|e| e.subsystem_type == SubsystemType::Nvm && e.admin_entries_max == 128));
-    assert!(log[4 * 1024..].iter().all(|&b| b == 0), "zeroes behind the end");
+    assert!(log[4 * 1024..].iter().all(|&b| b == 0), "zeroes past the end");
     let other = discovery("nqn.other").log(lid::DISCOVERY, 0, 1024).data;
     assert_eq!(Header::parse(&other).unwrap().entries, 6);
     // In parts, as hosts read it.
     assert_eq!(admin.log(lid::DISCOVERY, 0, 20).data, log[..20]);
     assert_eq!(admin.log(lid::DISCOVERY, 1024, 4096).data, log[1024..5120]);
     assert_eq!(admin.log(lid::DISCOVERY, 4096, 4).data, [0; 4]);
-    assert_eq!(admin.log(lid::DISCOVERY, 4100, 4).status, Status::INVALID_FIELD, "behind the end");
+    assert_eq!(admin.log(lid::DISCOVERY, 4100, 4).status, Status::INVALID_FIELD, "past the end");
     world.target.listen(&[far]);
     let after = Header::parse(&admin.log(lid::DISCOVERY, 0, 1024).data).unwrap();
     assert!(after.generation > header.generation && after.entries == 1);

@@ -379,7 +379,7 @@ impl Connections {
             }
         }
         for controller in expired {
-            tracing::warn!(?controller, "no keep-alive in time: the association is ended");
+            tracing::warn!(?controller, "no keep-alive arrived in time: the association is ended");
             controller.end();
         }
         next

@@ -155,7 +155,7 @@ fn durable_when_asked_and_after_a_flush() {
         disk.power_cut(1);
         let expected = [blocks(&bytes, 0, 8), blocks(&bytes, 12, 2)].concat();
         assert_eq!(blocks(&disk.contents(), 32, 10), expected);
-        // Queues of before the power cut are dead: nothing more is done with this disk.
+        // Queues from before the power cut are dead: nothing more is done with this disk.
     }
     assert!(world.lines.borrow().iter().map(|l| l.flushed).eq([false, true, false, true]));
 }
@@ -468,7 +468,7 @@ fn a_closed_connections_copy_is_drained_before_its_host_connects_again() {
     world.until("told to close", || !world.lost.borrow().is_empty());
     assert_eq!(*world.lost.borrow(), [(0, io.id)], "the I/O queue goes with its admin queue");
     io.close();
-    // The same host connects again: it must not see late writes of before.
+    // The same host connects again: it must not see late writes from before.
     let again = host.open();
     let data = host.data(crate::nvme::fabrics::CNTLID_DYNAMIC).to_bytes();
     let connecting = again.send_data(connect_sqe(connect(0)), &data);

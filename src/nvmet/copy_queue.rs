@@ -232,7 +232,9 @@ impl CopyQueue {
         let error = match done.result {
             Ok(()) if good >= len => None,
             // Asked again: what is left may be an error, or another short answer.
-            Ok(()) => Some(Error::new(Kind::Unsupported, "the device copied less than it was asked to")),
+            Ok(()) => {
+                Some(Error::new(Kind::Unsupported, "the device copied less than asked and reported no error"))
+            }
             Err(error) => Some(error),
         };
         if let Some(error) = &error
@@ -346,8 +348,8 @@ impl CopyQueue {
         }
         let end_of = |(key, stops)| {
             let (text, status) = match stops {
-                true => ("stopped on request before it began", Status::ABORT_REQUESTED.retryable()),
-                false => ("its time was over before its turn came", TOO_LATE),
+                true => ("stopped on request before it started", Status::ABORT_REQUESTED.retryable()),
+                false => ("it timed out before it started", TOO_LATE),
             };
             (key, CopyEnd::failed(Error::new(Kind::Cancelled, text), status))
         };
@@ -544,7 +546,7 @@ impl fmt::Display for CopyLine {
             write!(f, ", {method} {bytes}")?;
         }
         let HostBytes { read, written } = self.host_bytes;
-        write!(f, ", through this host {read} read {written} written")?;
+        write!(f, ", through this machine {read} read, {written} written")?;
         if self.flushed {
             write!(f, ", durable")?;
         }

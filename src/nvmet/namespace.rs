@@ -245,7 +245,8 @@ fn block_bytes(device: &Arc<dyn Device>, asked: Option<u32>) -> Result<u32> {
     }
     if !block.is_multiple_of(own) || !block.is_power_of_two() {
         return refuse(format!(
-            "the device has blocks of {own} bytes, which blocks of {block} bytes do not cover; ask for a multiple"
+            "the device has blocks of {own} bytes, and blocks of {block} bytes are not a multiple of them; ask for a \
+             multiple"
         ));
     }
     Ok(block)

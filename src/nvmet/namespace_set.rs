@@ -158,13 +158,13 @@ fn free_nsid(taken: &[Arc<Namespace>], asked: Option<u32>) -> Result<u32> {
     let is_free = |nsid: u32| taken.iter().all(|n| n.nsid() != nsid);
     match asked {
         Some(nsid) if !(1..=NSID_MAX).contains(&nsid) => {
-            let text = format!("namespace id {nsid} cannot be; it is 1 to {NSID_MAX}");
+            let text = format!("namespace id {nsid} is not possible; give 1 to {NSID_MAX}");
             Err(Error::new(Kind::InvalidInput, text))
         }
         Some(nsid) if is_free(nsid) => Ok(nsid),
-        Some(nsid) => Err(Error::new(Kind::InUse, format!("namespace id {nsid} is taken; choose another"))),
+        Some(nsid) => Err(Error::new(Kind::InUse, format!("namespace id {nsid} is in use; give another"))),
         None => (1..=NSID_MAX)
             .find(|&nsid| is_free(nsid))
-            .ok_or_else(|| Error::new(Kind::InUse, format!("all {NSID_MAX} namespace ids are taken"))),
+            .ok_or_else(|| Error::new(Kind::InUse, format!("all {NSID_MAX} namespace ids are in use"))),
     }
 }

@@ -31,19 +31,27 @@ impl Settings {
     pub(super) fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::new(Kind::InvalidInput, text));
         if !(32..=4096).contains(&self.queue_entries.get()) {
-            return wrong(format!("queues of {} entries; 32 to 4096 can be", self.queue_entries));
+            return wrong(format!(
+                "queues of {} entries are not possible; give 32 to 4096",
+                self.queue_entries
+            ));
         }
         if !(1..=1024).contains(&self.io_queues) {
-            return wrong(format!("{} I/O queues of a controller; 1 to 1024 can be", self.io_queues));
+            return wrong(format!(
+                "{} I/O queues a controller are not possible; give 1 to 1024",
+                self.io_queues
+            ));
         }
         if !self.transfer_bytes.is_power_of_two() || !(4096..=1 << 30).contains(&self.transfer_bytes) {
-            let text =
-                format!("transfers of {} bytes; a power of two, 4096 to 2^30, can be", self.transfer_bytes);
+            let text = format!(
+                "transfers of {} bytes are not possible; give a power of two from 4096 to 2^30",
+                self.transfer_bytes
+            );
             return wrong(text);
         }
         if !self.in_capsule_bytes.is_multiple_of(16) || self.in_capsule_bytes > self.transfer_bytes {
             let text = format!(
-                "{} bytes in a capsule; a multiple of 16 up to {} can be",
+                "{} bytes in a capsule are not possible; give a multiple of 16 up to {}",
                 self.in_capsule_bytes, self.transfer_bytes
             );
             return wrong(text);

@@ -50,7 +50,7 @@ impl Target {
         let mut state = self.state();
         let nqn = subsystem.nqn();
         if subsystem.is_discovery() || state.subsystems.iter().any(|s| s.nqn() == nqn) {
-            return Err(Error::new(Kind::InUse, format!("{nqn} is served already; give another name")));
+            return Err(Error::new(Kind::InUse, format!("{nqn} is already served; give another name")));
         }
         state.subsystems.push(subsystem);
         state.generation += 1;

@@ -35,7 +35,7 @@ impl<T> Teller<T> {
 
 impl<T> Drop for Teller<T> {
     fn drop(&mut self) {
-        let text = "a call on a helper thread was not made to its end; please report this as a bug";
+        let text = "a call on a helper thread did not return; please report this as a bug";
         self.tell(Err(Error::new(Kind::Aborted, text)));
     }
 }

@@ -145,7 +145,7 @@ pub fn report_stalls() {
         }
     });
     if let Err(error) = started {
-        tracing::warn!(%error, "no thread can be started that tells of devices that do not answer");
+        tracing::warn!(%error, "cannot start the thread that reports devices that do not answer");
     }
 }
 
@@ -155,7 +155,7 @@ fn look(stalled: &mut Vec<(String, Instant)>, now: &[Health]) {
         let still = now.iter().any(|h| h.device == *device && h.is_stalled());
         if !still {
             let seconds = since.elapsed().as_secs();
-            tracing::info!("{device} answers again after {seconds} s");
+            tracing::info!("{device} answers again, after {seconds} s");
         }
         still
     });
@@ -167,7 +167,7 @@ fn look(stalled: &mut Vec<(String, Instant)>, now: &[Health]) {
         tracing::warn!(
             calls = health.calls,
             waiting = health.waiting,
-            "{} has not answered a system call for {} s; requests to it wait, other devices go on",
+            "{} has not answered a system call for {} s; requests to it wait; other devices are not affected",
             health.device,
             age.as_secs()
         );

@@ -500,7 +500,7 @@ impl ClientInner {
                     self.waiting.borrow_mut().insert(tag, first);
                 }
                 let device = self.device.name();
-                tracing::error!(device, tag, "a request completed twice; the second completion is ignored");
+                tracing::error!(device, tag, "a request completed twice; the second is ignored");
                 debug_assert!(false, "request {tag} of {device} completed twice");
             }
         }
@@ -645,7 +645,7 @@ impl Interrupt {
                     waiters.push(cx.waker().clone());
                 }
             }
-            // Looked at again behind the registration: `set` may have run in between.
+            // Looked at again after the registration: `set` may have run in between.
             if self.is_set() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;

@@ -217,17 +217,17 @@ pub enum EngineChoice {
 pub fn choose(choice: EngineChoice, inline_writes: bool) -> io::Result<(Rc<dyn Reactor>, String)> {
     let (reactor, why): (Rc<dyn Reactor>, String) = match choice {
         EngineChoice::Pool => {
-            (Rc::new(pool::Pool::new(inline_writes)?), "io engine: threads (as asked)".into())
+            (Rc::new(pool::Pool::new(inline_writes)?), "I/O engine: threads (as asked)".into())
         }
         EngineChoice::Uring => {
             let reactor = uring::Uring::new(inline_writes).map_err(|e| {
-                let hint = "io_uring cannot be used here; the engine \"pool\" works without it";
+                let hint = "io_uring cannot be used here; use --io-engine pool";
                 io::Error::new(e.kind(), format!("{hint} ({e})"))
             })?;
-            (Rc::new(reactor), "io engine: io_uring (as asked)".into())
+            (Rc::new(reactor), "I/O engine: io_uring (as asked)".into())
         }
         EngineChoice::Auto => match uring::Uring::new(inline_writes) {
-            Ok(reactor) => (Rc::new(reactor), "io engine: io_uring".into()),
+            Ok(reactor) => (Rc::new(reactor), "I/O engine: io_uring".into()),
             Err(e) => {
                 let why = match e.raw_os_error() {
                     Some(libc::EPERM) => "io_uring is forbidden here (EPERM)".to_owned(),
@@ -238,7 +238,7 @@ pub fn choose(choice: EngineChoice, inline_writes: bool) -> io::Result<(Rc<dyn R
                     // Sandboxes answer as they like, and threads need nothing of it.
                     _ => format!("io_uring cannot be set up here ({e})"),
                 };
-                (Rc::new(pool::Pool::new(inline_writes)?), format!("io engine: threads, because {why}"))
+                (Rc::new(pool::Pool::new(inline_writes)?), format!("I/O engine: threads, because {why}"))
             }
         },
     };

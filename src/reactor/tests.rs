@@ -521,12 +521,12 @@ fn io_uring_forbidden_after_the_choice_is_survived() {
 #[test]
 fn the_choice_is_obeyed_and_named() {
     let (reactor, why) = choose(EngineChoice::Pool, true).unwrap();
-    assert_eq!((reactor.engine(), &why[..]), (Engine::Pool, "io engine: threads (as asked)"));
+    assert_eq!((reactor.engine(), &why[..]), (Engine::Pool, "I/O engine: threads (as asked)"));
     match choose(EngineChoice::Uring, true) {
         Ok((reactor, _)) => {
             assert_eq!(reactor.engine(), Engine::Uring);
             let (auto, why) = choose(EngineChoice::Auto, true).unwrap();
-            assert_eq!((auto.engine(), &why[..]), (Engine::Uring, "io engine: io_uring"));
+            assert_eq!((auto.engine(), &why[..]), (Engine::Uring, "I/O engine: io_uring"));
         }
         Err(e) => eprintln!("SKIPPED choosing io_uring: {e}"),
     }

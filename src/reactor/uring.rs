@@ -80,7 +80,7 @@ impl Inner {
             self.ring = match Ring::new() {
                 Ok(ring) => Lazy::Made(Box::new(ring)),
                 Err(error) => {
-                    tracing::warn!(%error, "no io_uring could be made; helper threads take its place");
+                    tracing::warn!(%error, "cannot create an io_uring; uses helper threads instead");
                     Lazy::Refused
                 }
             };

@@ -92,7 +92,7 @@ pub struct LoopBacking {
     pub dev: u64,
     /// Inode of the backing file.
     pub inode: u64,
-    /// Device number of the block device behind it, when it is no file; else 0.
+    /// Device number of the block device behind it, when it is not a file; else 0.
     pub rdev: u64,
     /// First byte of the backing file that the loop device shows.
     pub offset: u64,

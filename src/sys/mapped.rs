@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 /// Bytes are copied in and out; no reference into the mapping leaves this file, because the kernel, other mappings and other
 /// processes change them at any time. Two mappings of one file see each other's stores.
 ///
-/// **`SIGBUS`.** Touching a page behind the end of the file, or one whose storage fails, ends the process. Whoever maps a
+/// **`SIGBUS`.** Touching a page past the end of the file, or one whose storage fails, ends the process. Whoever maps a
 /// file that others may shrink accepts that; nothing here can turn it into an error.
 pub struct Mapped {
     start: NonNull<u8>,
@@ -144,7 +144,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(100).unwrap();
         assert_eq!(Mapped::new(&file, 0).err().unwrap().raw_os_error(), Some(libc::EINVAL));
-        // The page behind the 100 bytes is there, but not part of what was asked for.
+        // The page after the 100 bytes is there, but not part of what was asked for.
         let mut map = Mapped::new(&file, 100).unwrap();
         assert!(catch_unwind(AssertUnwindSafe(|| map.read(98, &mut [0; 3]))).is_err());
         assert!(catch_unwind(AssertUnwindSafe(|| map.read(usize::MAX, &mut [0; 3]))).is_err());

@@ -29,7 +29,7 @@ impl<T> UnsafeCell<T> {
     }
 }
 
-/// Locks; a panic of another holder is no reason to stop, what it held is consistent between statements.
+/// Locks; a panic of another holder is not a reason to stop, what it held is consistent between statements.
 pub(crate) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     held(mutex.lock())
 }

@@ -78,7 +78,7 @@ impl<'a> CopyBuilder<'a> {
         self
     }
 
-    /// Whether devices and file systems copy by themselves.
+    /// Whether devices and file systems make the copy themselves.
     pub fn offload(mut self, offload: Offload) -> Self {
         self.ends.offload = offload;
         self
@@ -132,7 +132,7 @@ impl<'a> CopyBuilder<'a> {
         self
     }
 
-    /// Most bytes per second, all methods together.
+    /// Highest rate in bytes per second, for all methods together.
     pub fn limit_rate(mut self, bytes_per_second: impl Into<Option<NonZeroU64>>) -> Self {
         self.limit_rate = bytes_per_second.into();
         self
@@ -291,13 +291,13 @@ impl ReadyCopy<'_> {
 fn bench(choice: EngineChoice, tell: &mut dyn FnMut(&Finding)) -> Result<Workbench, Obstacle> {
     let bench = Workbench::new(choice, INLINE_WRITES).map_err(|error| Finding::NoEngine { error })?;
     if choice == EngineChoice::Auto && bench.engine.contains("because") {
-        tell(&Finding::EngineSteppedDown { why: format!("io engine: {}", bench.engine) });
+        tell(&Finding::EngineSteppedDown { why: format!("I/O engine: {}", bench.engine) });
     }
     Ok(bench)
 }
 
 fn again() -> Error {
-    Error::new(Kind::InvalidInput, "this copy has run; describe it anew to copy again")
+    Error::new(Kind::InvalidInput, "this copy has already run; build a new one to copy again")
 }
 
 /// Gives a destination file its name after a copy that went well, and puts it right after one that did not.

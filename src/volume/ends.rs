@@ -28,7 +28,7 @@ pub struct EndsOptions {
     pub dest: OsString,
     /// Parts that are copied, in place; offsets count from the named ranges. Empty: all of the source.
     pub segments: Vec<Segment>,
-    /// Whether devices and file systems copy by themselves.
+    /// Whether devices and file systems make the copy themselves.
     pub offload: Offload,
     /// What becomes of holes and zeroes.
     pub sparse: Sparse,
@@ -282,7 +282,7 @@ fn place_segments(
     Ok(placed)
 }
 
-/// A destination that is no regular file, with the safety words.
+/// A destination that is not a regular file, with the safety words.
 fn open_device(
     name: &Name,
     args: &EndsOptions,
@@ -315,7 +315,7 @@ fn open_device(
     Ok(device)
 }
 
-/// A destination that is no path: devices in memory are made for the copy, namespaces hold what somebody put there.
+/// A destination that is not a path: devices in memory are made for the copy, namespaces hold what somebody put there.
 fn open_elsewhere(
     name: &Name,
     args: &EndsOptions,

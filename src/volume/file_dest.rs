@@ -194,8 +194,9 @@ fn is_refusal(error: &Error) -> bool {
 /// A nameless file in `folder`, called `name` in messages: gone when it is closed.
 pub(super) fn nameless(folder: &Path, name: &str) -> Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let fd: OwnedFd = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|e| Error::os(format!("{} takes no nameless files", folder.display()), e))?;
+    let fd: OwnedFd = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR).map_err(|e| {
+        Error::os(format!("{} does not support temporary files (O_TMPFILE)", folder.display()), e)
+    })?;
     File::over(fd, Path::new(name), name.to_owned(), true)
 }
 
@@ -211,7 +212,7 @@ impl Made {
             return Ok(());
         }
         let text = format!(
-            "another program changed its length from {} to {len} bytes while it was copied to; copy again",
+            "another program changed its length from {} to {len} bytes during the copy; copy again",
             self.final_len
         );
         Err(Error::new(Kind::InUse, text).on(self.file.name()))

@@ -268,20 +268,18 @@ impl Finding {
     #[allow(clippy::too_many_lines)] // a table
     fn said(&self) -> Said<'_> {
         let (kind, on, text) = match self {
-            Self::DestNotInUse { dest } => {
-                (Kind::Io, None, format!("{}: not in use by others", dest.display()))
-            }
+            Self::DestNotInUse { dest } => (Kind::Io, None, format!("{}: not in use", dest.display())),
             Self::DestLargeEnough { dest, size_bytes } => {
                 (Kind::Io, None, format!("{dest}: large enough ({})", size_exact(*size_bytes)))
             }
             Self::SourceSizeUnknown { source } => {
-                (Kind::Io, None, format!("{source}: its size is not what can be read from it"))
+                (Kind::Io, None, format!("{source}: its reported size differs from what can be read"))
             }
             Self::SourceInUse { source, holder } => {
-                (Kind::InUse, None, format!("{source}: {holder}: it may change while it is copied"))
+                (Kind::InUse, None, format!("{source}: {holder}, so it may change while it is copied"))
             }
             Self::Overwrites { dest, planned: true } => {
-                (Kind::InvalidInput, None, format!("{dest}: what is on it would be overwritten"))
+                (Kind::InvalidInput, None, format!("{dest}: its contents would be overwritten"))
             }
             Self::Overwrites { dest, planned: false } => {
                 (Kind::InvalidInput, None, format!("{dest}: would be overwritten"))
@@ -290,8 +288,8 @@ impl Finding {
                 Kind::NoSpace,
                 None,
                 format!(
-                    "{}: the file behind it ({}) lacks {} and its file system has {} left: Linux's loop driver may call bytes written \
-                     that had no space",
+                    "{}: its backing file ({}) needs {} more and its file system has {} left: Linux's loop driver \
+                     may report bytes as written that found no space",
                     dest.display(),
                     shortage.file.display(),
                     size_exact(shortage.missing_bytes),
@@ -304,7 +302,7 @@ impl Finding {
             Self::ExtentsNotPlanned { dest, error } => (
                 Kind::Io,
                 None,
-                format!("the extents cannot be planned without making {}: {error}", dest.display()),
+                format!("the extents cannot be planned without creating {}: {error}", dest.display()),
             ),
             Self::EngineSteppedDown { why } => (Kind::Unsupported, None, why.clone()),
             Self::NoFileName { dest } => (
@@ -318,7 +316,7 @@ impl Finding {
             Self::WritesInto { dest, offset } => (
                 Kind::InvalidInput,
                 Some(dest),
-                format!("the file exists, and would be overwritten in place from byte {offset} on"),
+                format!("the file exists and would be overwritten in place from byte {offset}"),
             ),
             Self::SameFile { source, dest } => {
                 (Kind::Overlap, None, format!("{source} and {dest} are the same file"))
@@ -336,13 +334,13 @@ impl Finding {
             Self::MadeInSource { source, dest, why } => (
                 Kind::Overlap,
                 None,
-                format!("{} would be made on what {source} holds: {why}", dest.display()),
+                format!("{} would be created on storage that {source} uses: {why}", dest.display()),
             ),
             Self::SegmentOutside { end, name, len, offset, limit_bytes } => (
                 Kind::OutOfRange,
                 None,
                 format!(
-                    "the {end} part of {len} bytes at {offset} ends behind the end of {name} ({limit_bytes} bytes)"
+                    "the {end} part of {len} bytes at {offset} ends past the end of {name} ({limit_bytes} bytes)"
                 ),
             ),
             Self::RangeTooSmall { dest, range_bytes, source_bytes, .. } => (
@@ -354,7 +352,8 @@ impl Finding {
                 Kind::OutOfRange,
                 Some(dest),
                 format!(
-                    "too small: {copied_bytes} bytes of {source} would end at byte {end}, the destination holds {dest_bytes} bytes"
+                    "too small: {copied_bytes} bytes of {source} would end at byte {end}, but the destination has \
+                     {dest_bytes} bytes"
                 ),
             ),
             Self::ReadOnly { dest, planned: true } => (Kind::ReadOnly, Some(dest), "is read-only".to_owned()),
@@ -368,23 +367,24 @@ impl Finding {
                 (Kind::InvalidInput, Some(dest), "names a directory that does not exist".to_owned())
             }
             Self::LinkToNothing { dest } => {
-                (Kind::InvalidInput, Some(dest), "is a symbolic link to nothing".to_owned())
+                (Kind::InvalidInput, Some(dest), "is a dangling symbolic link".to_owned())
             }
             Self::NoSuchDevice { dest, folder } => (
                 Kind::NotFound,
                 Some(dest),
                 format!(
-                    "no such device, and {} takes device nodes, not files: what is written there stays in memory and is gone after a restart",
+                    "no such device, and {} is for device nodes, not files: a file there is kept in memory and lost \
+                     at the next boot",
                     folder.display()
                 ),
             ),
             Self::DestLenChanged { dest, from, to } => (
                 Kind::InUse,
                 Some(dest),
-                format!("another program changed its length from {from} to {to} bytes just now"),
+                format!("another program has just changed its length from {from} to {to} bytes"),
             ),
             Self::NothingToPreserve { source } => {
-                (Kind::InvalidInput, None, format!("{source}: --preserve needs a regular file as source"))
+                (Kind::InvalidInput, None, format!("{source}: --preserve needs a regular file as the source"))
             }
             Self::ServedRange { device } => {
                 (Kind::InvalidInput, None, format!("{device}: a whole device is served, not a range of one"))
@@ -392,12 +392,12 @@ impl Finding {
             Self::ServedRemote { device } => (
                 Kind::InvalidInput,
                 None,
-                format!("{device}: a namespace of another target cannot be served yet"),
+                format!("{device}: namespaces of other targets cannot be served yet"),
             ),
             Self::ServedIsReadOnly { device } => {
                 (Kind::ReadOnly, Some(device), "the device is read-only".to_owned())
             }
-            Self::ServedNotFound { device } => (Kind::NotFound, Some(device), "is not there".to_owned()),
+            Self::ServedNotFound { device } => (Kind::NotFound, Some(device), "does not exist".to_owned()),
             Self::ServedInUse { device, holder } => (Kind::InUse, Some(device), format!("in use: {holder}")),
             Self::ServedTwice { device, name, other, why } => (
                 Kind::InUse,
@@ -408,7 +408,8 @@ impl Finding {
                 Kind::SourceChanged,
                 None,
                 format!(
-                    "{source}: grew while it was copied, and may have changed: the copy ends where the source ended when it was opened ({})",
+                    "{source}: grew during the copy, and may have changed: the copy has the length that the source \
+                     had when it was opened ({})",
                     size_exact(*size_bytes)
                 ),
             ),
@@ -416,7 +417,7 @@ impl Finding {
             Self::NameNotDurable { error } => {
                 let cause = error.source().map_or(String::new(), |c| format!(" ({c})"));
                 let text =
-                    format!("{error}{cause}: the bytes are durable, the name may be gone after a power cut");
+                    format!("{error}{cause}: the data is durable, but a power cut may lose the file's name");
                 (Kind::Io, None, text)
             }
             Self::DestLeft { dest, left } => (Kind::Io, None, format!("{dest}: {left}")),
@@ -447,18 +448,16 @@ impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kept => f.write_str("kept; the receipt says what was done"),
-            Self::KeptWhole => f.write_str("kept, all of it copied"),
+            Self::KeptWhole => f.write_str("kept, because all of it was copied"),
             Self::KeptAsItIs => f.write_str("kept as it is; the receipt says what was done"),
-            Self::CutTo(len) => write!(f, "cut to {}, all of it good", size_exact(*len)),
+            Self::CutTo(len) => write!(f, "truncated to {}, all of it good", size_exact(*len)),
             Self::NotCut(len, error) => {
                 write!(f, "kept whole, though only the first {len} bytes are good: {error}")
             }
-            Self::NotMadeUnequal => {
-                f.write_str("not made, because what was copied is not equal to the source")
-            }
-            Self::NotMadeNothingGood => f.write_str("not made, nothing in it is known to be good"),
+            Self::NotMadeUnequal => f.write_str("not created, because the copy differs from the source"),
+            Self::NotMadeNothingGood => f.write_str("not created, because none of it is known to be good"),
             Self::NotMadeNotCut(error) => {
-                write!(f, "not made, because it could not be cut to what is good: {error}")
+                write!(f, "not created, because it could not be truncated to the part that is good: {error}")
             }
         }
     }

@@ -1,7 +1,8 @@
 //! What a user types for a device, taken apart.
 //!
 //! Names: a path, `mem:SIZE`, `null:SIZE`, `nvme-tcp://host:port/NQN?nsid=N`; each with an optional range `@offset+length` or `@offset` (to the end).
-//! Of a path, an offset alone needs a unit: `vm.img@20240101` is a file name, `vm.img@20240101B` is a range.
+//! After a path, an offset without a length needs a unit: `vm.img@20240101` is a file name, `vm.img@20240101B` is a
+//! range.
 
 use super::size::{parse_size, shift_of};
 use crate::block::{ByteRange, Error, Kind, LEN_MAX, Result};
@@ -72,7 +73,7 @@ impl Name {
             Place::NvmeTcp(Url::parse(&shown)?)
         } else if shown.contains("://") || (shown.starts_with("map:") && !exists(Path::new(head))) {
             return Err(invalid(format!(
-                "{shown}: this version opens paths, mem:SIZE, null:SIZE and nvme-tcp:// URLs only; name one of these"
+                "{shown}: unknown kind of device; give a path, mem:SIZE, null:SIZE or an nvme-tcp:// URL"
             )));
         } else {
             Place::Path(PathBuf::from(head))
@@ -107,9 +108,7 @@ impl Name {
         let end = part.len.map_or(size, |len| part.offset.saturating_add(len));
         if part.offset > size || end > size {
             let (what, at) = if part.offset > size { ("begins", part.offset) } else { ("ends", end) };
-            let text = format!(
-                "the range {part} {what} at byte {at}, behind the end ({size} bytes); give a range inside"
-            );
+            let text = format!("the range {part} {what} at byte {at}, past the end ({size} bytes)");
             return Err(Error::new(Kind::OutOfRange, text).on(&self.device_text()));
         }
         Ok(ByteRange::between(part.offset, end))
@@ -124,7 +123,10 @@ impl Name {
         (self.range.is_none() && is_number && exists(head) && !head.is_dir()).then(|| {
             let number = String::from_utf8_lossy(number);
             let head = head.display();
-            format!("{head}@{number}B if the bytes of {head} from {number} on are meant: an offset alone needs a unit")
+            format!(
+                "{head}@{number}B if you mean the bytes of {head} from {number}: an offset without a length \
+                needs a unit"
+            )
         })
     }
 
@@ -173,7 +175,9 @@ fn split_range(text: &OsStr) -> Result<(&OsStr, Option<Part>)> {
     let part = parse_part(tail)
         .map_err(|e| invalid(format!("{}: in the range @{tail}: {e}", text.to_string_lossy())))?;
     if head.is_empty() {
-        return Err(invalid(format!("@{tail} is a range of nothing; put a device or file before the @")));
+        return Err(invalid(format!(
+            "@{tail} is a range without a device; put a device or file before the @"
+        )));
     }
     Ok((head, Some(part)))
 }
@@ -238,7 +242,7 @@ fn parse_part(tail: &str) -> Result<Part> {
     let len = len.map(parse_size).transpose()?;
     if ByteRange::new(offset, len.unwrap_or(0)).is_none() {
         return Err(invalid(format!(
-            "offset and length add up to more than the largest offset ({LEN_MAX} bytes); make it shorter"
+            "offset and length together are larger than the largest offset ({LEN_MAX} bytes)"
         )));
     }
     Ok(Part { offset, len })
@@ -287,14 +291,14 @@ mod tests {
             ("a@64bytes", "unknown unit"),
             ("a@1Zi", "unknown unit"),
             ("a@18446744073709551616+1", "larger than"),
-            ("a@9223372036854775807+1", "add up to more"),
-            ("@0+5", "range of nothing"),
+            ("a@9223372036854775807+1", "together are larger"),
+            ("@0+5", "range without a device"),
             ("-", "standard input or output"),
             ("mem:", "is not a size"),
             ("mem:lots", "is not a size"),
             ("null:-1", "negative"),
-            ("nvme-rdma://host/nqn?nsid=1", "opens paths, mem:SIZE, null:SIZE and nvme-tcp:// URLs only"),
-            ("nvme-tcp://host/nqn?nsid=0", "no namespace number"),
+            ("nvme-rdma://host/nqn?nsid=1", "give a path, mem:SIZE, null:SIZE or an nvme-tcp:// URL"),
+            ("nvme-tcp://host/nqn?nsid=0", "not a namespace number"),
         ] {
             let error = Name::parse(text).unwrap_err();
             assert_eq!(error.kind(), Kind::InvalidInput, "{text}");
@@ -353,7 +357,7 @@ mod tests {
         assert_eq!(Name::parse(&dated).unwrap().range_meant(), None);
         std::fs::write(&vm, b"x").unwrap();
         let meant = Name::parse(&dated).unwrap().range_meant().unwrap();
-        assert!(meant.starts_with(&format!("{dated}B if the bytes of")), "{meant}");
+        assert!(meant.starts_with(&format!("{dated}B if you mean the bytes of")), "{meant}");
     }
 
     #[test]

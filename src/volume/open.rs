@@ -32,7 +32,7 @@ pub fn find(path: &Path) -> Result<Found> {
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(error) => return Err(Error::os("cannot be looked at", error).on(&path.display().to_string())),
+        Err(error) => return Err(Error::os("cannot stat", error).on(&path.display().to_string())),
     };
     Ok(match meta.file_type() {
         t if t.is_dir() => Found::Folder,
@@ -52,7 +52,7 @@ pub fn open_source(name: &Name) -> Result<Arc<dyn Device>> {
     };
     match find(path)? {
         Found::Block => Ok(Bdev::open(path, BdevOptions::default())?),
-        // A missing file, and what is no file, are refused by the driver in its own words.
+        // A missing file, and what is not a file, are refused by the driver in its own words.
         _ => Ok(File::open(path, FileOptions::default())?),
     }
 }

@@ -34,7 +34,7 @@ impl Kept {
     /// destination's file system cannot keep is a warning. Errors: everything else, such as a full disk.
     pub(super) fn give(&self, file: &File, new: bool, warnings: &mut Vec<String>) -> Result<(), Error> {
         let failed = |what: &'static str| move |e: Errno| Error::os(what, e).on(file.name());
-        let old = rustix::fs::fstat(file).map_err(failed("cannot be looked at"))?;
+        let old = rustix::fs::fstat(file).map_err(failed("cannot stat"))?;
         let mode = self.stat.st_mode & 0o7777;
         if !new {
             // The new owner is not to find rights open that neither the old nor the new mode gives.
@@ -64,7 +64,11 @@ impl Kept {
         // Who may not give files away may still give them to a group of one's own.
         let grouped = rustix::fs::fchown(file, None, Some(group)).is_ok();
         let what = if grouped { format!("owner {uid}") } else { format!("owner {uid}:{gid}") };
-        let special = if self.stat.st_mode & 0o6000 == 0 { "" } else { ", nor set-user-ID and set-group-ID" };
+        let special = if self.stat.st_mode & 0o6000 == 0 {
+            ""
+        } else {
+            ", and neither are set-user-ID and set-group-ID"
+        };
         warnings.push(format!("{}: {what} is not kept{special} ({error})", file.name()));
         false
     }
@@ -81,7 +85,10 @@ impl Kept {
         if !has_list && let Err(error) = rustix::fs::fremovexattr(file, "system.posix_acl_access") {
             // A folder may give its files a list that the source has not.
             if !is_here(error) {
-                warnings.push(format!("{}: the folder's access control list stays ({error})", file.name()));
+                warnings.push(format!(
+                    "{}: keeps the access control list inherited from its folder ({error})",
+                    file.name()
+                ));
             }
         }
         for (name, value) in &self.attributes {

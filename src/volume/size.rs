@@ -60,9 +60,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
     };
     let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
     bytes.filter(|&n| n <= LEN_MAX).ok_or_else(|| {
-        invalid(format!(
-            "the size {text} is larger than the largest offset ({LEN_MAX} bytes); make it smaller"
-        ))
+        invalid(format!("the size {text} is larger than the largest offset ({LEN_MAX} bytes)"))
     })
 }
 

@@ -91,7 +91,7 @@ fn read_to_end(file: &File, dest: &Name) -> Result<File> {
                 }
                 Err(Errno::INTR) => {}
                 Err(error) => {
-                    let text = "no room to read it to its end first, as its size is not known";
+                    let text = "its size is unknown, and there is no room to read it to its end first";
                     return Err(Error::os(text, error).on(file.name()));
                 }
             }
@@ -118,6 +118,6 @@ fn spool(name: &str, dest: &Name) -> Result<File> {
         }
     }
     let fd = rustix::fs::memfd_create("blkcopy", MemfdFlags::CLOEXEC)
-        .map_err(|e| Error::os("its size is not known, and there is no room to read it first", e).on(name))?;
+        .map_err(|e| Error::os("its size is unknown, and there is no room to read it first", e).on(name))?;
     File::over(fd, Path::new(name), name.to_owned(), true)
 }

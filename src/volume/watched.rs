@@ -67,7 +67,7 @@ pub(super) fn run(
     let mut ended = bench.local.block_on(copy(source, dest, job, options, &progress));
     drop(showing);
     if let Some(len) = was_cut.get() {
-        let text = format!("another program cut it to {len} bytes while it was copied to; copy again");
+        let text = format!("another program cut it to {len} bytes during the copy; copy again");
         let error = fail_after_all(&mut ended.receipt, Error::new(Kind::InUse, text).on(&dest_name));
         ended.error = Some(error);
     }
@@ -107,7 +107,7 @@ pub(super) fn fail_after_all(receipt: &mut Receipt, error: Error) -> Error {
 
 /// The error of a destination that does not hold what was copied to it.
 fn wrong(receipt: &Receipt) -> Error {
-    let error = Error::new(Kind::Mismatch, "read back after the copy, it differs from the source");
+    let error = Error::new(Kind::Mismatch, "the bytes read back after the copy differ from the source");
     let error = error.on(&receipt.dest.name);
     match receipt.verification.as_ref().and_then(|v| v.first_bad) {
         Some(bad) => error.at(ByteRange::new(bad.offset, bad.len).unwrap_or_default()),

@@ -28,7 +28,7 @@ impl Workbench {
     /// When the thread has an executor or a reactor already.
     pub fn new(choice: EngineChoice, inline_writes: bool) -> Result<Self> {
         let (reactor, why) = reactor::choose(choice, inline_writes).map_err(cannot_start)?;
-        let engine = why.strip_prefix("io engine: ").unwrap_or(&why).to_owned();
+        let engine = why.strip_prefix("I/O engine: ").unwrap_or(&why).to_owned();
         let local = Local::new(reactor.clone());
         let locks = attach(&*reactor)?;
         local.serve_locks(&locks);

@@ -32,7 +32,7 @@ impl Ending {
         }
     }
 
-    /// Calls `waker` when the service ends, or at once if it has. Replaces the watcher of before.
+    /// Calls `waker` when the service ends, or at once if it has. Replaces the watcher from before.
     pub fn watch(&self, waker: Waker) {
         let mut state = self.state();
         if state.is_over {

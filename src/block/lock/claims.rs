@@ -97,7 +97,7 @@ impl ClaimSet {
 
     /// True when a claim of this mode shares a byte with `claim`.
     fn hits(&self, claim: &Claim, mode: Mode) -> bool {
-        // The first claim of the leaf and mode that ends behind the start: those after it begin later still.
+        // The first claim of the leaf and mode that ends after the start: those after it begin later still.
         let at = self
             .all
             .partition_point(|c| (c.leaf, c.mode, c.range.end()) <= (claim.leaf, mode, claim.range.offset()));

@@ -75,9 +75,7 @@ impl LockDomain {
         if state.cores.len() >= CORES_MAX {
             return Err(Error::new(
                 Kind::InUse,
-                format!(
-                    "{CORES_MAX} threads are attached to the range locks already, the most there can be; start fewer"
-                ),
+                format!("{CORES_MAX} threads already use the range locks, the most possible; start fewer"),
             ));
         }
         let locks = CoreLocks::new(self.clone(), Box::new(wake));

@@ -85,7 +85,7 @@ fn a_hole_of_any_length_is_one_step_of_a_method_that_carries_holes() {
     assert_eq!(plan(&mut world, GIB, zeroed), [(0, GIB, clone)]);
     assert_eq!(plan(&mut world, 2 * GIB, Policy::default()), [(0, GIB, clone), (GIB, GIB, clone)]);
     assert_eq!(world.looks, 0);
-    // A hole shorter than a step is no reason for a step of its own.
+    // A hole shorter than a step is not a reason for a step of its own.
     let mut world = Holey::new(ByteRange::between(4096, 100 * GIB));
     let steps = plan(&mut world, 3 * GIB, zeroed);
     assert_eq!(steps, [(0, GIB, clone), (GIB, GIB, clone), (2 * GIB, GIB, clone)]);

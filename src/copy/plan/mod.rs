@@ -26,7 +26,7 @@ const HASH_AT: usize = 64 << 10;
 /// Whether devices may, must or must not copy by themselves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Offload {
-    /// Where it is possible and not slower.
+    /// Wherever it is possible and not slower.
     #[default]
     Auto,
     /// Everywhere, or the copy is refused.
@@ -393,7 +393,7 @@ impl<F: Facts> Planner<F> {
         let to = self.facts.dest_run(window.dest.prefix(from.len))?;
         let mapped = from.len.min(to.len);
         if mapped == 0 || from.legs.is_empty() || to.legs.is_empty() {
-            return Err(Error::new(Kind::Io, "the device named a mapping of no bytes").at(window.dest));
+            return Err(Error::new(Kind::Io, "the device reported a mapping of 0 bytes").at(window.dest));
         }
         let step = self.cut_mapped(window, source.prefix(mapped), &from.cut(mapped), &to.cut(mapped))?;
         let dest = window.dest.after(step.len);
@@ -432,7 +432,7 @@ impl<F: Facts> Planner<F> {
             let extent = self.facts.source_content(source.prefix(most))?;
             (len, content) = (extent.len.min(most), extent.content);
             if len == 0 {
-                return Err(Error::new(Kind::Io, "the source named an extent of no bytes").at(source));
+                return Err(Error::new(Kind::Io, "the source reported an extent of 0 bytes").at(source));
             }
             choice.clear();
             for leg in &to.legs {
@@ -470,10 +470,8 @@ impl<F: Facts> Planner<F> {
         if self.policy.offload == Offload::Require
             && let Some(leg) = legs.iter().find(|l| l.method.is_emulated())
         {
-            let text = format!(
-                "--offload require: {len} bytes would pass through this host ({})",
-                leg.reason.text()
-            );
+            let text =
+                format!("--offload require: {len} bytes would take read+write ({})", leg.reason.text());
             return Err(Error::new(Kind::Unsupported, text).at(dest.prefix(len)));
         }
         Ok(Step {

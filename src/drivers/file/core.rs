@@ -85,7 +85,8 @@ impl Drop for Core {
         if self.writable {
             self.gate.remove_writer();
             let Passed { direct, cached, switches, waited } = self.gate.passed();
-            tracing::debug!(device = %self.name, direct, cached, switches, waited, "requests by way");
+            tracing::debug!(device = %self.name, direct, cached, switches, waited, "requests through the page cache \
+                and direct");
         }
     }
 }
@@ -239,7 +240,7 @@ impl Core {
             return None;
         }
         let fd = self.open_again(OFlags::empty());
-        let told = |error| tracing::debug!(device = %self.name, %error, "cannot be opened once more");
+        let told = |error| tracing::debug!(device = %self.name, %error, "cannot be opened again");
         fd.map_err(told).ok().map(|fd| Closing::new(fd, &self.closes))
     }
 

@@ -43,7 +43,7 @@ impl Fresh {
         let Some(name) = file_name(path) else {
             return Err(Error::new(
                 Kind::InvalidInput,
-                "names a folder; leave out the / at its end, or make it first",
+                "names a folder; leave out the trailing /, or make the folder first",
             ));
         };
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -83,11 +83,11 @@ impl Fresh {
             let text = match error {
                 Errno::EXIST => {
                     let text =
-                        "another program made a file of this name meanwhile; look at it, and copy again";
+                        "another program has made a file with this name meanwhile; check it, and copy again";
                     return Error::new(Kind::InUse, text).because(std::io::Error::from(error));
                 }
-                Errno::NOENT => "the folder it was to be made in is gone, and the copy with it",
-                _ => "the finished copy cannot be given its name, and is gone",
+                Errno::NOENT => "the folder for it was removed during the copy, so the copy is lost",
+                _ => "the finished copy could not be given its name, so it is lost",
             };
             Error::os(text, error)
         })
@@ -163,7 +163,7 @@ fn make_hidden(folder: &OwnedFd, name: &OsStr, mode: Mode) -> Result<(OwnedFd, O
             Err(error) => return Err(Error::os("cannot be created", error)),
         }
     }
-    Err(Error::new(Kind::InUse, "cannot be created: every hidden name that was tried is taken"))
+    Err(Error::new(Kind::InUse, "cannot be created: every temporary name that was tried exists"))
 }
 
 /// Renames within `folder` without replacing what is there.
@@ -254,7 +254,7 @@ mod tests {
             std::fs::remove_dir_all(&inner).unwrap();
             let error = fresh.publish().unwrap_err();
             assert_eq!(error.kind(), Kind::NotFound);
-            assert!(error.to_string().contains("the folder it was to be made in is gone"), "{error}");
+            assert!(error.to_string().contains("the folder for it was removed during the copy"), "{error}");
         }
     }
 

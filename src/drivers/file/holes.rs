@@ -123,13 +123,14 @@ impl Asked for Real<'_> {
         match way::write_out(&self.core.fd, range) {
             Ok(()) => true,
             Err(error) => {
-                tracing::debug!(device = %self.core.name, %error, %range, "cannot be written out: read instead of asked for holes");
+                tracing::debug!(device = %self.core.name, %error, %range, "cached data cannot be written out, so the \
+                    range is read instead of searched for holes");
                 false
             }
         }
     }
     fn len(&self) -> Result<u64> {
-        let stat = rustix::fs::fstat(&*self.core.fd).map_err(|e| Error::os("cannot be looked at", e))?;
+        let stat = rustix::fs::fstat(&*self.core.fd).map_err(|e| Error::os("cannot stat", e))?;
         Ok(size_of(&stat))
     }
     fn ends_before(&self, at: u64) -> bool {
@@ -180,7 +181,7 @@ impl Holes {
             }
             // Became a hole between the two calls: reading it is always right.
             Ok(_) | Err(Errno::NXIO) => Ok((Content::Data, at + 1)),
-            Err(error) => Err(Error::os("holes cannot be looked for", error)),
+            Err(error) => Err(Error::os("cannot search for holes", error)),
         }
     }
 
@@ -200,7 +201,7 @@ impl Holes {
                 }
             }
             Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
-            Err(error) => Err(Error::os("holes cannot be looked for", error)),
+            Err(error) => Err(Error::os("cannot search for holes", error)),
         };
         let Some(data) = ask()? else { return Ok(Front::Unknown { end: LEN_MAX }) };
         if data <= at {

@@ -197,7 +197,7 @@ impl MediumQueue {
         let range = match request.op() {
             Op::Read { range, buf } if buf.len() as u64 == range.len() && range.end() <= self.size => *range,
             _ => {
-                let text = "this queue reads what lies inside the file and does nothing else";
+                let text = "this queue only reads, and only inside the file";
                 let error = Error::new(Kind::InvalidInput, text).on(&self.name);
                 return self.done.push(request.complete_err(error));
             }

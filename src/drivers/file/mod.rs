@@ -75,7 +75,8 @@ pub struct File {
 impl File {
     /// Opens the regular file at `path`. Its size is the one it has now; see [`File::set_len`].
     ///
-    /// Never waits for a FIFO's other end and never touches what is no regular file. Errors: `InvalidInput` for anything
+    /// Never waits for a FIFO's other end and never touches what is not a regular file. Errors: `InvalidInput` for
+    /// anything
     /// else than a regular file, and those of the system.
     pub fn open(path: impl AsRef<Path>, options: FileOptions) -> Result<Arc<Self>> {
         let path = path.as_ref();
@@ -94,7 +95,8 @@ impl File {
                 let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o666)).map_err(|e| {
                     if e == Errno::EXIST {
-                        let text = "a symbolic link to nothing, or made by another program just now; remove it or name the file it means";
+                        let text = "is a dangling symbolic link, or another program has just made it; remove it, or \
+                            name the file it leads to";
                         Error::new(Kind::InvalidInput, text).because(std::io::Error::from(e))
                     } else {
                         Error::os("cannot be created", e)
@@ -110,14 +112,14 @@ impl File {
     ///
     /// Errors: `InvalidInput` for anything else than a regular file, and those of the system.
     pub fn over(fd: OwnedFd, path: &Path, name: String, writable: bool) -> Result<Self> {
-        let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot be looked at", e))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot stat", e))?;
         refuse_others(&stat)?;
         Ok(Self::with_stat(fd, &stat, path, name, (writable, false)))
     }
 
     /// A file that was made by opening it.
     fn just_made(fd: OwnedFd, path: &Path, name: String) -> Result<Self> {
-        let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot be looked at", e))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot stat", e))?;
         Ok(Self::with_stat(fd, &stat, path, name, (true, true)))
     }
 
@@ -221,7 +223,7 @@ impl File {
     /// Its length now, which another program may have changed since it was opened.
     pub fn len_now(&self) -> Result<u64> {
         let stat = rustix::fs::fstat(&*self.core.fd);
-        stat.map(|s| size_of(&s)).map_err(|e| Error::os("cannot be looked at", e).on(&self.core.name))
+        stat.map(|s| size_of(&s)).map_err(|e| Error::os("cannot stat", e).on(&self.core.name))
     }
 
     /// Sets its permission bits: of the file that was opened, whatever its name means by now.
@@ -433,7 +435,7 @@ fn open_same(path: &Path, mut access: OFlags, seen: &Stat) -> Result<(OwnedFd, S
         .because(std::io::Error::from(error)),
         error => Error::os("cannot be opened", error),
     })?;
-    let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot be looked at", e))?;
+    let stat = rustix::fs::fstat(&fd).map_err(|e| Error::os("cannot stat", e))?;
     refuse_others(&stat)?;
     rustix::fs::fcntl_setfl(&fd, access).map_err(|e| Error::os("cannot be set up", e))?;
     Ok((fd, stat))

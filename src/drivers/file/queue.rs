@@ -291,7 +291,7 @@ impl FdQueue {
                 match way::make_clean(&core.fd) {
                     Ok(()) => switch.done(),
                     Err(error) => {
-                        tracing::warn!(device = %core.name, %error, "what is cached cannot be written out");
+                        tracing::warn!(device = %core.name, %error, "cached data cannot be written out");
                         // As after a failed flush: nobody knows what was lost.
                         core.poison();
                         drop(switch);
@@ -521,7 +521,7 @@ impl FdQueue {
                 _ => {}
             }
             if direct && is_fua(&request) && !error.raw_os_error().is_some_and(is_foreground) {
-                // It may be the flush behind the write that failed, and with it what others have written.
+                // It may be the flush after the write that failed, and with it what others have written.
                 self.core.poison();
             }
             let doing = if write { "write failed" } else { "read failed" };

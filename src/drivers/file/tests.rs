@@ -55,7 +55,7 @@ fn only_regular_files_are_opened_and_a_fifo_is_not_waited_for() {
     assert_eq!(open_err(dir.path().join("none")).0, Kind::NotFound);
     std::os::unix::fs::symlink("nowhere", dir.path().join("dangling")).unwrap();
     let error = File::open(dir.path().join("dangling"), WRITE).err().unwrap();
-    assert!(error.to_string().contains("symbolic link to nothing"), "{error}");
+    assert!(error.to_string().contains("dangling symbolic link"), "{error}");
 }
 
 #[test]
@@ -290,10 +290,7 @@ fn a_source_that_shrank_is_told_from_zeroes() {
         let error = done.result.unwrap_err();
         assert_eq!((error.kind(), done.good_bytes), (Kind::SourceChanged, good));
         let at = offset.max(300_000);
-        assert!(
-            error.to_string().contains(&format!("ended at byte {at} while 1048576 was expected")),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&format!("ended at byte {at}, not 1048576")), "{error}");
     }
     // And a hole is never made of the missing end.
     let error = file.next_extent(range(400_000, 1000)).unwrap_err();

@@ -59,7 +59,7 @@ impl Transfer<Files> {
         for &range in &self.sources {
             super::holes::store(&self.kernel.source, range).map_err(|error| {
                 let text =
-                    format!("{}: what is cached of the source cannot be written out ({error})", self.method);
+                    format!("{}: the source's cached data cannot be written out ({error})", self.method);
                 Error::new(Kind::Unsupported, text).because(error).at(range)
             })?;
         }
@@ -129,7 +129,7 @@ impl<K: Kernel> Transfer<K> {
             Ok(0) => ended_early(from.offset(), from.end()),
             Ok(_) => Error::new(
                 Kind::Unsupported,
-                "copy_file_range returned 0 before the end of the source; reading and writing instead is safe",
+                "copy_file_range returned 0 before the end of the source; read+write takes over",
             ),
             Err(error) => {
                 Error::os("copy_file_range returned 0, and reading the source there failed too", error)
@@ -142,9 +142,7 @@ impl<K: Kernel> Transfer<K> {
 pub(crate) fn ended_early(at: u64, expected: u64) -> Error {
     Error::new(
         Kind::SourceChanged,
-        format!(
-            "the file ended at byte {at} while {expected} was expected: it shrank while being read; copy it again"
-        ),
+        format!("the file ended at byte {at}, not {expected}: it shrank while it was read; copy it again"),
     )
 }
 
@@ -276,7 +274,7 @@ mod tests {
         let (good, result) = t.run(&mut Counters::default());
         let error = result.unwrap_err();
         assert_eq!((good, error.kind()), (40, Kind::SourceChanged));
-        assert!(error.to_string().contains("ended at byte 4136 while 4196 was expected"), "{error}");
+        assert!(error.to_string().contains("ended at byte 4136, not 4196"), "{error}");
         t.kernel.probe = Err(libc::EIO);
         t.kernel.answers.borrow_mut().push_back(Ok(0));
         assert_eq!(run(&t), (0, Some(Kind::Io)));

@@ -207,7 +207,9 @@ impl Admin {
         };
         let cntlid = connect(link, peer, queue, CNTLID_DYNAMIC, deadline)?;
         if !(1..=CNTLID_MAX).contains(&cntlid) {
-            return Err(wrong(format!("the target gave us controller id {cntlid:#x}, which is none")));
+            return Err(wrong(format!(
+                "the target gave controller id {cntlid:#x}, which is not a valid one"
+            )));
         }
         let mut ask = Asking { link, strays, slot: SLOT_ASK, deadline };
         let (cap, cc) = start(&mut ask)?;
@@ -254,7 +256,7 @@ impl Admin {
     }
 
     /// Resets the controller. Success shows that it is there, and with it what it was given. It does not show that nothing of the
-    /// association is executed any more: Linux's target answers while its disk is still busy with writes of before.
+    /// association is executed any more: Linux's target answers while its disk is still busy with writes from before.
     pub(super) fn disable(&mut self, deadline: Instant) -> Result<()> {
         self.cc = self.cc.with_enabled(false);
         let value = self.cc.0.into();
@@ -343,8 +345,8 @@ fn connect(link: &mut Link, peer: &Peer, queue: Connect, cntlid: u16, deadline: 
 
 #[cold]
 fn wants_authentication() -> Error {
-    let text =
-        "the target wants the host to authenticate, which this version cannot; allow this host without";
+    let text = "the target requires authentication, which this version does not support; let this host connect \
+        without it, at the target";
     Error::new(Kind::Permission, text)
 }
 
@@ -372,21 +374,20 @@ fn connect_refused(peer: &Peer, cqe: &Cqe) -> Error {
             (true, ConnectData::HOST_AT) => not_admitted(host, status),
             _ => {
                 let place = if in_data { "data" } else { "command" };
-                because(Kind::Io, format!("the target does not take byte {offset} of the {place} of Connect"))
+                because(Kind::Io, format!("the target refused byte {offset} of the Connect {place}"))
             }
         };
     }
     match status {
         s if s.is(Status::CONNECT_INVALID_HOST) => not_admitted(host, status),
         s if s.is(Status::AUTHENTICATION_REQUIRED) => wants_authentication(),
-        s if s.is(Status::CONNECT_CONTROLLER_BUSY) => because(
-            Kind::Io,
-            "the target has no controller or queue to spare; detach another host".to_owned(),
-        ),
+        s if s.is(Status::CONNECT_CONTROLLER_BUSY) => {
+            because(Kind::Io, "the target has no free controller or queue; detach another host".to_owned())
+        }
         s if s.is(Status::COPY_SIZE_LIMIT_EXCEEDED) => because(
             Kind::NotFound,
             format!(
-                "the subsystem is not there any more; blkcopy info nvme-tcp://{} lists what is",
+                "the subsystem no longer exists; blkcopy info nvme-tcp://{} lists what the target has",
                 peer.address
             ),
         ),
@@ -412,7 +413,7 @@ fn start(ask: &mut Asking<'_>) -> Result<(Cap, Cc)> {
     let cap = Cap(property(ask, Width::Eight, offset::CAP)?);
     if cap.page_bytes_min() > 4096 {
         let text = format!(
-            "the controller wants pages of {} bytes at least; 4096 are offered",
+            "the controller needs memory pages of at least {} bytes; 4096 is the only size supported",
             cap.page_bytes_min()
         );
         return Err(Error::new(Kind::Unsupported, text));
@@ -454,7 +455,7 @@ fn wait_status(ask: &mut Asking<'_>, what: &str, done: impl Fn(Csts) -> bool) ->
             return Ok(());
         }
         if left(ask.deadline).is_zero() {
-            return Err(wrong(format!("the controller does not end {what} in time ({csts:?})")));
+            return Err(wrong(format!("the controller did not finish {what} in time ({csts:?})")));
         }
         std::thread::sleep(pause.min(left(ask.deadline)));
         pause = (2 * pause).min(Duration::from_millis(100));
@@ -471,7 +472,7 @@ fn check(identify: &IdentifyController, cntlid: u16, discovery: bool) -> Result<
     let refuse = |text: String| Err(Error::new(Kind::Unsupported, text));
     if identify.cntlid != cntlid {
         return Err(wrong(format!(
-            "the controller calls itself {}, but Connect said {cntlid}: its answers cannot be trusted",
+            "the controller reports id {}, but Connect reported {cntlid}: its answers cannot be trusted",
             identify.cntlid
         )));
     }
@@ -479,23 +480,28 @@ fn check(identify: &IdentifyController, cntlid: u16, discovery: bool) -> Result<
         return Ok(());
     }
     if identify.kas.is_none() {
-        let text = "the controller has no keep-alive (KAS 0), without which nobody can tell when a lost connection's commands end";
+        let text = "the controller has no keep-alive (KAS 0), so it would be unknown when the commands of a lost \
+            connection end";
         return refuse(text.to_owned());
     }
     match identify.controller_type {
         ControllerType::Io | ControllerType::NotReported => {}
         other => {
-            return refuse(format!("the controller is no I/O controller ({other:?}) and has no namespaces"));
+            return refuse(format!(
+                "the controller is not an I/O controller ({other:?}) and has no namespaces"
+            ));
         }
     }
     if identify.ioccsz < 4 || identify.iorcsz < 1 || identify.icdoff != 0 {
         return refuse(format!(
-            "capsules of IOCCSZ {}, IORCSZ {}, ICDOFF {} are none NVMe/TCP can use",
+            "capsules of IOCCSZ {}, IORCSZ {}, ICDOFF {} cannot be used over NVMe/TCP",
             identify.ioccsz, identify.iorcsz, identify.icdoff
         ));
     }
     if identify.sgls & 3 == 0 {
-        return refuse("the controller takes no SGLs, without which fabrics move no data".to_owned());
+        return refuse(
+            "the controller does not support SGLs, which NVMe over Fabrics needs to move data".to_owned(),
+        );
     }
     Ok(())
 }
@@ -553,7 +559,7 @@ fn set_behavior(ask: &mut dyn Ask, identify: &IdentifyController) -> Result<bool
     let set = AdminCommand::SetFeatures(SetFeatures::new(fid::HOST_BEHAVIOR, 0)).to_sqe();
     let answer = ask.ask(doing, set, Data::Out(buf))?;
     if !answer.cqe.status.is_success() {
-        tracing::info!(status = %answer.cqe.status, "the controller does not take what this host says of itself");
+        tracing::info!(status = %answer.cqe.status, "the controller refused the host behavior settings");
     }
     Ok(across && answer.cqe.status.is_success())
 }
@@ -604,7 +610,7 @@ pub(super) fn namespace(ask: &mut dyn Ask, facts: &Facts, nsid: u32) -> Result<N
     let active = active_namespaces(ask)?;
     if active.binary_search(&nsid).is_err() {
         let text = match &active[..] {
-            [] => format!("there is no namespace {nsid}; the subsystem shows this host none"),
+            [] => format!("there is no namespace {nsid}; the subsystem shows none to this host"),
             some => {
                 let shown: Vec<String> = some.iter().take(16).map(u32::to_string).collect();
                 let more =

@@ -44,7 +44,7 @@ fn what_stands_in_the_way_is_said_in_words() {
     let no_sgl = |s: &mut Setup| s.controller.sgls = 0;
     for (name, found, kind, part) in [
         ("missing", refusal(missing), Kind::NotFound, "there is no namespace 1; there are 2, 7"),
-        ("none", refusal(none), Kind::NotFound, "the subsystem shows this host none"),
+        ("none", refusal(none), Kind::NotFound, "the subsystem shows none to this host"),
         ("zoned", refusal(zoned), Kind::Unsupported, "namespace 1 is zoned"),
         ("metadata", refusal(metadata), Kind::Unsupported, "8 bytes of metadata"),
         ("pi", refusal(pi), Kind::Unsupported, "protection information (type 1)"),
@@ -52,22 +52,22 @@ fn what_stands_in_the_way_is_said_in_words() {
         ("nqn", refusal(nqn), Kind::NotFound, "no subsystem of that name there; blkcopy info nvme-tcp://127"),
         ("host", refusal(host), Kind::Permission, "does not admit this host (nqn."),
         ("invalid", refusal(invalid), Kind::Permission, "does not admit this host (nqn."),
-        ("auth", refusal(auth), Kind::Permission, "wants the host to authenticate"),
-        ("atr", refusal(|s| s.authenticate = true), Kind::Permission, "wants the host to authenticate"),
-        ("busy", refusal(busy), Kind::Io, "no controller or queue to spare"),
-        ("other", refusal(other), Kind::Io, "calls itself 2, but Connect said 1"),
-        ("pages", refusal(pages), Kind::Unsupported, "pages of 8192 bytes at least"),
+        ("auth", refusal(auth), Kind::Permission, "requires authentication"),
+        ("atr", refusal(|s| s.authenticate = true), Kind::Permission, "requires authentication"),
+        ("busy", refusal(busy), Kind::Io, "no free controller or queue"),
+        ("other", refusal(other), Kind::Io, "reports id 2, but Connect reported 1"),
+        ("pages", refusal(pages), Kind::Unsupported, "memory pages of at least 8192 bytes"),
         ("capsules", refusal(capsules), Kind::Unsupported, "IOCCSZ 3"),
         ("beats", refusal(no_beats), Kind::Unsupported, "no keep-alive (KAS 0)"),
-        ("sgls", refusal(no_sgl), Kind::Unsupported, "takes no SGLs"),
+        ("sgls", refusal(no_sgl), Kind::Unsupported, "does not support SGLs"),
     ] {
         assert_eq!(found.0, kind, "{name}: {}", found.1);
         assert!(found.1.contains(part), "{name}: {}", found.1);
         assert!(found.1.contains("nvme-tcp://127.0.0.1:"), "{name}: {}", found.1);
     }
     for (text, part) in [
-        ("nvme-tcp://127.0.0.1:1", "names no subsystem; blkcopy info"),
-        ("nvme-tcp://127.0.0.1:1/nqn", "names no namespace; add ?nsid=N"),
+        ("nvme-tcp://127.0.0.1:1", "does not name a subsystem; blkcopy info"),
+        ("nvme-tcp://127.0.0.1:1/nqn", "does not name a namespace; add ?nsid=N"),
         ("nvme-tcp://127.0.0.1:1/nqn.2014-08.org.nvmexpress.discovery?nsid=1", "has no namespaces"),
     ] {
         let error = Namespace::open(&Url::parse(text).unwrap()).err().unwrap();
@@ -115,9 +115,9 @@ fn no_service_and_a_wrong_one_are_told_apart() {
     });
     for (url, part) in [
         (nobody, "nothing listens there"),
-        (closes, "ends the connection at once"),
-        (talks, "does not answer as NVMe/TCP does"),
-        (silent, "does not answer as NVMe/TCP does (the peer did not answer in time)"),
+        (closes, "closes the connection at once"),
+        (talks, "does not speak NVMe/TCP"),
+        (silent, "does not speak NVMe/TCP (the peer did not answer in time)"),
     ] {
         let options = Options { connect_timeout: Duration::from_millis(500), ..quick() };
         let error = Namespace::open_with(&Url::parse(&url).unwrap(), options).err().unwrap();
@@ -133,11 +133,11 @@ fn digests_are_as_asked_or_refused() {
     let fake = Fake::new(|s| s.io.digests.data = false);
     let options = Options { data_digest: true, ..quick() };
     let error = Namespace::open_with(&fake.url(1), options).err().unwrap();
-    assert!(words(&error).contains("leave hdgst and ddgst out"), "{error}");
+    assert!(words(&error).contains("leave out hdgst and ddgst"), "{error}");
     let held = open(&fake, 1, quick());
     let options = Options { header_digest: true, ..quick() };
     let error = Namespace::open_with(&fake.url(1), options).err().unwrap();
-    assert!(words(&error).contains("attached already with other digests"), "{error}");
+    assert!(words(&error).contains("already attached with other digests"), "{error}");
     drop(held);
 }
 

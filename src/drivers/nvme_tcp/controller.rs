@@ -110,13 +110,12 @@ impl Controller {
         held.retain(|c| c.shared.peer == peer && !matches!(lock(&c.shared.state).phase, Phase::Dead(_)));
         if let Some(known) = held.pop() {
             if known.shared.options.digests() != options.digests() {
-                let text =
-                    "is attached already with other digests; give the same hdgst and ddgst in all its names";
+                let text = "is already attached with other digests; give the same hdgst and ddgst in each of its URLs";
                 return Err(Error::new(Kind::InvalidInput, text).on(&peer.subsystem.to_string()));
             }
             return Ok(known);
         }
-        let os = |e: Errno| Error::os("no event to wake the controller's thread with", e);
+        let os = |e: Errno| Error::os("cannot create an event to wake the controller's thread", e);
         let shared = Arc::new(Shared {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             peer,
@@ -145,7 +144,7 @@ impl Controller {
             lock(&theirs.state).ended = true;
             theirs.changed.notify_all();
         });
-        let thread = thread.map_err(|e| Error::os("no thread for the controller", e))?;
+        let thread = thread.map_err(|e| Error::os("cannot start a thread for the controller", e))?;
         let controller = Arc::new(Self { shared, thread: Mutex::new(Some(thread)) });
         all.push(Arc::downgrade(&controller));
         Ok(controller)
@@ -273,7 +272,7 @@ impl Controller {
                 Err(error) if current => return Err(error),
                 // The association went meanwhile: on the next one, all over again.
                 _ if left(end).is_zero() => {
-                    return Err(Error::new(Kind::Io, "the connection was lost again and again"));
+                    return Err(Error::new(Kind::Io, "the connection was lost repeatedly"));
                 }
                 _ => {
                     drop(state);
@@ -451,7 +450,7 @@ impl Shared {
 
     /// No connection for so long that requests fail; the attempts go on.
     pub(super) fn go_away(&self, why: &Why) {
-        tracing::warn!(address = %self.peer.address, "requests fail from now on, and the connection is still tried: {why}");
+        tracing::warn!(address = %self.peer.address, "requests fail from now on; connecting is still tried: {why}");
         {
             let mut state = lock(&self.state);
             state.phase = Phase::Away(why.clone());

@@ -153,8 +153,8 @@ impl WriteCache {
         let why = lock(&self.why);
         let why = why.as_ref().map_or(String::new(), |w| format!(" ({w})"));
         let text = format!(
-            "the connection was lost{why} when bytes were written and not yet flushed, and nobody can say whether the target has \
-             kept them; open a new queue and write them again"
+            "the connection was lost{why} while bytes were written but not yet flushed, and it is unknown whether \
+             the target kept them; open a new queue and write them again"
         );
         Err(Error::new(Kind::Io, text))
     }
@@ -179,15 +179,15 @@ impl Namespace {
     fn try_open(url: &Url, name: &str, options: Options) -> Result<Arc<Self>> {
         let missing = |what: &str, fix: &str| Err(Error::new(Kind::InvalidInput, format!("{what}; {fix}")));
         let Some(subsystem) = url.subsystem.clone() else {
-            let fix = format!("blkcopy info {name} lists what there is");
-            return missing("names no subsystem", &fix);
+            let fix = format!("blkcopy info {name} lists what exists");
+            return missing("does not name a subsystem", &fix);
         };
         if subsystem.is_discovery() {
             return missing("a discovery service has no namespaces", "name one of the subsystems it lists");
         }
         let Some(nsid) = url.nsid else {
             let fix = format!("add ?nsid=N; blkcopy info {name} lists them");
-            return missing("names no namespace", &fix);
+            return missing("does not name a namespace", &fix);
         };
         let host = Host::new(url.host.clone())?;
         let peer = Peer { address: url.address.clone(), subsystem, host };
@@ -272,8 +272,8 @@ impl Namespace {
     pub(super) fn give_up_in_doubt(&self, association: u64, waited: Duration) -> Error {
         self.doubtful.fetch_max(association, Ordering::AcqRel);
         let text = format!(
-            "the connection was lost with this under way, and the target gives itself more than {waited:?} to carry it out or to drop \
-             it: the bytes may change until then"
+            "the connection was lost during this request, and the target reserves more than {waited:?} to carry it \
+             out or drop it: the bytes may change until then"
         );
         Error::new(Kind::Io, text)
     }
@@ -285,8 +285,8 @@ impl Namespace {
         if self.doubtful.load(Ordering::Acquire) <= quiet {
             return Ok(());
         }
-        let text = "a write of a lost connection may still be carried out by the target, and could land on top of this one; write when \
-                    the target's keep-alive time has passed";
+        let text = "the target may still carry out a write of a lost connection, which could overwrite this one; write \
+                    again when the target's keep-alive time has passed";
         Err(Error::new(Kind::Io, text))
     }
 
@@ -300,16 +300,16 @@ impl Namespace {
         match (plain, now.identify.size_bytes()) {
             (Err(why), _) => self.is_gone(&why),
             (Ok(()), _) if same && !self.first.has_same_bytes(now) => self.is_gone(&Why::new(
-                "the target says that its bytes are not those of before (it lost them, or was given another file or disk); \
-                 what was copied so far is of two contents: begin again"
+                "the target reports that the namespace's contents changed (it lost them, or now serves another file \
+                 or disk); what was copied so far mixes two contents: begin again"
                     .to_owned(),
             )),
             (Ok(()), Some(size)) if same && now.identify.block_bytes() == self.block() => {
                 self.size.store(size, Ordering::Release);
             }
             _ => self.is_gone(&Why::new(
-                "another namespace has taken its place at the target (it calls itself otherwise); what was copied so far may be of \
-                 two contents: begin again, if it is what you want"
+                "the target now has another namespace in its place (its identifier differs); what was copied so far \
+                 may mix two contents: begin again if this namespace is the one meant"
                     .to_owned(),
             )),
         }

@@ -86,7 +86,7 @@ pub struct CopyInfo {
 
 /// What the discovery service at an address lists, each subsystem looked at.
 ///
-/// Errors: those of reaching the service. A listed subsystem that cannot be looked at says so in its place.
+/// Errors: those of reaching the service. A listed subsystem that cannot stat says so in its place.
 pub fn discover(url: &Url) -> Result<Vec<Subsystem>> {
     let options = Options::of(url);
     let host = Host::new(url.host.clone())?;
@@ -107,7 +107,7 @@ pub fn discover(url: &Url) -> Result<Vec<Subsystem>> {
             (SubsystemType::CurrentDiscovery, _) => continue,
             (SubsystemType::Referral, _) => found.kind = "referral",
             _ if entry.transport != Entry::TCP => found.kind = "not-tcp",
-            (_, None) => found.error = Some(format!("port {service:?} is none")),
+            (_, None) => found.error = Some(format!("port {service:?} is not a port number")),
             (SubsystemType::Nvm, Some(port)) => {
                 let there = Url {
                     address: Address { host: host_name.clone(), port },
@@ -138,7 +138,7 @@ fn read_log(admin: &mut Admin, deadline: Instant) -> Result<Vec<Entry>> {
         let before = header(&mut ask)?;
         if before.entries > ENTRIES_MAX {
             let text =
-                format!("the discovery log has {} entries; {ENTRIES_MAX} are read at most", before.entries);
+                format!("the discovery log has {} entries; at most {ENTRIES_MAX} are read", before.entries);
             return Err(Error::new(Kind::Unsupported, text));
         }
         let mut entries = Vec::new();
@@ -150,7 +150,7 @@ fn read_log(admin: &mut Admin, deadline: Instant) -> Result<Vec<Entry>> {
             return Ok(entries);
         }
     }
-    Err(Error::new(Kind::Io, "the discovery log changes all the time; try again"))
+    Err(Error::new(Kind::Io, "the discovery log keeps changing; try again"))
 }
 
 fn header(ask: &mut dyn Ask) -> Result<Header> {
@@ -168,7 +168,7 @@ fn look(url: &Url, options: &Options, host: Host) -> Subsystem {
 
 fn look_into(url: &Url, options: &Options, host: Host) -> Result<Subsystem> {
     let Some(subsystem) = url.subsystem.clone() else {
-        return Err(Error::new(Kind::InvalidInput, "names no subsystem"));
+        return Err(Error::new(Kind::InvalidInput, "does not name a subsystem"));
     };
     let mut found = Subsystem::blank(subsystem.to_string(), url.address.to_string());
     let peer = Peer { address: url.address.clone(), subsystem, host };

@@ -36,7 +36,8 @@ impl Host {
     fn of_machine(machine: Option<String>, boot: Option<String>) -> Result<Self> {
         // Images are shipped with that word instead of an id.
         let Some(machine) = machine.filter(|id| id != "uninitialized").or(boot) else {
-            let text = "this machine has no name (/etc/nvme/hostnqn, /etc/machine-id); give the URL one: &hostnqn=NQN";
+            let text = "this machine has no host NQN (/etc/nvme/hostnqn, /etc/machine-id); add one to the URL: \
+                &hostnqn=NQN";
             return Err(Error::new(Kind::InvalidInput, text));
         };
         let uuid = Builder::from_custom_bytes(digest(&machine)).into_uuid();

@@ -296,7 +296,7 @@ impl Thread<'_> {
         // any more only time can tell.
         let reset = self.admin.disable(Instant::now() + options.connect_timeout.min(options.keep_alive));
         if let Err(error) = &reset {
-            tracing::info!(%error, "the old association cannot be ended in order");
+            tracing::info!(%error, "the old association cannot be shut down cleanly");
             for namespace in shared.namespaces() {
                 namespace.lost_association(lost, why);
             }

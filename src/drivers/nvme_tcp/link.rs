@@ -89,11 +89,11 @@ impl Link {
             }
             Some(e) if e.kind() == io::ErrorKind::TimedOut => Error::new(
                 Kind::Io,
-                "does not answer; is the host up, and does no firewall drop the connection?",
+                "does not answer; is the machine up, and is a firewall dropping the connection?",
             )
             .because(e),
             Some(e) => Error::new(Kind::Io, "cannot be connected to").because(e),
-            None => Error::new(Kind::Io, "could not be connected to in the time there was"),
+            None => Error::new(Kind::Io, "could not be connected to in time"),
         })
     }
 
@@ -123,7 +123,7 @@ impl Link {
                 Some(Event::Ready { digests: agreed, .. }) => {
                     if agreed != digests {
                         let text =
-                            "the target does not agree to the digests asked for; leave hdgst and ddgst out";
+                            "the target does not support the digests asked for; leave out hdgst and ddgst";
                         return Err(Error::new(Kind::Unsupported, text));
                     }
                     return Ok(link);
@@ -135,7 +135,8 @@ impl Link {
                 return Err(no_service(&Broken::Silent));
             }
             let no_more = |e: Error| {
-                let text = "what listens there ends the connection at once: no NVMe/TCP, or no place for us";
+                let text = "the server there closes the connection at once: it is not an NVMe/TCP target, or it is \
+                    full";
                 Error::new(Kind::Io, text).because(e)
             };
             link.send().map_err(no_more)?;
@@ -231,7 +232,7 @@ impl Link {
 
     /// Sends one command in `slot` and waits for its end. Ends of other commands go to `strays`.
     ///
-    /// Errors: the connection is gone or broken, or no answer by the deadline. A status is no error here.
+    /// Errors: the connection is gone or broken, or no answer by the deadline. A status is not an error here.
     pub(super) fn command(
         &mut self,
         slot: u16,
@@ -310,10 +311,7 @@ pub(super) fn broken(why: &Broken) -> Error {
 /// The machine ended the connection before it was open.
 #[cold]
 fn no_service(why: &Broken) -> Error {
-    Error::new(
-        Kind::Io,
-        format!("what listens there does not answer as NVMe/TCP does ({why}); is the port right?"),
-    )
+    Error::new(Kind::Io, format!("the server there does not speak NVMe/TCP ({why}); is the port right?"))
 }
 
 /// An admin command ended with a status that is no success.

@@ -221,7 +221,7 @@ impl NvmeQueue {
         let able = &namespace.abilities;
         let Some(most) = able.copy else { return refuse("the controller has no Copy command".to_owned()) };
         let Some(source) = copy.source.as_any().downcast_ref::<Namespace>() else {
-            return refuse("the source is no namespace".to_owned());
+            return refuse("the source is not a namespace".to_owned());
         };
         if !Arc::ptr_eq(source.controller(), namespace.controller()) {
             return refuse("the source is on another controller".to_owned());
@@ -238,7 +238,7 @@ impl NvmeQueue {
             if range.is_empty() {
                 return Err(Error::new(Kind::InvalidInput, "a source range of no bytes"));
             }
-            // What a command cut behind the last range that fits, or inside the first that does not, may hold.
+            // What a command cut after the last range that fits, or inside the first that does not, may hold.
             let room = (most.blocks * block).saturating_sub(fits).min(most.range_blocks * block);
             let room = if i < most.ranges { room } else { 0 };
             if range.len() > room {
@@ -293,7 +293,7 @@ impl NvmeQueue {
         }
         if matches!(work.request.op(), Op::Read { .. }) && u64::from(received) != work.part {
             self.give_back(slot);
-            let text = format!("the target sent {received} bytes of {} and called it a success", work.part);
+            let text = format!("the target sent {received} bytes of {} and reported success", work.part);
             return self.finish(work, Err(Error::new(Kind::Io, text)));
         }
         let op = work.request.op();
@@ -508,7 +508,7 @@ impl NvmeQueue {
             work.doubt_since = work.doubt.map(|_| Instant::now());
             if work.losses > LOSSES_MAX && work.failed.is_none() {
                 let why = self.lost_why.as_ref().map_or(String::new(), |why| format!(": {why}"));
-                let text = format!("the connection was lost {} times with this under way{why}", work.losses);
+                let text = format!("the connection was lost {} times during this request{why}", work.losses);
                 work.failed = Some(Error::new(Kind::Io, text));
             }
         }

@@ -74,7 +74,8 @@ impl Url {
             let shape = "nvme-tcp://host:port/NQN?nsid=N";
             Error::new(Kind::InvalidInput, format!("{text}: {why}; the form is {shape}"))
         };
-        let rest = text.strip_prefix(Self::SCHEME).ok_or_else(|| wrong("no nvme-tcp:// URL".to_owned()))?;
+        let rest =
+            text.strip_prefix(Self::SCHEME).ok_or_else(|| wrong("not an nvme-tcp:// URL".to_owned()))?;
         let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, name) = rest.split_once('/').unwrap_or((rest, ""));
         let subsystem = match name {
@@ -91,14 +92,14 @@ impl Url {
                     // FFFFFFFFh is "all namespaces", FFFFFFFEh reserved.
                     let nsid = number.parse().ok().filter(|&n: &u32| (1..=0xffff_fffd).contains(&n));
                     url.nsid =
-                        Some(nsid.ok_or_else(|| wrong(format!("nsid={number} is no namespace number")))?);
+                        Some(nsid.ok_or_else(|| wrong(format!("nsid={number} is not a namespace number")))?);
                 }
                 ("hdgst", "") => url.header_digest = true,
                 ("ddgst", "") => url.data_digest = true,
                 ("hostnqn", name) => url.host = Some(Nqn::new(name).map_err(|e| wrong(e.to_string()))?),
                 _ => {
                     let known = "nsid=N, hdgst, ddgst, hostnqn=NQN";
-                    return Err(wrong(format!("unknown option {option:?}, there are {known}")));
+                    return Err(wrong(format!("unknown option {option:?}; the options are {known}")));
                 }
             }
         }
@@ -115,17 +116,17 @@ fn parse_address(text: &str, default_port: u16) -> Result<Address, String> {
             let (host, port) =
                 rest.split_once(']').ok_or_else(|| format!("the bracket in {text:?} is not closed"))?;
             if host.parse::<std::net::Ipv6Addr>().is_err() {
-                return Err(format!("{host:?} in brackets is no IPv6 address"));
+                return Err(format!("{host:?} in brackets is not an IPv6 address"));
             }
             match port.strip_prefix(':') {
                 Some(port) => (host, Some(port)),
                 None if port.is_empty() => (host, None),
-                None => return Err(format!("{port:?} behind the bracket is no port")),
+                None => return Err(format!("{port:?} after the bracket is not a port")),
             }
         }
         None => match text.rsplit_once(':') {
             Some((host, _)) if host.contains(':') => {
-                return Err(format!("{text:?}: an IPv6 address stands in brackets"));
+                return Err(format!("{text:?}: an IPv6 address needs brackets"));
             }
             Some((host, port)) => (host, Some(port)),
             None => (text, None),
@@ -138,7 +139,7 @@ fn parse_address(text: &str, default_port: u16) -> Result<Address, String> {
         None => default_port,
         Some(port) => match port.parse() {
             Ok(port) if port != 0 => port,
-            _ => return Err(format!("{port:?} is no port, 1 to 65535")),
+            _ => return Err(format!("{port:?} is not a port (1 to 65535)")),
         },
     };
     Ok(Address { host: host.to_owned(), port })
@@ -189,23 +190,23 @@ mod tests {
         for (text, part) in [
             ("nvme-tcp://", "no host"),
             ("nvme-tcp:///nqn?nsid=1", "no host"),
-            ("nvme-tcp://h:0/nqn", "is no port"),
-            ("nvme-tcp://h:65536/nqn", "is no port"),
-            ("nvme-tcp://h:/nqn", "is no port"),
-            ("nvme-tcp://::1/nqn", "stands in brackets"),
+            ("nvme-tcp://h:0/nqn", "is not a port"),
+            ("nvme-tcp://h:65536/nqn", "is not a port"),
+            ("nvme-tcp://h:/nqn", "is not a port"),
+            ("nvme-tcp://::1/nqn", "needs brackets"),
             ("nvme-tcp://[::1/nqn", "is not closed"),
-            ("nvme-tcp://[box]/nqn", "no IPv6 address"),
-            ("nvme-tcp://[::1]4420/nqn", "is no port"),
-            ("nvme-tcp://h/nqn?nsid=0", "no namespace number"),
-            ("nvme-tcp://h/nqn?nsid=4294967295", "no namespace number"),
-            ("nvme-tcp://h/nqn?nsid=4294967294", "no namespace number"),
-            ("nvme-tcp://h/nqn?nsid=-1", "no namespace number"),
-            ("nvme-tcp://h/nqn?nsid", "no namespace number"),
+            ("nvme-tcp://[box]/nqn", "not an IPv6 address"),
+            ("nvme-tcp://[::1]4420/nqn", "is not a port"),
+            ("nvme-tcp://h/nqn?nsid=0", "not a namespace number"),
+            ("nvme-tcp://h/nqn?nsid=4294967295", "not a namespace number"),
+            ("nvme-tcp://h/nqn?nsid=4294967294", "not a namespace number"),
+            ("nvme-tcp://h/nqn?nsid=-1", "not a namespace number"),
+            ("nvme-tcp://h/nqn?nsid", "not a namespace number"),
             ("nvme-tcp://h/nqn?nsid=1&fast", "unknown option \"fast\""),
             ("nvme-tcp://h/nqn?hdgst=no", "unknown option"),
             ("nvme-tcp://h/nqn?hostnqn=", "not empty"),
             ("nvme-tcp://h?nsid=1", "without a subsystem"),
-            ("nvme-rdma://h/nqn", "no nvme-tcp:// URL"),
+            ("nvme-rdma://h/nqn", "not an nvme-tcp:// URL"),
         ] {
             let error = Url::parse(text).unwrap_err();
             assert_eq!(error.kind(), Kind::InvalidInput, "{text}");

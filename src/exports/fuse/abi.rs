@@ -124,7 +124,8 @@ pub(super) fn overlap(entries: &[Entry], one_volume: bool) -> bool {
     dests.sort_unstable();
     let among_dests = dests.windows(2).any(|pair| pair[0].overlaps(pair[1]));
     let hit = |source: &ByteRange| {
-        // Destinations lie apart, so the first that ends behind the start is the only one that can be the first to share a byte.
+        // Destinations lie apart, so the first that ends after the start is the only one that can be the first to
+        // share a byte.
         let at = dests.partition_point(|d| d.end() <= source.offset());
         dests.get(at).is_some_and(|d| d.overlaps(*source))
     };

@@ -39,7 +39,8 @@ struct End {
 
 /// How much one answer copies, given what is asked for and the room on both sides: `Ok(0)` only at the end of the source.
 ///
-/// Errors: ENOSPC at or behind the end of the destination; EINVAL where both overlap (the kernel looks too, at its own sizes).
+/// Errors: ENOSPC at or past the end of the destination; EINVAL where both overlap (the kernel looks too, at its own
+/// sizes).
 pub(super) fn answer_len(shared: &MountShared, ends: &Ends, asked: u64) -> Result<u64, fuser::Errno> {
     let (source, dest) = (&shared.volumes[ends.source], &shared.volumes[ends.dest]);
     let left = source.size().saturating_sub(ends.from.offset()).min(asked);
@@ -255,7 +256,8 @@ impl MountWorker {
             let begun = Instant::now();
             let mut end = self.copy_one(&ends, offload, durable).await;
             if end.good < entry.source.len() && end.error.is_none() {
-                end.error = Some(Error::new(Kind::Io, "the device copied less than it was asked to"));
+                end.error =
+                    Some(Error::new(Kind::Io, "the device copied less than asked and reported no error"));
             }
             failed = end.error.as_ref().map(|error| self.told("copy onto", dest, error));
             done.push((ends, end, begun.elapsed()));

@@ -177,7 +177,7 @@ impl Filesystem for Volumes {
             .and_then(|_| config.set_max_background(BACKGROUND_MAX).map(u32::from).map_err(u32::from));
         bounded
             .map(drop)
-            .map_err(|nearest| io::Error::other(format!("the FUSE library takes {nearest} at most")))
+            .map_err(|nearest| io::Error::other(format!("the FUSE library allows at most {nearest}")))
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -150,7 +150,7 @@ impl Mount {
         self.shared.ending.has_failed()
     }
 
-    /// Why the mount ended by itself, once; none when it was unmounted.
+    /// Why the mount ended unexpectedly, once; none when it was unmounted.
     pub fn failure(&self) -> Option<Error> {
         self.shared.ending.take_failure()
     }
@@ -202,7 +202,9 @@ impl Mount {
             }
             // What hangs may never end: the others are flushed meanwhile.
             if begun.elapsed() > CLOSE_PATIENCE && self.shared.volumes.iter().any(Vol::is_stuck) {
-                tracing::warn!("a volume does not answer; the others are flushed without waiting for it");
+                tracing::warn!(
+                    "a volume does not answer; the other volumes are flushed without waiting for it"
+                );
                 break;
             }
             thread::sleep(CLOSE_PATIENCE / 1000);
@@ -210,7 +212,7 @@ impl Mount {
         if self.workers.is_running(IO_WORKER) && !self.shared.stop.is_set() {
             let (flushed_tx, flushed_rx) = mpsc::channel();
             self.shared.io().leave(Job::FlushAll(flushed_tx));
-            let lost = || Error::new(Kind::Aborted, "the worker that flushes ended before it had");
+            let lost = || Error::new(Kind::Aborted, "the worker that flushes ended before the flush did");
             flushed = loop {
                 match flushed_rx.recv_timeout(CLOSE_PATIENCE / 50) {
                     Ok(flushed) => break flushed,
@@ -269,10 +271,12 @@ fn first_copy(shared: &MountShared) -> Result<()> {
 fn explained(error: std::io::Error) -> std::io::Error {
     let hint = match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV) => {
-            "the kernel has no FUSE here: is there a /dev/fuse, is the module loaded?"
+            "FUSE is not available: does /dev/fuse exist, and is the module fuse loaded?"
         }
-        Some(libc::EPERM | libc::EACCES) => "this user may not mount; run it as root, or install fusermount3",
-        Some(libc::ENOTCONN) => "an earlier mount there was left by its server: umount -l it first",
+        Some(libc::EPERM | libc::EACCES) => {
+            "this user may not mount; run blkcopy as root, or install fusermount3"
+        }
+        Some(libc::ENOTCONN) => "the daemon of an earlier mount there has died: umount -l it first",
         _ => return error,
     };
     std::io::Error::new(error.kind(), format!("{hint} ({error})"))
@@ -296,7 +300,10 @@ fn unmount(shared: &MountShared, place: (u32, u32)) {
         Err(Errno::BUSY)
             if rustix::mount::unmount(dir, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH).is_ok() =>
         {
-            tracing::info!(files = shared.files.count(), "files are open: unmounted once they are closed");
+            tracing::info!(
+                files = shared.files.count(),
+                "files are open; the mount ends once they are closed"
+            );
         }
         // Not root: the helper that mounted it takes it away.
         Err(error) => {

@@ -97,6 +97,6 @@ fn forget(notifier: &Notifier, ino: INodeNo, range: ByteRange) {
     let (offset, len) = (range.offset().cast_signed(), range.len().max(1).cast_signed());
     if let Err(error) = notifier.inval_inode(ino, offset, len) {
         // The mount is gone, and its pages with it.
-        tracing::debug!(%error, ino = ino.0, "an invalidation was not taken");
+        tracing::debug!(%error, ino = ino.0, "the kernel refused an invalidation");
     }
 }

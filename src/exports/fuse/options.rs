@@ -103,11 +103,13 @@ pub(super) fn check(volumes: &[Volume], options: &MountOptions) -> Result<()> {
     for (at, volume) in volumes.iter().enumerate() {
         let name = &volume.name;
         if name.is_empty() || name.len() > 255 || name.contains(['/', '\0']) || name == "." || name == ".." {
-            return invalid(format!("{name:?} cannot be the name of a file; give another: NAME=DEV"));
+            return invalid(format!("{name:?} cannot be the name of a file; give another one: NAME=DEV"));
         }
         for other in &volumes[..at] {
             if other.name == *name {
-                return invalid(format!("two volumes are called {name}; give one another name: NAME=DEV"));
+                return invalid(format!(
+                    "two volumes are called {name}; give one of them another name: NAME=DEV"
+                ));
             }
             // Each volume has a list of its own of what reads as zero, so no byte may be shown twice.
             if let Some(why) = share_bytes(&volume.device, &other.device)?.reason() {

@@ -62,7 +62,7 @@ pub(super) fn with<T>(shared: &MountShared, work: impl FnOnce(&mut ReaderThread)
                     FAILED.set(true);
                     tracing::warn!(
                         ?error,
-                        "a reader of the mount can serve nothing itself; it hands all requests over"
+                        "a reader thread of the mount cannot serve requests itself; it passes all of them on"
                     );
                     return Err(error);
                 }

@@ -24,7 +24,7 @@ pub(super) fn serve(dir: PathBuf, place: (u32, u32)) -> std::io::Result<Sender<C
             match refresh(&dir, place, &cut) {
                 Ok(()) => {}
                 Err(error) if device_at(&dir) != Some(place) => {
-                    tracing::debug!(%error, file = cut.name, "the mount does not exist any more");
+                    tracing::debug!(%error, file = cut.name, "the mount no longer exists");
                 }
                 Err(error) => {
                     tracing::warn!(%error, file = cut.name, "the size it was cut to is shown until its attributes are asked for again")

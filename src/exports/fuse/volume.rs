@@ -172,7 +172,7 @@ impl Vol {
             }
             let end = rest.offset() + extent.len;
             if end <= at {
-                let text = "the device says nothing about what lies there";
+                let text = "the device does not report what is stored there";
                 return Err(Error::new(Kind::Io, text).on(&self.name).at(rest));
             }
             at = end;

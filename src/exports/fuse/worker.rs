@@ -103,14 +103,14 @@ pub(super) fn run(shared: &Arc<MountShared>, index: usize, started: Started) -> 
 }
 
 fn nothing_done() -> Error {
-    Error::new(Kind::Io, "the device did nothing and gave no reason")
+    Error::new(Kind::Io, "the device did nothing and reported no error")
 }
 
 /// The whole of a request was done, or why not.
 fn whole(done: Completion, len: u64) -> Result<()> {
     done.result?;
     if done.good_bytes < len {
-        return Err(Error::new(Kind::Io, "the device did less than it was asked to and gave no reason"));
+        return Err(Error::new(Kind::Io, "the device did less than asked and reported no error"));
     }
     Ok(())
 }
@@ -379,7 +379,8 @@ impl MountWorker {
         };
         if untold {
             told.fetch_max(now.unwrap_or(0), Ordering::AcqRel);
-            let text = "the connection to the target was lost with bytes written here and not yet flushed: they may be gone";
+            let text = "the connection to the target was lost with bytes written here and not yet flushed: they may \
+                be lost";
             return Err(Error::new(Kind::Io, text).on(device.name()));
         }
         Ok(())

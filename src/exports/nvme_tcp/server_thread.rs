@@ -317,7 +317,7 @@ impl ServerThread {
         while let Some((stream, peer)) = self.shared.inboxes[self.index].take(|_| true) {
             busy = true;
             if let Err(error) = self.open(stream, peer) {
-                tracing::warn!(%peer, %error, "the connection is closed again");
+                tracing::warn!(%peer, %error, "the new connection is closed");
             }
         }
         busy
@@ -325,7 +325,7 @@ impl ServerThread {
 
     fn open(&mut self, stream: TcpStream, peer: SocketAddr) -> Result<()> {
         if self.stopping || self.live >= CONNECTIONS_MAX {
-            let text = format!("{} connections are open; at most {CONNECTIONS_MAX} are taken", self.live);
+            let text = format!("{} connections are open, the most allowed ({CONNECTIONS_MAX})", self.live);
             return Err(Error::new(Kind::InUse, text));
         }
         let cannot = |e| Error::os("the socket cannot be set up", e);
@@ -337,7 +337,7 @@ impl ServerThread {
         let id = self
             .worker
             .open(local)
-            .ok_or_else(|| Error::new(Kind::InUse, "connections that were closed are not drained yet"))?;
+            .ok_or_else(|| Error::new(Kind::InUse, "closed connections still have commands in progress"))?;
         self.serial = self.serial.wrapping_add(1) & 0x7fff_ffff;
         let place = self.links.iter().position(Option::is_none).unwrap_or(self.links.len());
         if place == self.links.len() {

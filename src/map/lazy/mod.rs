@@ -54,11 +54,12 @@ impl LazyDevice {
     /// The same with a list of about `pieces_max` ranges.
     pub fn with_list(inner: Arc<dyn Device>, lazy_min_bytes: u64, pieces_max: usize) -> Result<Arc<Self>> {
         if let Identity::Map(_) = inner.identity() {
-            let text = "lazy zeroes are kept by leaves, and this is a map; put each of its leaves under a list of its own";
+            let text =
+                "lazy zeroes belong to leaves, and this is a map; give each of its leaves a list of its own";
             return Err(Error::new(Kind::InvalidInput, text).on(inner.name()));
         }
         if inner.lazy_zeroes().is_some() {
-            let text = "it keeps a list of lazy zeroes already; give it one only";
+            let text = "it already has a list of lazy zeroes; give it only one";
             return Err(Error::new(Kind::InvalidInput, text).on(inner.name()));
         }
         let block_size = inner.limits().block_size.get();

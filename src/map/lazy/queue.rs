@@ -158,7 +158,7 @@ impl LazyQueue {
 fn put_zeroes(range: ByteRange, owed: &Parts, done: &mut Completion) {
     for part in owed {
         let at = part.offset() - range.offset();
-        let fits = "a lazy part lies inside the request's buffer";
+        let fits = "a part with lazy zeroes is inside the request's buffer";
         let (from, len) = (usize::try_from(at).expect(fits), usize::try_from(part.len()).expect(fits));
         let Some(bytes) = done.buf.get_mut(from..from + len) else { return };
         bytes.fill(0);

@@ -273,7 +273,7 @@ fn a_view_hears_of_what_its_queues_changed_before_the_completion() {
     assert_eq!(take(), [at(2, 1), at(3, 1), at(4, 1)]);
     plan.arm(Fault { ops: Ops::WRITE, good_bytes: BLOCK, ..Fault::nth(1) });
     assert!(user.run(write(at(8, 4), 9)).result.is_err());
-    assert!(user.run(write(at(14, 4), 9)).result.is_err(), "behind the end");
+    assert!(user.run(write(at(14, 4), 9)).result.is_err(), "past the end");
     assert_eq!(take(), [at(8, 4)]);
     User::new(&(list.clone() as Dev)).run(write(at(0, 1), 1)).result.unwrap();
     assert!(take().is_empty());

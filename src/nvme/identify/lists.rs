@@ -23,7 +23,7 @@ pub fn namespace_list(nsids: impl IntoIterator<Item = u32>, behind: u32) -> [u8;
 /// Reads a namespace list asked for behind NSID `behind`: at most 1024 NSIDs.
 ///
 /// Errors: `Io` for another length, and for NSIDs that do not ascend, do not begin above `behind` (a host that asks on from the
-/// last one would never end), are none, or come behind the end.
+/// last one would never end), are none, or come past the end.
 pub fn parse_namespace_list(bytes: &[u8], behind: u32) -> Result<Vec<u32>> {
     let b: &[u8; LEN] = exactly(bytes, "namespace list")?;
     let all = (0..NAMESPACES_MAX).map(|n| u32_at(b, 4 * n));
@@ -31,12 +31,14 @@ pub fn parse_namespace_list(bytes: &[u8], behind: u32) -> Result<Vec<u32>> {
     let mut last = behind;
     for &nsid in &nsids {
         if nsid <= last || nsid > NSID_MAX {
-            return Err(malformed(format!("namespace list: NSID {nsid:#x} behind {last:#x}")));
+            return Err(malformed(format!(
+                "namespace list: NSID {nsid:#x} follows {last:#x}; they must ascend"
+            )));
         }
         last = nsid;
     }
     match all.skip(nsids.len()).find(|&nsid| nsid != 0) {
-        Some(nsid) => Err(malformed(format!("namespace list: NSID {nsid:#x} behind the end"))),
+        Some(nsid) => Err(malformed(format!("namespace list: NSID {nsid:#x} follows the end of the list"))),
         None => Ok(nsids),
     }
 }
@@ -69,7 +71,9 @@ pub fn parse_controller_list(bytes: &[u8]) -> Result<Vec<u16>> {
     }
     let ids: Vec<u16> = (0..count).map(|n| u16_at(b, 2 + 2 * n)).collect();
     match ids.iter().zip(&ids[count.min(1)..]).find(|(a, b)| a >= b) {
-        Some((a, b)) => Err(malformed(format!("controller list: id {b:#x} behind {a:#x}"))),
+        Some((a, b)) => {
+            Err(malformed(format!("controller list: id {b:#x} follows {a:#x}; they must ascend")))
+        }
         None => Ok(ids),
     }
 }

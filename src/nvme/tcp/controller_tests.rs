@@ -382,7 +382,7 @@ fn wrong_sgls_and_lengths_fail_their_command_and_nothing_else() {
                 assert!(events.is_empty(), "{sqe:?}: {events:?}");
                 let cqe = answer(&mut end);
                 assert_eq!((cqe.cid, cqe.status), (5, want), "{sqe:?}");
-                // The slot and the id are free, and the stream goes on behind the data.
+                // The slot and the id are free, and the stream goes on after the data.
                 command(&mut end, &capsule(flush(5), digests, &[]));
             }
         }

@@ -171,11 +171,11 @@ pub struct Shape {
     pub flags: u8,
     /// Bytes before the data (or of the whole PDU): to be had before it is decoded.
     pub lead_len: usize,
-    /// A header digest is behind the header.
+    /// A header digest is after the header.
     pub header_digest: bool,
     /// Bytes of data. 0 for a TermReq, whose data counts as header.
     pub data_len: u32,
-    /// A data digest is behind the data.
+    /// A data digest is after the data.
     pub data_digest: bool,
 }
 
@@ -430,7 +430,7 @@ impl Form {
         self.kind.lead_len(self.digests, self.align, data_len > 0)
     }
 
-    /// Bytes behind the data.
+    /// Bytes after the data.
     pub const fn trail_len(&self, data_len: u32) -> usize {
         if self.digests.data && data_len > 0 { DIGEST_LEN } else { 0 }
     }

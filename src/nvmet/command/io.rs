@@ -198,7 +198,7 @@ fn flushes_end(queue: &QueuePair, mut status: Status, shutdown: bool) -> Outcome
     if shutdown && let Some(controller) = &queue.controller {
         controller.shutdown_complete();
         if !std::mem::take(&mut status).is_success() {
-            tracing::error!(?controller, "shut down, and not everything could be made durable");
+            tracing::error!(?controller, "shut down, but not all data could be made durable");
         }
     }
     Outcome::of(if status.is_success() { Ok(()) } else { Err(status) })

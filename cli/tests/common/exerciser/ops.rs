@@ -77,7 +77,7 @@ pub(crate) enum Wrong {
     RangeAtEnd,
     /// `copy_file_range` over the end of the destination: short, then ENOSPC.
     RangePastEnd,
-    /// A write behind the end.
+    /// A write past the end.
     WritePastEnd,
     /// `BLKCOPY` with...
     NoRange,
@@ -266,7 +266,7 @@ impl Make {
 
     fn write(&mut self) -> Option<Op> {
         let (to, way) = self.placed();
-        // A store behind the end of a file is a signal.
+        // A store past the end of a file is a signal.
         if way == Way::Mapped && to.end() > self.sizes[to.volume] {
             return None;
         }

@@ -27,7 +27,7 @@ impl Run<'_> {
             Wrong::WritePastEnd => {
                 let answer =
                     self.open[volume].plain.write_at(&[0xEE; 16], self.model.size(volume) + at % 4096);
-                judge_error("a write behind the end", answer, &[errno(Errno::NOSPC), errno(Errno::FBIG)])
+                judge_error("a write past the end", answer, &[errno(Errno::NOSPC), errno(Errno::FBIG)])
             }
             _ => self.ioctl(volume, wrong, len),
         }
@@ -69,7 +69,7 @@ impl Run<'_> {
             &self.open[volume].plain,
             Entry::new(source, dest, len - source),
         );
-        judge_error("copy_file_range behind the end of the destination", answer, &[errno(Errno::NOSPC)])
+        judge_error("copy_file_range past the end of the destination", answer, &[errno(Errno::NOSPC)])
     }
 
     fn ioctl(&mut self, volume: usize, wrong: Wrong, len: u64) -> Judged {
