@@ -1,7 +1,8 @@
 //! Copy offload for block storage, in user space.
 //!
-//! One call copies a file, a block device or an NVMe namespace, or ranges of them. The bytes go the shortest way both ends share, such as
-//! a reflink or an NVMe Copy command, and the [receipt](block::receipt::Receipt) says which way each of them went.
+//! One call copies a file, a block device or an NVMe namespace, or ranges of them. The bytes go the shortest way both
+//! ends share, such as a reflink or an NVMe Copy command, and the [receipt](block::receipt::Receipt) says which way
+//! each of them went.
 //!
 //! ```
 //! use blkcopy::copy::run::Verify;
@@ -22,10 +23,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`copy()`] is the way in; [`volume::CopyBuilder`] lists what can be asked for: holes, offload, rate, verification, consent to overwrite.
-//! Another thread follows a copy with a [`volume::CopyWatch`] and ends it with a [`volume::CancelHandle`]; what is found on the way is
-//! data, a [`volume::Finding`]. When there is no whole and good copy, the [`volume::CopyError`] has the reason, and the receipt of
-//! what was done.
+//! [`copy()`] is the way in; [`volume::CopyBuilder`] lists what can be asked for: holes, offload, rate, verification,
+//! consent to overwrite. Another thread follows a copy with a [`volume::CopyWatch`] and ends it with a
+//! [`volume::CancelHandle`]; what is found on the way is data, a [`volume::Finding`]. When there is no whole and good
+//! copy, the [`volume::CopyError`] has the reason, and the receipt of what was done.
 //!
 //! # The rooms
 //!

@@ -111,7 +111,8 @@ fn a_small_io_allocates_nothing() {
     assert!(counting::of_this_thread() > 0, "the allocator counts");
 }
 
-/// A list of owed zeroes costs nothing while nothing is on it, also after something was, and trying costs nothing either.
+/// A list of owed zeroes costs nothing while nothing is on it, also after something was, and trying costs nothing
+/// either.
 #[test]
 fn a_small_io_allocates_nothing_where_nothing_is_owed() {
     let null = Arc::new(Null::new("null", SIZE, NonZeroU32::new(512).unwrap()).unwrap());

@@ -1,8 +1,9 @@
-//! Writers, readers, discards and copies on several cores over the same ranges: every outcome is explained by a serial order.
+//! Writers, readers, discards and copies on several cores over the same ranges: every outcome is explained by a serial
+//! order.
 //!
 //! Devices are cut into rows of several blocks; every write, zero, discard and copy changes whole rows, so a row whose
-//! blocks differ is a torn copy. Every write has a stamp of its own, and each operation notes when it began and ended: the
-//! history of each row must be that of a register that changes at one instant within each operation.
+//! blocks differ is a torn copy. Every write has a stamp of its own, and each operation notes when it began and ended:
+//! the history of each row must be that of a register that changes at one instant within each operation.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // small numbers; a failed unwrap is a failed test
 
@@ -309,8 +310,8 @@ fn core(world: &Arc<World>, domain: &LockDomain, seed: u64, nth: u64, steps: u32
     (events.take(), copies.get())
 }
 
-/// Whether the accesses to one row are those of a register (Gibbons and Korach): each stamp was there from some instant to
-/// another, and no two stamps at once. Zeroes are not stamps: they are left out, which only forgives.
+/// Whether the accesses to one row are those of a register (Gibbons and Korach): each stamp was there from some instant
+/// to another, and no two stamps at once. Zeroes are not stamps: they are left out, which only forgives.
 fn assert_serial(history: &[Event], what: &str) {
     let mut zones: HashMap<u64, (u64, u64)> = HashMap::new();
     for e in history.iter().filter(|e| e.stamp != 0) {
@@ -323,8 +324,8 @@ fn assert_serial(history: &[Event], what: &str) {
         let write = write.unwrap_or_else(|| panic!("{what}: {e:?} read what nobody wrote there"));
         assert!(write.begin < e.end, "{what}: {e:?} read what was written later, {write:?}");
     }
-    // A stamp whose first access ended before its last began was there in between; the others were there at some instant
-    // between their last begin and their first end.
+    // A stamp whose first access ended before its last began was there in between; the others were there at some
+    // instant between their last begin and their first end.
     let mut held: Vec<(u64, u64, u64)> =
         zones.iter().filter(|(_, z)| z.0 < z.1).map(|(&s, &(from, to))| (from, to, s)).collect();
     held.sort_unstable();
@@ -378,7 +379,8 @@ fn every_outcome_on_several_cores_has_a_serial_order() {
     }
 }
 
-/// Afterwards each row is of one stamp on every leg, and rows that only copies change are the same on both legs of the mirror.
+/// Afterwards each row is of one stamp on every leg, and rows that only copies change are the same on both legs of the
+/// mirror.
 fn at_rest(world: &World) {
     for (number, device) in world.devices.iter().enumerate() {
         for row in 0..ROWS {

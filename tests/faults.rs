@@ -1,5 +1,5 @@
-//! Copies that meet faults: what the receipt says is exact, only "not supported" steps down, limits may change under a copy,
-//! a mirror loses a leg, the power goes.
+//! Copies that meet faults: what the receipt says is exact, only "not supported" steps down, limits may change under a
+//! copy, a mirror loses a leg, the power goes.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // small numbers; a failed unwrap is a failed test
 
@@ -86,7 +86,8 @@ impl Pair {
         Self::new(mem(blocks), mem(blocks + 2 * MARGIN))
     }
 
-    /// Every block of the destination is old or new, those outside are old, and of the front exactly `good` bytes are new.
+    /// Every block of the destination is old or new, those outside are old, and of the front exactly `good` bytes are
+    /// new.
     fn check(&self, good: u64, what: &str) {
         let now = read(&self.dest, ByteRange::to(self.dest.size()));
         let at = (MARGIN * BLOCK) as usize;
@@ -504,7 +505,8 @@ fn a_flushed_copy_survives_a_power_cut_and_an_unflushed_one_is_old_or_new() {
     }
 }
 
-/// The power goes in any turn of the copy, also between its last byte and the flush: a receipt that says durable is right.
+/// The power goes in any turn of the copy, also between its last byte and the flush: a receipt that says durable is
+/// right.
 //= promise 5, 6, events
 #[test]
 fn the_power_may_go_in_the_middle_of_a_copy() {

@@ -210,8 +210,8 @@ fn a_copy_from_what_is_owed_gives_zeroes_whenever_it_was_zeroed() {
     }
 }
 
-/// A flush is cut off anywhere: what was zeroed is old or zero, what was written over it since is old or new, and is never undone
-/// by zeroes that were owed before it.
+/// A flush is cut off anywhere: what was zeroed is old or zero, what was written over it since is old or new, and is
+/// never undone by zeroes that were owed before it.
 //= promise mount, events
 #[test]
 fn the_power_may_go_while_zeroes_are_being_stored() {
@@ -351,7 +351,8 @@ impl World {
     }
 }
 
-/// Threads that write, zero lazily, copy and flush beside each other: each finds what it did, all of it, and nothing else.
+/// Threads that write, zero lazily, copy and flush beside each other: each finds what it did, all of it, and nothing
+/// else.
 //= promise 1
 #[test]
 fn no_thread_loses_what_it_was_told_is_done() {

@@ -1,5 +1,6 @@
-//! Every interleaving of the hand-over of core tables: `RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom
-//! --test loom_lock`. Sleeps are real (a core that is not woken sleeps for ever, which loom reports as a deadlock).
+//! Every interleaving of the hand-over of core tables: `RUSTFLAGS="--cfg loom" cargo test --release --target-dir
+//! target/loom --test loom_lock`. Sleeps are real (a core that is not woken sleeps for ever, which loom reports as a
+//! deadlock).
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 #![cfg(loom)]

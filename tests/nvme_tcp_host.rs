@@ -1,5 +1,5 @@
-//! The host driver against our own target, over a loopback port: every operation, copies between namespaces, a target that
-//! is stopped and started again under I/O.
+//! The host driver against our own target, over a loopback port: every operation, copies between namespaces, a target
+//! that is stopped and started again under I/O.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 

@@ -1,5 +1,5 @@
-//! Any mix of operations on any stack of devices equals the same on flat arrays of blocks: undisturbed, delayed and reordered,
-//! with every I/O failing in turn, and with the power cut after every operation.
+//! Any mix of operations on any stack of devices equals the same on flat arrays of blocks: undisturbed, delayed and
+//! reordered, with every I/O failing in turn, and with the power cut after every operation.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 

@@ -1,4 +1,5 @@
-//! The budget of one command in the NVMe/TCP machines, held by a counter: once warm, neither end allocates, however data moves.
+//! The budget of one command in the NVMe/TCP machines, held by a counter: once warm, neither end allocates, however
+//! data moves.
 
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 

@@ -1,5 +1,5 @@
-//! The budget of a small I/O over NVMe/TCP, held by a counter: once warm, a 4 KiB read or write allocates nothing, neither in
-//! the target nor in the host driver, whichever thread it runs on.
+//! The budget of a small I/O over NVMe/TCP, held by a counter: once warm, a 4 KiB read or write allocates nothing,
+//! neither in the target nor in the host driver, whichever thread it runs on.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failed unwrap is a failed test
 

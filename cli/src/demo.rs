@@ -1,5 +1,5 @@
-//! `blkcopy demo`: a target with three namespaces and a host in one process; one clone by Copy, the same by read and write.
-//! Needs no rights and no set-up.
+//! `blkcopy demo`: a target with three namespaces and a host in one process; one clone by Copy, the same by read and
+//! write. Needs no rights and no set-up.
 
 use crate::args::DemoArgs;
 use crate::fail::{Code, Fail};

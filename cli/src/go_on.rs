@@ -112,8 +112,8 @@ fn flags(args: &CpArgs) -> Vec<String> {
     out
 }
 
-/// A word as a shell takes it back: as it is where every byte is harmless, else in single quotes, or with escapes where it is
-/// no text of one line.
+/// A word as a shell takes it back: as it is where every byte is harmless, else in single quotes, or with escapes where
+/// it is no text of one line.
 fn quote(word: &OsStr) -> String {
     let harmless = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+@:=,%".contains(b);
     let bytes = word.as_bytes();

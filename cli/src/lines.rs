@@ -1,7 +1,7 @@
 //! Lines on their way to stderr or stdout: whoever has one to say never waits for whoever reads them.
 //!
-//! One thread for each stream writes; what it cannot write is kept up to a bound, then counted and left out. A stream that is
-//! closed, full or not read (an unread pipe, a stopped terminal) holds up that one thread and nobody else.
+//! One thread for each stream writes; what it cannot write is kept up to a bound, then counted and left out. A stream
+//! that is closed, full or not read (an unread pipe, a stopped terminal) holds up that one thread and nobody else.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};

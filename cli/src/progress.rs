@@ -1,5 +1,5 @@
-//! How far a copy is: a bar on a terminal, a line every few seconds elsewhere. Drawn by a thread of its own: a terminal that is
-//! stopped stops no copy.
+//! How far a copy is: a bar on a terminal, a line every few seconds elsewhere. Drawn by a thread of its own: a terminal
+//! that is stopped stops no copy.
 
 use crate::output::{err, rate};
 use blkcopy::block::Method;

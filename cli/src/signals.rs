@@ -1,7 +1,7 @@
 //! What signals do, for all commands, and how the process ends: nothing that hangs keeps it longer than it said.
 //!
-//! The command runs on a thread of its own. The main thread waits for its end and for signals, so that it can say within a second
-//! what the command waits for, whatever that is, and leave.
+//! The command runs on a thread of its own. The main thread waits for its end and for signals, so that it can say
+//! within a second what the command waits for, whatever that is, and leave.
 
 use crate::fail::{Code, Fail, print_error};
 use crate::lines;
@@ -125,7 +125,8 @@ impl Interrupts {
         self.hub.serves.store(true, Ordering::Release);
     }
 
-    /// Lets a daemon in the background write to its terminal: it would be stopped (`stty tostop`), and all who use its volumes.
+    /// Lets a daemon in the background write to its terminal: it would be stopped (`stty tostop`), and all who use its
+    /// volumes.
     pub(crate) fn writes_from_behind(&self) {
         let _ = ignore(SIGTTOU);
     }
@@ -153,8 +154,9 @@ impl Interrupts {
         }
     }
 
-    /// The last words of a command that ended: its error, and that of a stdout that did not take the result. Waits for readers of
-    /// lines, unless it was told to end or is a daemon; on the command's thread, so that a signal can still end it.
+    /// The last words of a command that ended: its error, and that of a stdout that did not take the result. Waits for
+    /// readers of lines, unless it was told to end or is a daemon; on the command's thread, so that a signal can still
+    /// end it.
     fn say_last(&self, result: Result<Code, Fail>) -> Code {
         let mut code = match result {
             Ok(code) => code,

@@ -1,4 +1,5 @@
-//! Which system calls the threads of this process are waiting in, for the words that are said when something does not end.
+//! Which system calls the threads of this process are waiting in, for the words that are said when something does not
+//! end.
 
 use crate::lines;
 use std::fs;
@@ -137,8 +138,8 @@ const PATH_SECOND: [libc::c_long; 10] = [
     libc::SYS_fchmodat,
 ];
 
-/// The calls that other threads of this process are in now and were in a moment ago, stuck ones first; none when even that takes
-/// long: a thread may hang with what looking at others needs.
+/// The calls that other threads of this process are in now and were in a moment ago, stuck ones first; none when even
+/// that takes long: a thread may hang with what looking at others needs.
 pub(crate) fn calls() -> Vec<Call> {
     let (told, tells) = std::sync::mpsc::channel();
     let looks = move || drop(told.send(look_twice()));

@@ -1,5 +1,5 @@
-//! Two names of one storage: overlapping copies between them are refused, what is used under another name is in use, and where
-//! nobody can tell the command says so and takes the user's word.
+//! Two names of one storage: overlapping copies between them are refused, what is used under another name is in use,
+//! and where nobody can tell the command says so and takes the user's word.
 
 #![allow(clippy::unwrap_used)] // in a test a panic is the message
 

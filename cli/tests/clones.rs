@@ -11,7 +11,8 @@ use std::process::{Child, Command, Stdio};
 
 const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-0000636c6f6e";
 
-/// A target that serves `disk.img` in `dir`: the names it tells follow from its NQN and from the file's inode and file system.
+/// A target that serves `disk.img` in `dir`: the names it tells follow from its NQN and from the file's inode and file
+/// system.
 struct Served {
     child: Child,
     url: String,

@@ -1,5 +1,5 @@
-//! A thread that serves several devices makes no system call that may wait for one of them: a daemon is traced while it does
-//! everything it can, and every call of such a thread must stand on a list.
+//! A thread that serves several devices makes no system call that may wait for one of them: a daemon is traced while it
+//! does everything it can, and every call of such a thread must stand on a list.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 
@@ -25,7 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Threads that serve several devices, by how their names begin.
 const CORES: [&str; 2] = ["blkcopy-core-", "blkcopy-work-"];
 
-/// Calls that wait for nothing but what such a thread may wait for: its events, its sockets, memory, other threads' short work.
+/// Calls that wait for nothing but what such a thread may wait for: its events, its sockets, memory, other threads'
+/// short work.
 const MAY: [&str; 48] = [
     "io_uring_enter",
     "io_uring_setup",
@@ -77,14 +78,16 @@ const MAY: [&str; 48] = [
     "syscall_0x1c3",
 ];
 
-/// Whether a thread that serves several devices may make the call. The arguments are as strace prints them with `-y` (`-yy` asks the mount about its files, and waits).
+/// Whether a thread that serves several devices may make the call. The arguments are as strace prints them with `-y`
+/// (`-yy` asks the mount about its files, and waits).
 fn may(call: &str, arguments: &str) -> bool {
     let first = arguments.split(',').next().unwrap_or_default();
     let waits_for_no_device = ["anon_inode:", "socket:", "/dev/fuse"].iter().any(|k| first.contains(k));
     match call {
         // Only what lies in the page cache.
         "preadv2" => arguments.contains("RWF_NOWAIT"),
-        // A file of a local file system, open already: its inode is in memory. Queues flush through an open of their own.
+        // A file of a local file system, open already: its inode is in memory. Queues flush through an open of their
+        // own.
         "open" | "openat" => arguments.contains("\"/proc/self/fd/"),
         // Whether a descriptor is open: the standard library asks before it closes one, in debug builds.
         "fcntl" => waits_for_no_device || arguments.contains("F_GETFD"),
@@ -93,8 +96,8 @@ fn may(call: &str, arguments: &str) -> bool {
     }
 }
 
-/// Calls of threads that serve several devices which they may not make, with how often and an example; and how many calls of
-/// such threads there were, by thread.
+/// Calls of threads that serve several devices which they may not make, with how often and an example; and how many
+/// calls of such threads there were, by thread.
 fn look(trace: &str) -> (BTreeMap<String, (usize, String)>, BTreeMap<String, usize>) {
     let mut names: HashMap<&str, String> = HashMap::new();
     let (mut wrong, mut seen) = (BTreeMap::new(), BTreeMap::new());

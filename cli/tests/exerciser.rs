@@ -1,4 +1,5 @@
-//! The exerciser: on plain files first, where it must find nothing, then on mounts; and each of its checks shown to bite.
+//! The exerciser: on plain files first, where it must find nothing, then on mounts; and each of its checks shown to
+//! bite.
 //!
 //! `BLKCOPY_EXERCISE="place=memory+cache,seed=7,ops=5000[,growing=1][,only=3+17]"` and the test `replay` run one again;
 //! `BLKCOPY_SOAK=1` runs ten times as many steps.
@@ -26,7 +27,8 @@ use places::{Place, Under};
 use std::io;
 use std::sync::{Condvar, Mutex};
 
-/// Mounts that may run beside each other: more would share two cores, and a mount that waits long looks like one that hangs.
+/// Mounts that may run beside each other: more would share two cores, and a mount that waits long looks like one that
+/// hangs.
 static FREE: (Mutex<u32>, Condvar) = (Mutex::new(2), Condvar::new());
 
 /// The turn of a mount, given back when dropped.
@@ -73,7 +75,8 @@ fn on(place: Place, seed: u64, ops: usize, growing: bool) -> Option<Copied> {
     Some(copied)
 }
 
-// --- plain files: the kernel's file systems are right, so what is found is a fault of the exerciser ------------------------
+// --- plain files: the kernel's file systems are right, so what is found is a fault of the exerciser
+// ------------------------
 
 #[test]
 fn nothing_is_found_on_tmpfs() {
@@ -110,7 +113,8 @@ fn a_crowd_on_plain_files_finds_nothing() {
     crowd(Place::new(Under::Ext4, false), 11, 3000);
 }
 
-// --- mounts ------------------------------------------------------------------------------------------------------------
+// --- mounts
+// ------------------------------------------------------------------------------------------------------------
 
 /// Both ways to mount, 10000 steps each; every copy is in the server's receipts.
 fn mounted(under: Under, seed: u64, growing: bool) {
@@ -195,8 +199,8 @@ fn a_crowd_on_mounts_sees_whole_copies_and_no_old_bytes() {
     }
 }
 
-/// The kernel finds out with the first copy which opcode the server knows, and two first copies at once confused it: from then
-/// on it copied by itself, and nothing failed.
+/// The kernel finds out with the first copy which opcode the server knows, and two first copies at once confused it:
+/// from then on it copied by itself, and nothing failed.
 //= promise 1
 #[test]
 fn first_copies_that_meet_all_reach_the_server() {
@@ -226,7 +230,8 @@ fn first_copies_that_meet_all_reach_the_server() {
     }
 }
 
-// --- planted bugs --------------------------------------------------------------------------------------------------------
+// --- planted bugs
+// --------------------------------------------------------------------------------------------------------
 
 /// Each mistake of a copying device is found, in about as many steps as fsx needs.
 #[test]
@@ -262,7 +267,8 @@ fn every_planted_copy_bug_is_found() {
     }
 }
 
-// --- the exerciser's own checks ------------------------------------------------------------------------------------------
+// --- the exerciser's own checks
+// ------------------------------------------------------------------------------------------
 
 /// A run of `steps` with one byte of the model changed before the step `at`.
 fn lied_to(steps: &[Op], at: usize, (volume, byte): (usize, usize), growing: bool) -> Result<(), usize> {
@@ -411,7 +417,8 @@ fn the_short_list_still_fails_and_nothing_can_be_left_out() {
     assert!(tries <= 10);
 }
 
-// --- again ---------------------------------------------------------------------------------------------------------------
+// --- again
+// ---------------------------------------------------------------------------------------------------------------
 
 /// Runs what `BLKCOPY_EXERCISE` says; nothing without it.
 #[test]

@@ -1,4 +1,5 @@
-//! Each flag of `blkcopy cp` does what it says; the receipt has the keys that `docs/receipt.md` documents, and no others.
+//! Each flag of `blkcopy cp` does what it says; the receipt has the keys that `docs/receipt.md` documents, and no
+//! others.
 
 #![allow(clippy::unwrap_used)] // in a test a panic is the message
 
@@ -132,7 +133,8 @@ fn limit_rate_is_kept() {
         if receipt["methods"]["reflink"].as_u64().unwrap_or(0) > 0 {
             continue; // moves no bytes, so there is no rate to keep
         }
-        // 5 MiB at 4 MiB/s: the last MiB may not begin before 1 s. Never faster; how much slower is the machine's affair.
+        // 5 MiB at 4 MiB/s: the last MiB may not begin before 1 s. Never faster; how much slower is the machine's
+        // affair.
         let took = receipt["timings"]["copy_s"].as_f64().unwrap();
         assert!(took >= 0.9, "--offload {offload}: {took} s");
     }
@@ -248,8 +250,8 @@ fn a_source_that_changes_is_told() {
             copy it again\n";
         assert!(ran.err.contains(warning), "{}", ran.err);
     }
-    // Shorter than the copy needs: an error, and what is good is said. Larger than all that can be in flight (--buffer-memory),
-    // so that the end cannot have been read when the first MiB has arrived.
+    // Shorter than the copy needs: an error, and what is good is said. Larger than all that can be in flight
+    // (--buffer-memory), so that the end cannot have been read when the first MiB has arrived.
     let data = source_of(dir.path(), 24);
     let ran = meddle(dir.path(), &["--buffer-memory", "4MiB", "--limit-rate", "4MiB"], || {
         std::fs::File::options().write(true).open(dir.path().join("a")).unwrap().set_len(2 << 20).unwrap();

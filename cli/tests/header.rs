@@ -1,5 +1,5 @@
-//! `include/blkcopy.h` and the programs written against it: they compile without a warning in C99 and C++, and mean the numbers
-//! and places that note 006 promises.
+//! `include/blkcopy.h` and the programs written against it: they compile without a warning in C99 and C++, and mean the
+//! numbers and places that note 006 promises.
 
 #![allow(clippy::unwrap_used)] // a test may
 

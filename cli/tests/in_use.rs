@@ -1,4 +1,5 @@
-//! A destination that somebody uses is refused, and who uses it is said; `--force-in-use` goes on. Partitions of one disk.
+//! A destination that somebody uses is refused, and who uses it is said; `--force-in-use` goes on. Partitions of one
+//! disk.
 
 #![allow(clippy::unwrap_used)] // in a test a panic is the message
 

@@ -1,5 +1,5 @@
-//! A failure of each close, sync, write, rename and change of length that `blkcopy cp` makes, one at a time (by strace): none is
-//! passed over in silence, and what is called done is there.
+//! A failure of each close, sync, write, rename and change of length that `blkcopy cp` makes, one at a time (by
+//! strace): none is passed over in silence, and what is called done is there.
 
 #![allow(clippy::unwrap_used)] // in a test a panic is the message
 
@@ -60,7 +60,8 @@ fn may(kind: &str, what: &str, dir: &str) -> May {
     }
 }
 
-/// Runs a copy with the N-th such call of each thread failing (of closes, all from then on): exit code, stderr, and (call, file) of what failed.
+/// Runs a copy with the N-th such call of each thread failing (of closes, all from then on): exit code, stderr, and
+/// (call, file) of what failed.
 fn run(dir: &Path, args: &[&str], kind: &str, error: &str, nth: u32) -> (Option<i32>, String, Vec<String>) {
     let file = |name: &str| std::fs::File::create(dir.join(name)).unwrap();
     let mut strace = Command::new("timeout");

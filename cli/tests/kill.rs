@@ -1,6 +1,6 @@
-//! The target killed outright under writes, copies and flushes, again and again: every block is old or new, nothing that was
-//! acknowledged is lost, and the host goes on where it was. Kill proves process crashes; power cuts are `tests/faults.rs`
-//! and the lab's.
+//! The target killed outright under writes, copies and flushes, again and again: every block is old or new, nothing
+//! that was acknowledged is lost, and the host goes on where it was. Kill proves process crashes; power cuts are
+//! `tests/faults.rs` and the lab's.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // in a test a panic is the message
 
@@ -107,8 +107,8 @@ async fn load(client: Client, model: Shared, stop: Interrupt, seed: u64) {
         serial += 1;
         match rng.below(10) {
             0 => {
-                // After a kill nobody can say whether what was written before is kept: the driver says so at the flush. Here it
-                // is, since only the process died.
+                // After a kill nobody can say whether what was written before is kept: the driver says so at the flush.
+                // Here it is, since only the process died.
                 match client.submit(Op::Flush).await.result {
                     Ok(()) => lock(&model).flushes += 1,
                     Err(error) => assert!(error.to_string().contains("not yet flushed"), "{error:?}"),

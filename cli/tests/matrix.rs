@@ -1,4 +1,5 @@
-//! The exerciser, threads side by side and fsx on mounts of volumes that lie on many kinds of local storage, by both engines.
+//! The exerciser, threads side by side and fsx on mounts of volumes that lie on many kinds of local storage, by both
+//! engines.
 //!
 //! `BLKCOPY_MATRIX_STEPS` sets the steps of each run (400; a soak takes 1000000), `BLKCOPY_MATRIX=on-ext3` or
 //! `BLKCOPY_MATRIX=on-ext3+pool` picks some, `BLKCOPY_MATRIX_SEED` makes other steps of the same kinds. A fault of the

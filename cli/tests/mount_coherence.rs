@@ -1,7 +1,7 @@
 //! What a mount promises about copies beside other access: the matrix of `docs/semantics.md`, one test a cell.
 //!
-//! Rows: `copy_file_range`, the ioctl, another front end (NVMe/TCP) of the same volumes. Columns: through the page cache, mapped,
-//! direct. Depth: written before the copy, looked at during it, looked at after it.
+//! Rows: `copy_file_range`, the ioctl, another front end (NVMe/TCP) of the same volumes. Columns: through the page
+//! cache, mapped, direct. Depth: written before the copy, looked at during it, looked at after it.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 
@@ -93,7 +93,8 @@ impl Scene {
         if dest { &self.dest } else { &self.source }
     }
 
-    /// What a kernel has not sent to the server yet, no other front end can see: the program says when it is to be seen.
+    /// What a kernel has not sent to the server yet, no other front end can see: the program says when it is to be
+    /// seen.
     fn hand_in(&self) {
         if self.by == By::Other && self.view == View::Mapped {
             self.maps.iter().for_each(|map| map.sync(0..SIZE as usize).unwrap());
@@ -137,7 +138,8 @@ impl Scene {
     }
 }
 
-/// Written through a view before the copy, on both sides: the copy takes it, and nothing dirty comes back over the copy.
+/// Written through a view before the copy, on both sides: the copy takes it, and nothing dirty comes back over the
+/// copy.
 fn before(by: By, view: View) {
     let Some(mut scene) = Scene::new(by, view) else { return };
     let (from, to, len) = scene.ranges();
@@ -177,7 +179,8 @@ impl Scene {
     }
 }
 
-/// Looked at while copies of one thing or the other go on: never half of one. Through the cache each page by itself, mapped each load.
+/// Looked at while copies of one thing or the other go on: never half of one. Through the cache each page by itself,
+/// mapped each load.
 fn during(by: By, view: View) {
     let Some(mut scene) = Scene::new(by, view) else { return };
     let (_, to, len) = (0, 1536 * KIB, 64 * KIB);

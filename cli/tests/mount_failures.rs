@@ -1,5 +1,5 @@
-//! A mount when things go wrong: its server killed, its destination full, programs interrupted, taken away under copies.
-//! Nothing hangs, every error reaches the program, every block is old or new.
+//! A mount when things go wrong: its server killed, its destination full, programs interrupted, taken away under
+//! copies. Nothing hangs, every error reaches the program, every block is old or new.
 //!
 //! Errors of devices at each position, power cuts, and devices that never answer: `mount_faults`.
 
@@ -308,7 +308,8 @@ fn only_its_own_mount_is_taken_away() {
     if let Err(why) = loops_or_why().and(mounts_or_why()) {
         return skip(test, &why);
     }
-    // Somebody else's mount is below ours, and a file of ours stays open; once it is we who detach it, once somebody did before.
+    // Somebody else's mount is below ours, and a file of ours stays open; once it is we who detach it, once somebody
+    // did before.
     for detached in [false, true] {
         let scratch = folder();
         let mut undo = Undo::default();
@@ -456,7 +457,8 @@ fn ends_and_overlaps_of_copy_file_range() {
         assert_eq!(copy(&a, 0, &reads, 0, 10), Err(Errno::BADF));
         assert_eq!(copy(&a, 0, &appends, 0, 10), Err(Errno::BADF));
         drop((reads, appends));
-        // Right after it was cut the kernel may believe a size of 0; a moment later it knows better, with nobody looking.
+        // Right after it was cut the kernel may believe a size of 0; a moment later it knows better, with nobody
+        // looking.
         for _ in 0..50 {
             b.set_len(0).unwrap();
             assert_eq!(copy(&a, 0, &b, 0, 4096), Ok(4096));

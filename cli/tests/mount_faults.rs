@@ -1,4 +1,5 @@
-//! A mount over devices that fail, lose power or do not answer: every error reaches its caller, no byte is wrong, nothing hangs.
+//! A mount over devices that fail, lose power or do not answer: every error reaches its caller, no byte is wrong,
+//! nothing hangs.
 //!
 //! The server is this binary again; over its standard input it is told what its devices are to do (`child::World`).
 
@@ -607,14 +608,15 @@ fn copies_and_io_that_never_end_keep_nobody_else_waiting() {
         calls::blkcopy_from(dest, token, 0, &mut [entry]).map(|()| 1)
     };
     std::thread::scope(|threads| {
-        // Copies onto what never answers, copies that wait for the first of these, reads and writes there and in their way: more
-        // than there are readers and copiers.
+        // Copies onto what never answers, copies that wait for the first of these, reads and writes there and in their
+        // way: more than there are readers and copiers.
         let mut waits: Vec<Work<'_>> = Vec::new();
         waits.push(Box::new(move |s, m| from(m, s, Entry::new(0, half, 300 * KIB))));
         waits.push(Box::new(move |s, m| from(s, m, Entry::new(half, 0, 64 * KIB))));
         waits.push(Box::new(move |s, _| from(s, &open(5), Entry::new(half, 0, 64 * KIB))));
         waits.push(Box::new(move |s, _| from(s, s, Entry::new(400 * KIB, half + 400 * KIB, 4096))));
-        // The kernel lets nobody write its destination meanwhile, and waits for writes onto its source: these are its own.
+        // The kernel lets nobody write its destination meanwhile, and waits for writes onto its source: these are its
+        // own.
         waits.push(Box::new(move |_, _| {
             calls::copy_file_range(open(3), open(7), Entry::new(0, half, 64 * KIB))
         }));
@@ -624,7 +626,8 @@ fn copies_and_io_that_never_end_keep_nobody_else_waiting() {
             // The first may hold a reader; the others are handed over, since the other reader is the last.
             let apart = half + 450 * KIB + n * 4096;
             waits.push(Box::new(move |s, _| s.read_at(&mut [0; 4096], apart).map(|n| n as u64)));
-            // Not in the way of the copies: one that waits for this write would hold nobody up, and not be held to it here.
+            // Not in the way of the copies: one that waits for this write would hold nobody up, and not be held to it
+            // here.
             let further = half + 470 * KIB + n * 4096;
             waits.push(Box::new(move |s, _| s.write_at(&[1; 4096], further).map(|n| n as u64)));
             // In the way of the first copy, on a volume that answers.

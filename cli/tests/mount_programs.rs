@@ -1,5 +1,5 @@
-//! Real programs on a mount: coreutils, qemu-img, rsync, Python, Rust, SQLite on a file system. Bytes are compared, and what
-//! was offloaded is counted by the server.
+//! Real programs on a mount: coreutils, qemu-img, rsync, Python, Rust, SQLite on a file system. Bytes are compared, and
+//! what was offloaded is counted by the server.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // in a test a panic is the message
 
@@ -116,7 +116,8 @@ impl World {
         holds(&self.at("larger"), &want);
     }
 
-    /// Runs a script that copies `a` onto `to`, `at_least` bytes of it by the method of this kind and none through the server.
+    /// Runs a script that copies `a` onto `to`, `at_least` bytes of it by the method of this kind and none through the
+    /// server.
     fn offloads(&self, script: &str, to: &str, at_least: u64) {
         let method = match self.kind {
             Kind::Memory => "memory",

@@ -1,6 +1,7 @@
 //! A file whose server stops answering holds up what needs it, and nothing else of the same process.
 //!
-//! The server is a mount of our own, stopped by a signal: its file is one volume of a second daemon, beside others that answer.
+//! The server is a mount of our own, stopped by a signal: its file is one volume of a second daemon, beside others that
+//! answer.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 
@@ -80,7 +81,8 @@ fn open(dir: &Path, name: &str) -> File {
 
 type Use = fn(&File, &File);
 
-/// What is asked of the volume that does not answer: each by more threads than there are readers, helpers and places for copies.
+/// What is asked of the volume that does not answer: each by more threads than there are readers, helpers and places
+/// for copies.
 const USES: [(&str, usize, Use); 6] = [
     ("reads", 12, |far, _| drop(far.read_at(&mut [0; 4096], 8192))),
     ("writes", 12, |far, _| drop(far.write_at(&[1; 4096], 8192))),

@@ -1,5 +1,6 @@
-//! One way of I/O at a time, as clients see it: neighbouring writes of every size, zeroing, copies and flushes by threads on a mount and,
-//! over NVMe/TCP, on the target of the same process with two cores; every acknowledged byte is read back.
+//! One way of I/O at a time, as clients see it: neighbouring writes of every size, zeroing, copies and flushes by
+//! threads on a mount and, over NVMe/TCP, on the target of the same process with two cores; every acknowledged byte is
+//! read back.
 //!
 //! A short run on one file system always; `BLKCOPY_SOAK=60` takes 60 seconds for each kind of storage and fill.
 

@@ -1,5 +1,5 @@
-//! Zeroes that a mounted volume owes: however large it is they are stored in bounded time and memory, and soon after a truncation
-//! nothing is owed any more, so that a server that is killed takes nothing with it.
+//! Zeroes that a mounted volume owes: however large it is they are stored in bounded time and memory, and soon after a
+//! truncation nothing is owed any more, so that a server that is killed takes nothing with it.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 

@@ -1,5 +1,6 @@
 //! Real input through the real command: disk images, sparse and odd files, on every file system this machine can make,
-//! over loop devices, into the middle of files and onto themselves. Bytes are compared by `cmp`, calls counted by strace.
+//! over loop devices, into the middle of files and onto themselves. Bytes are compared by `cmp`, calls counted by
+//! strace.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 
@@ -262,8 +263,8 @@ fn counted(dir: &Path, offload: &str) -> serde_json::Value {
     assert_eq!(cloned.sum::<u64>(), number(&methods["reflink"]), "{receipt:#}\n{text}");
     let written = traced(text, "pwritev2").1 + traced(text, "pwrite64").1;
     assert_eq!(written, number(&receipt["host_bytes"]["written"]), "{receipt:#}\n{text}");
-    // What the page cache no longer has is read by a thread, with pread64. The loader reads heads of libraries with it too: not
-    // whole pages.
+    // What the page cache no longer has is read by a thread, with pread64. The loader reads heads of libraries with it
+    // too: not whole pages.
     let whole_pages =
         |line: &&str| !line.contains("pread64") || traced(line, "pread64").1.is_multiple_of(4096);
     let text: String = text.lines().filter(whole_pages).map(|line| format!("{line}\n")).collect();

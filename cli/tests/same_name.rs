@@ -1,4 +1,5 @@
-//! A target that comes back: with the same bytes a copy goes on and its receipt says so, with others under the same name it ends.
+//! A target that comes back: with the same bytes a copy goes on and its receipt says so, with others under the same
+//! name it ends.
 
 #![allow(clippy::unwrap_used)] // in a test a panic is the message
 

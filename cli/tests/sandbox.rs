@@ -1,4 +1,5 @@
-//! `blkcopy cp` in sandboxes: each system call that is not needed is refused in turn, and the bytes arrive as with `cp`.
+//! `blkcopy cp` in sandboxes: each system call that is not needed is refused in turn, and the bytes arrive as with
+//! `cp`.
 
 #![allow(clippy::unwrap_used)] // in a test a panic is the message
 
@@ -11,8 +12,8 @@ use std::io::Seek as _;
 use std::path::Path;
 use std::process::Command;
 
-/// Runs it on a thread on which these calls are refused: the child inherits that. Its output goes to files, since the thread reads
-/// no pipe without the calls that are refused.
+/// Runs it on a thread on which these calls are refused: the child inherits that. Its output goes to files, since the
+/// thread reads no pipe without the calls that are refused.
 fn refused(refusals: &[Refusal], mut command: Command) -> Ran {
     let refusals = refusals.to_vec();
     let [mut out, mut err] = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];

@@ -1,5 +1,5 @@
-//! Daemons and copies that are asked to end, whatever hangs: what is owed is stored, what cannot end is named, and streams that
-//! nobody reads stop nobody.
+//! Daemons and copies that are asked to end, whatever hangs: what is owed is stored, what cannot end is named, and
+//! streams that nobody reads stop nobody.
 
 #![allow(clippy::unwrap_used)] // in a test a panic is the message
 

@@ -1,5 +1,5 @@
-//! `--verify` reads the medium: what other programs keep in the page cache hides nothing from it, and what could be read through
-//! the cache only is said.
+//! `--verify` reads the medium: what other programs keep in the page cache hides nothing from it, and what could be
+//! read through the cache only is said.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 

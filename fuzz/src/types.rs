@@ -107,7 +107,8 @@ pub fn capsule(input: &[u8]) {
     }
 }
 
-/// Reads the input as it is and filled up with zeroes to the length of the structure; what is read has to survive the wire.
+/// Reads the input as it is and filled up with zeroes to the length of the structure; what is read has to survive the
+/// wire.
 fn survives<T: PartialEq + Debug, const N: usize>(
     input: &[u8],
     parse: impl Fn(&[u8]) -> blkcopy::block::Result<T>,

@@ -129,8 +129,8 @@ pub struct BufPool {
 }
 
 impl BufPool {
-    /// As many buffers of `chunk_bytes` as fit `budget_bytes`, at least one. Where memory is short both shrink by halves
-    /// down to a single page; `None` when not even a page can be had.
+    /// As many buffers of `chunk_bytes` as fit `budget_bytes`, at least one. Where memory is short both shrink by
+    /// halves down to a single page; `None` when not even a page can be had.
     pub fn new(budget_bytes: usize, chunk_bytes: usize) -> Option<Self> {
         Self::from_source(budget_bytes, chunk_bytes, &mut Chunk::many)
     }

@@ -1,11 +1,12 @@
 //! What a device's bytes are bound to, so that a name made of it ends with them.
 //!
-//! A path outlives the bytes behind it: a file is replaced, memory goes with its process. What the bytes are *in* does not: the
-//! inode since its birth, the disk by its serial number. Why: `docs/notes/008-identity.md`.
+//! A path outlives the bytes behind it: a file is replaced, memory goes with its process. What the bytes are *in* does
+//! not: the inode since its birth, the disk by its serial number. Why: `docs/notes/008-identity.md`.
 
 use std::fmt;
 
-/// The thing that holds a device's bytes, in words: the same words as long as it is the same thing, never again afterwards.
+/// The thing that holds a device's bytes, in words: the same words as long as it is the same thing, never again
+/// afterwards.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Container(String);
 
@@ -15,8 +16,8 @@ impl Container {
         Self(words.into())
     }
 
-    /// Something that exists only as long as this process, or of which nothing lasting is known: `random` makes it one of its
-    /// kind.
+    /// Something that exists only as long as this process, or of which nothing lasting is known: `random` makes it one
+    /// of its kind.
     pub fn passing(kind: &str, random: [u8; 16]) -> Self {
         Self(format!("{kind} {:032x}", u128::from_be_bytes(random)))
     }

@@ -72,7 +72,8 @@ pub trait Device: Send + Sync + 'static {
         None
     }
 
-    /// What its bytes are stored in, down to the disks as far as the system tells: for comparing devices whose leaves differ.
+    /// What its bytes are stored in, down to the disks as far as the system tells: for comparing devices whose leaves
+    /// differ.
     ///
     /// May ask the system, the first time; not for the path of a request.
     fn storage(&self) -> Storage {
@@ -84,20 +85,21 @@ pub trait Device: Send + Sync + 'static {
         }
     }
 
-    /// What its bytes are bound to: what names that survive a restart are made of. `None`: its own name must do, because its bytes
-    /// are the same in every process.
+    /// What its bytes are bound to: what names that survive a restart are made of. `None`: its own name must do,
+    /// because its bytes are the same in every process.
     fn container(&self) -> Option<Container> {
         None
     }
 
-    /// Why the way to it was lost, each time since it was opened: of a device on another machine. At most [`LOSSES_MAX`].
+    /// Why the way to it was lost, each time since it was opened: of a device on another machine. At most
+    /// [`LOSSES_MAX`].
     fn losses(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// How often what was written here and not flushed may have been lost without any request having failed: a target that lost
-    /// power with its volatile cache, say, and was connected to again. The number only grows. `None`: it cannot be lost so, for what
-    /// this machine keeps goes only with this process.
+    /// How often what was written here and not flushed may have been lost without any request having failed: a target
+    /// that lost power with its volatile cache, say, and was connected to again. The number only grows. `None`: it
+    /// cannot be lost so, for what this machine keeps goes only with this process.
     fn cache_losses(&self) -> Option<u64> {
         None
     }
@@ -107,19 +109,20 @@ pub trait Device: Send + Sync + 'static {
         None
     }
 
-    /// True when looking at it ([`Device::next_extent`], [`Device::allocated_bytes`]) may wait for storage, a file server or a
-    /// network: then a thread that serves others has it looked at elsewhere (`reactor::away`).
+    /// True when looking at it ([`Device::next_extent`], [`Device::allocated_bytes`]) may wait for storage, a file
+    /// server or a network: then a thread that serves others has it looked at elsewhere (`reactor::away`).
     fn may_wait(&self) -> bool {
         true
     }
 
-    /// Where all copies of `range` lie that a read of it may be served from: on a mirror each leg that is up to date. `None`: here.
-    /// Asked by [`copies_of`], when nothing is written any more.
+    /// Where all copies of `range` lie that a read of it may be served from: on a mirror each leg that is up to date.
+    /// `None`: here. Asked by [`copies_of`], when nothing is written any more.
     fn copies(&self, _range: ByteRange) -> Option<Vec<super::CopyAt>> {
         None
     }
 
-    /// How what lies on a leaf can be read back, whatever the system caches of it. Not for a map: ask where its bytes are stored.
+    /// How what lies on a leaf can be read back, whatever the system caches of it. Not for a map: ask where its bytes
+    /// are stored.
     fn open_medium(self: Arc<Self>) -> Result<Medium> {
         Ok(Medium::Own)
     }
@@ -132,8 +135,8 @@ pub trait Device: Send + Sync + 'static {
         Counters::default()
     }
 
-    /// For a driver to find its own kind behind [`super::CopyRequest::source`]. A device that is another one, seen through (not a
-    /// map), may give that one's.
+    /// For a driver to find its own kind behind [`super::CopyRequest::source`]. A device that is another one, seen
+    /// through (not a map), may give that one's.
     fn as_any(&self) -> &dyn Any;
 }
 
@@ -200,7 +203,8 @@ pub trait Queue {
     /// Takes requests from the front of `batch`; what it has no room for stays there.
     fn submit(&mut self, batch: &mut VecDeque<Request>);
 
-    /// Moves what has completed to `done`, without waiting. Each submitted request completes exactly once, in any order.
+    /// Moves what has completed to `done`, without waiting. Each submitted request completes exactly once, in any
+    /// order.
     fn poll(&mut self, done: &mut Vec<Completion>);
 
     /// What this queue has done so far.
@@ -225,10 +229,12 @@ pub enum LeafSpace {
     Disk,
     /// (process-wide serial, 0): memory and test devices.
     Memory,
-    /// NVMe namespaces: a digest of what the namespace calls itself, the same through every address and controller. Equal
-    /// numbers prove nothing by themselves: a cloned box says what the first one does. see [`super::places::is_one_device`].
+    /// NVMe namespaces: a digest of what the namespace calls itself, the same through every address and controller.
+    /// Equal numbers prove nothing by themselves: a cloned box says what the first one does. see
+    /// [`super::places::is_one_device`].
     Namespace,
-    /// What is behind disks that say so: the unit with a name (WWID), a volume of a thin pool. No device is such a leaf itself.
+    /// What is behind disks that say so: the unit with a name (WWID), a volume of a thin pool. No device is such a leaf
+    /// itself.
     Unit,
 }
 
@@ -312,8 +318,8 @@ pub enum Scope {
     FileSystem(u64),
     /// Any two regular files of this machine.
     Files,
-    /// Namespaces that one NVMe controller copies between (a number that the driver makes): those of one block size where it
-    /// takes copies across namespaces, else one namespace alone.
+    /// Namespaces that one NVMe controller copies between (a number that the driver makes): those of one block size
+    /// where it takes copies across namespaces, else one namespace alone.
     Controller(u64),
     /// Memory devices of this process.
     Process,
@@ -345,8 +351,9 @@ pub struct CopyPath {
 }
 
 impl CopyPath {
-    /// What two devices can do together: none unless both list the method in the same scope. The alignment suits both (it is a
-    /// power of two on most devices, but not on all: real-time extents of XFS, stripes), the length is the smaller.
+    /// What two devices can do together: none unless both list the method in the same scope. The alignment suits both
+    /// (it is a power of two on most devices, but not on all: real-time extents of XFS, stripes), the length is the
+    /// smaller.
     pub fn shared(&self, theirs: &Self) -> Option<Self> {
         if (self.method, self.scope) != (theirs.method, theirs.scope) {
             return None;

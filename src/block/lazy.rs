@@ -1,5 +1,6 @@
-//! Lazy zeroes: ranges that read as zero and are not stored yet. Truncating a large volume would take minutes if each zero were
-//! written at once; instead they are kept on a list, and stored before the next flush ([`super::lock::LockedQueue`]).
+//! Lazy zeroes: ranges that read as zero and are not stored yet. Truncating a large volume would take minutes if each
+//! zero were written at once; instead they are kept on a list, and stored before the next flush
+//! ([`super::lock::LockedQueue`]).
 //!
 //! Only leaves keep them: a leg of a mirror may have some where the other has none.
 
@@ -12,14 +13,15 @@ pub trait LazyZeroes {
     /// True when there are some: a flush stores them first. Costs one atomic load.
     fn any(&self) -> bool;
 
-    /// True when they have become so many ranges that a write stores some before it adds to them. Costs one atomic load.
+    /// True when they have become so many ranges that a write stores some before it adds to them. Costs one atomic
+    /// load.
     fn too_many(&self) -> bool;
 
     /// The parts of `range` that are lazy, in order, apart from each other; whole blocks.
     fn within(&self, range: ByteRange) -> Vec<ByteRange>;
 
-    /// The device through which they are stored, where it is not the one that was asked: storing changes nothing that can be read, so
-    /// a view that reports changes stays out of it.
+    /// The device through which they are stored, where it is not the one that was asked: storing changes nothing that
+    /// can be read, so a view that reports changes stays out of it.
     fn stored_through(&self) -> Option<Arc<dyn Device>> {
         None
     }
@@ -54,8 +56,8 @@ fn add_leaves(device: &Arc<dyn Device>, list: &mut Vec<Arc<dyn Device>>) {
     }
 }
 
-/// True when what is stored in `range` is what it reads as. Asked with the range's locks held, before a native copy takes the range as
-/// its source.
+/// True when what is stored in `range` is what it reads as. Asked with the range's locks held, before a native copy
+/// takes the range as its source.
 pub fn reads_as_stored(device: &Arc<dyn Device>, range: ByteRange) -> bool {
     if !any(&**device) {
         return true;

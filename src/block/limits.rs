@@ -51,7 +51,8 @@ impl<T: Copy + Ord> Pair<T> {
 /// What one device takes in one request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Limits {
-    /// Logical block in bytes: every offset and length of a request is a multiple. 1 for regular files. Stacks as the largest.
+    /// Logical block in bytes: every offset and length of a request is a multiple. 1 for regular files. Stacks as the
+    /// largest.
     pub block_size: NonZeroU32,
     /// Bytes that are written whole or not at all at a power cut; `None`: unknown. Stacks as the smallest.
     pub atomic_write_bytes: Option<NonZeroU32>,

@@ -1,4 +1,5 @@
-//! The walk from a device down to its leaves: the one answer to "where does this range lie?", and to what two devices share.
+//! The walk from a device down to its leaves: the one answer to "where does this range lie?", and to what two devices
+//! share.
 
 use super::device::LeafSpace;
 use super::{Access, ByteRange, Device, Error, Identity, Kind, LeafId, Overlap, Result, Storage};
@@ -15,14 +16,15 @@ pub struct LeafRun {
 }
 
 impl LeafRun {
-    /// The run on the canonical leaf, which a partition is a part of. `None`: the device below is a map that does not show its legs.
+    /// The run on the canonical leaf, which a partition is a part of. `None`: the device below is a map that does not
+    /// show its legs.
     pub fn on_leaf(&self) -> Option<(LeafId, ByteRange)> {
         on_leaf(&self.device, self.range)
     }
 }
 
-/// Where `range` of `device` lies, in order; on a leaf that is the leaf itself. The mapping is not pinned: it is the one of this
-/// moment.
+/// Where `range` of `device` lies, in order; on a leaf that is the leaf itself. The mapping is not pinned: it is the
+/// one of this moment.
 ///
 /// Errors: those of [`Device::resolve`].
 pub fn places(device: &Arc<dyn Device>, range: ByteRange, access: Access) -> Result<Vec<LeafRun>> {
@@ -53,8 +55,9 @@ pub fn on_leaf(device: &Arc<dyn Device>, range: ByteRange) -> Option<(LeafId, By
 
 /// Whether both ends of a copy are one device, so that one handle stands for both.
 ///
-/// Errors: `Overlap` for two namespaces of equal names behind different controllers. They may be one namespace by two ways or
-/// two clones, and nobody here can tell: taken for one, a clone would be copied onto itself; for two, a range onto its source.
+/// Errors: `Overlap` for two namespaces of equal names behind different controllers. They may be one namespace by two
+/// ways or two clones, and nobody here can tell: taken for one, a clone would be copied onto itself; for two, a range
+/// onto its source.
 pub fn is_one_device(a: &Arc<dyn Device>, b: &Arc<dyn Device>) -> Result<bool> {
     let identity = a.identity();
     if identity != b.identity() {

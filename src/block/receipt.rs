@@ -199,7 +199,8 @@ pub struct HostBytes {
     pub written: u64,
 }
 
-/// Bytes on the connections of the two ends to copy and to flush (opening them and verification apart), headers included.
+/// Bytes on the connections of the two ends to copy and to flush (opening them and verification apart), headers
+/// included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireBytes {
     /// Sent by this host.
@@ -215,8 +216,8 @@ impl WireBytes {
     }
 }
 
-/// A loss of the connection to one end while it was copied. A copy goes on after it only where the target calls the namespace
-/// what it called it before, its generation included.
+/// A loss of the connection to one end while it was copied. A copy goes on after it only where the target calls the
+/// namespace what it called it before, its generation included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
     /// `source` or `dest`.
@@ -299,8 +300,8 @@ pub struct Receipt {
     pub methods: BTreeMap<Method, u64>,
     /// The plan's methods with their reasons.
     pub reasons: Vec<Why>,
-    /// BLAKE3 over the plan's steps, lower-case hex: equal to what `blkcopy plan` prints for the same job. Covers the steps
-    /// planned so far when the copy ended early.
+    /// BLAKE3 over the plan's steps, lower-case hex: equal to what `blkcopy plan` prints for the same job. Covers the
+    /// steps planned so far when the copy ended early.
     pub plan_digest: String,
     /// Steps planned.
     pub plan_steps: u64,

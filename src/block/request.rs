@@ -32,8 +32,8 @@ pub enum Op {
         range: ByteRange,
         /// True: space may be given back (a hole); false: space stays allocated.
         may_unmap: bool,
-        /// True: may complete before the zeroes are on the medium, as long as reads return zero and a flush makes them durable
-        /// (see `map::LazyDevice`). A device that cannot be lazy ignores it.
+        /// True: may complete before the zeroes are on the medium, as long as reads return zero and a flush makes them
+        /// durable (see `map::LazyDevice`). A device that cannot be lazy ignores it.
         lazy: bool,
     },
     /// Tell the device that the range is not needed; what it reads as afterwards is undefined.
@@ -144,8 +144,8 @@ impl CopyRequest {
         self.check_stored()
     }
 
-    /// Checks that each source range is stored as it reads: the part of [`CopyRequest::check`] for whoever replaces the source by
-    /// what is inside it.
+    /// Checks that each source range is stored as it reads: the part of [`CopyRequest::check`] for whoever replaces the
+    /// source by what is inside it.
     ///
     /// Errors: `Unsupported`, so that the range is planned again and its zeroes are found.
     pub fn check_stored(&self) -> Result<(), Error> {

@@ -1,8 +1,8 @@
 //! Where the bytes of a device are stored: itself, what lies below it, and what lies below that.
 //!
-//! Two names of one storage (a loop device and its file, a partition and its disk, a file and the disk of its file system) are
-//! not told apart by their leaves. Whoever opens them describes what they stand on (`drivers::stack` asks the system); here it
-//! is compared, without asking anybody. Why it is decided so: `docs/notes/009-one-storage.md`.
+//! Two names of one storage (a loop device and its file, a partition and its disk, a file and the disk of its file
+//! system) are not told apart by their leaves. Whoever opens them describes what they stand on (`drivers::stack` asks
+//! the system); here it is compared, without asking anybody. Why it is decided so: `docs/notes/009-one-storage.md`.
 
 use super::device::LeafSpace;
 use super::{ByteRange, Identity, LeafId};
@@ -12,8 +12,8 @@ use std::sync::Arc;
 /// Most runs one comparison looks at. A table with more is not looked into: it may overlap anything.
 const RUNS_MAX: usize = 1 << 16;
 
-/// Attribute by which a file of our mounts says which leaf it shows, in the words of [`leaf_words`]. Not listed: no tool carries
-/// it to another file.
+/// Attribute by which a file of our mounts says which leaf it shows, in the words of [`leaf_words`]. Not listed: no
+/// tool carries it to another file.
 pub const ATTRIBUTE: &str = "user.blkcopy.storage";
 
 /// `SPACE NUMBER NUMBER BASE`: a leaf and the device's first byte on it; `None` for what exists in its process only.
@@ -151,9 +151,9 @@ impl Storage {
         Self::default().and_within(on, range, by)
     }
 
-    /// And in what is known by this generation ([`super::Container`]): a target that serves the same thing says the same number.
-    /// One machine that is the clone of another does so too, so it is no proof. `remote`: the leaf of what is at a target; devices of
-    /// this machine are compared by better means.
+    /// And in what is known by this generation ([`super::Container`]): a target that serves the same thing says the
+    /// same number. One machine that is the clone of another does so too, so it is no proof. `remote`: the leaf of what
+    /// is at a target; devices of this machine are compared by better means.
     #[must_use]
     pub fn and_known_as(self, remote: Option<LeafId>, generation: [u8; 16]) -> Self {
         let number = u128::from_be_bytes(generation);
@@ -171,7 +171,8 @@ impl Storage {
         self
     }
 
-    /// And these bytes of the device in chunks of `chunk` bytes on stripe `index` of `count`, which begins at `offset` of `on`.
+    /// And these bytes of the device in chunks of `chunk` bytes on stripe `index` of `count`, which begins at `offset`
+    /// of `on`.
     #[must_use]
     pub fn and_striped(
         mut self,
@@ -244,8 +245,8 @@ impl Storage {
 
     /// The same for parts of both: any of `mine` and any of `theirs`.
     ///
-    /// Where both ways lead through one file system, or one device of unknown mapping, what was decided above it holds: it puts
-    /// different bytes in different places.
+    /// Where both ways lead through one file system, or one device of unknown mapping, what was decided above it holds:
+    /// it puts different bytes in different places.
     pub fn overlap_in(&self, mine: &[ByteRange], other: &Self, theirs: &[ByteRange]) -> Overlap {
         let mut names = BTreeMap::new();
         let (Some(a), Some(b)) = (self.places(mine, &mut names), other.places(theirs, &mut names)) else {
@@ -346,8 +347,8 @@ impl Lies {
             }
             Self::Within(within, _) => Some(within),
             Self::Striped { index, count, chunk, offset } => {
-                // Bytes of this stripe before byte `at` of the device. With 2 stripes and chunks of 10, byte 25 has 15 of
-                // stripe 0 before it (0..10 and 20..25) and 10 of stripe 1.
+                // Bytes of this stripe before byte `at` of the device. With 2 stripes and chunks of 10, byte 25 has 15
+                // of stripe 0 before it (0..10 and 20..25) and 10 of stripe 1.
                 let before = |at: u64| {
                     let (number, inside) = (at / chunk, at % chunk);
                     let full = number / count;
@@ -526,7 +527,8 @@ mod tests {
         both_ways(&whole(volume(100)), &whole(volume(101)), 'm');
         both_ways(&whole(volume(100)), &whole(sda.clone()), 'm');
         both_ways(&whole(volume(100)), &whole(volume(100)), 'y');
-        // Two files on the file systems of two such volumes: a user who may not look into the tables copies them all the same.
+        // Two files on the file systems of two such volumes: a user who may not look into the tables copies them all
+        // the same.
         let a = file_on(1, &volume(100), all, 5);
         let b = file_on(2, &volume(101), all, 6);
         both_ways(&a, &b, 'n');

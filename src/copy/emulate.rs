@@ -85,8 +85,8 @@ pub(super) async fn legs(shared: &Rc<Shared>, step: &Rc<Step>, legs: &[usize]) -
     ends.collect()
 }
 
-/// Moves the bytes `part` of `step` (offsets into it) to those of its legs named in `legs`, by reading once and writing to
-/// each. A leg that fails is left alone from then on; the others go on.
+/// Moves the bytes `part` of `step` (offsets into it) to those of its legs named in `legs`, by reading once and writing
+/// to each. A leg that fails is left alone from then on; the others go on.
 pub(super) async fn emulate(
     shared: &Rc<Shared>,
     step: &Rc<Step>,
@@ -154,8 +154,8 @@ impl Emulated {
     }
 }
 
-/// Cuts a step into pieces: at multiples of [`PIECE`] on the first leg, and at block borders, so that all but the ragged
-/// edges are aligned for every device.
+/// Cuts a step into pieces: at multiples of [`PIECE`] on the first leg, and at block borders, so that all but the
+/// ragged edges are aligned for every device.
 struct Cutter<'a> {
     step: &'a Step,
     /// Block size in bytes on the first leg, and where on it the step starts.
@@ -297,7 +297,8 @@ impl Mover<'_> {
         buf
     }
 
-    /// Writes a piece but for its runs of zeroes, which become holes (or stay as they are where the destination is zero).
+    /// Writes a piece but for its runs of zeroes, which become holes (or stay as they are where the destination is
+    /// zero).
     async fn write_sparse(&self, at: u64, mut buf: Buf) -> Buf {
         let len = buf.len();
         let mut from = 0;
@@ -369,8 +370,8 @@ impl Mover<'_> {
     }
 }
 
-/// Reads `len` bytes at `offset` of a leaf whose blocks are `block` bytes: where an edge falls inside a block, the whole
-/// block is read and the bytes asked for are moved to the front of the buffer.
+/// Reads `len` bytes at `offset` of a leaf whose blocks are `block` bytes: where an edge falls inside a block, the
+/// whole block is read and the bytes asked for are moved to the front of the buffer.
 pub(super) async fn read_bytes(
     client: &local::Client,
     block: u64,

@@ -125,8 +125,8 @@ pub(super) fn content(device: &Arc<dyn Device>, range: ByteRange) -> Result<Exte
     Ok(Extent { len: extent.len.saturating_sub(skip).min(range.len()), content: extent.content })
 }
 
-/// Makes sure that a job between two devices made of the same leaves (a disk and its partition, a map and its leg) does not
-/// read bytes it also writes. One device copied to itself is the job's own concern.
+/// Makes sure that a job between two devices made of the same leaves (a disk and its partition, a map and its leg) does
+/// not read bytes it also writes. One device copied to itself is the job's own concern.
 ///
 /// Errors: `Overlap`, also for two namespaces that call themselves the same.
 pub(super) fn check_apart(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job: &Job) -> Result<()> {

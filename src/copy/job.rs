@@ -39,7 +39,8 @@ impl Job {
     /// that source and destination may overlap.
     ///
     /// A single segment may overlap itself; it is then copied as through a buffer. Errors: `OutOfRange`, `Overlap` (two
-    /// destinations, or a source of one segment with a destination of another), `InvalidInput` (the sum passes 2^63 - 1).
+    /// destinations, or a source of one segment with a destination of another), `InvalidInput` (the sum passes 2^63 -
+    /// 1).
     pub fn new(segments: &[Segment], source_size: u64, dest_size: u64, same_device: bool) -> Result<Self> {
         let mut merged: Vec<Segment> = Vec::new();
         let mut total = 0u64;
@@ -78,7 +79,8 @@ impl Job {
         Ok(Self { segments: merged, total, overlap: overlaps })
     }
 
-    /// The job of part of a planned step, checked when the step was planned. `overlap`: its one segment overlaps itself.
+    /// The job of part of a planned step, checked when the step was planned. `overlap`: its one segment overlaps
+    /// itself.
     pub(super) fn of_step(segments: Vec<Segment>, overlap: bool) -> Self {
         let total = segments.iter().map(|s| s.len).sum();
         Self { segments, total, overlap }

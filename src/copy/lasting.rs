@@ -15,7 +15,8 @@ pub(super) struct Unsure {
 /// What is not known to last.
 #[derive(Default)]
 pub(super) struct Lasting {
-    /// [`Device::cache_losses`](crate::block::Device::cache_losses) when `ranges` was empty; `None`: nothing is lost so.
+    /// [`Device::cache_losses`](crate::block::Device::cache_losses) when `ranges` was empty; `None`: nothing is lost
+    /// so.
     pub(super) seen: Option<u64>,
     pub(super) ranges: Vec<Unsure>,
     pub(super) bytes: u64,

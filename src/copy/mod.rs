@@ -1,7 +1,7 @@
 //! Plan and run a copy.
 //!
-//! A [`Job`] is what the user asks for: segments from one device to another. [`plan::Planner`] cuts it into [`Step`]s by
-//! what both devices say; [`run`] carries the steps out and writes the receipt; `verify` reads both ends back.
+//! A [`Job`] is what the user asks for: segments from one device to another. [`plan::Planner`] cuts it into [`Step`]s
+//! by what both devices say; [`run`] carries the steps out and writes the receipt; `verify` reads both ends back.
 
 mod emulate;
 pub mod facts;

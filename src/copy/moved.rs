@@ -1,4 +1,5 @@
-//! What a mover answers. It moves bytes by one method and never looks further: what comes of the rest is for the step to decide.
+//! What a mover answers. It moves bytes by one method and never looks further: what comes of the rest is for the step
+//! to decide.
 
 use crate::block::Error;
 
@@ -18,8 +19,8 @@ pub(super) enum Then {
     Done,
     /// The same again in requests of at most so many bytes; 0: the method is as good as refused.
     Cut { most: u64, error: Error },
-    /// The next method: the device does not know this one. Where offload is required that is tried too; the planner refuses only the
-    /// last, this process.
+    /// The next method: the device does not know this one. Where offload is required that is tried too; the planner
+    /// refuses only the last, this process.
     Refused(Error),
     /// The next method: the source is not a hole there any more.
     HoleFilled(Error),

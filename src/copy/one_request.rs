@@ -5,10 +5,11 @@ use crate::block::{ByteRange, CopyPath, Device, Method};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-/// The method by which one request of `dest` moves all of `sources`, in order, to `range`, and the sources with neighbours joined.
+/// The method by which one request of `dest` moves all of `sources`, in order, to `range`, and the sources with
+/// neighbours joined.
 ///
-/// `None`: the planner has to cut it: maps, edges that are not aligned, more than one request takes, source and destination
-/// overlapping, or holes that the method does not carry.
+/// `None`: the planner has to cut it: maps, edges that are not aligned, more than one request takes, source and
+/// destination overlapping, or holes that the method does not carry.
 pub fn one_request(
     source: &Arc<dyn Device>,
     sources: &[ByteRange],

@@ -57,8 +57,8 @@ pub struct Options {
     pub payload_bytes: usize,
     /// Ends the copy early; what was done stands.
     pub cancel: Cancel,
-    /// Once cancelled, requests that do not end soon are left in flight: for a caller whose process ends next, since they may
-    /// still write to the destination, and the executor that is dropped waits for them.
+    /// Once cancelled, requests that do not end soon are left in flight: for a caller whose process ends next, since
+    /// they may still write to the destination, and the executor that is dropped waits for them.
     pub abandon: bool,
     /// Counts what is in flight.
     pub pulse: Rc<Pulse>,

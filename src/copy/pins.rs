@@ -29,8 +29,8 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Pins the mappings of a step on both ends; `None` when they are not what the step was planned on. `leaf` opens a number of the
-    /// plan.
+    /// Pins the mappings of a step on both ends; `None` when they are not what the step was planned on. `leaf` opens a
+    /// number of the plan.
     pub(super) fn take(
         source: &Arc<dyn Device>,
         dest: &Arc<dyn Device>,
@@ -113,8 +113,8 @@ struct Pinned {
     pieces: SmallVec<[u64; 1]>,
 }
 
-/// Resolves a range and holds it when it lies on just the wanted places, in one run or in several that follow each other
-/// there.
+/// Resolves a range and holds it when it lies on just the wanted places, in one run or in several that follow each
+/// other there.
 fn pin_range(
     device: &Arc<dyn Device>,
     range: ByteRange,

@@ -30,7 +30,8 @@ impl Pulse {
         self.changes.get()
     }
 
-    /// Waits until nothing can change a destination any more: requests in flight, or what is to be told a map about them.
+    /// Waits until nothing can change a destination any more: requests in flight, or what is to be told a map about
+    /// them.
     pub async fn no_changes(&self) {
         while self.changes.get() + self.holds.get() > 0 {
             self.ended.notified().await;

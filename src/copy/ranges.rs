@@ -1,5 +1,5 @@
-//! Source ranges of one or more devices, end to end into one destination range, as one whole: what a Copy command of a front
-//! end is when no single request can do it.
+//! Source ranges of one or more devices, end to end into one destination range, as one whole: what a Copy command of a
+//! front end is when no single request can do it.
 
 use super::facts::{DeviceFacts, leaf_ranges};
 use super::options::{Options, Progress};
@@ -45,7 +45,8 @@ pub struct WholeEnded {
     pub flushed: bool,
     /// Reading a source is what failed.
     pub source_failed: bool,
-    /// Requests were left in flight ([`Options::abandon`]). Its ranges stay claimed until none of them can change the destination.
+    /// Requests were left in flight ([`Options::abandon`]). Its ranges stay claimed until none of them can change the
+    /// destination.
     pub abandoned: bool,
     /// Why it ended early.
     pub error: Option<Error>,
@@ -61,11 +62,12 @@ struct Piece {
 
 /// Copies the ranges of `parts`, end to end, to `dest` from byte `at` on.
 ///
-/// All ranges are locked together before the first byte moves and until the flush has ended, when one is asked for: nobody
-/// sees half of it. Of the options `consistency` and `verify` are not looked at.
+/// All ranges are locked together before the first byte moves and until the flush has ended, when one is asked for:
+/// nobody sees half of it. Of the options `consistency` and `verify` are not looked at.
 ///
 /// Ranges may overlap the destination: they are then copied one after the other in the order given, each as through a
-/// buffer, so a later one may read what an earlier one wrote. Runs on the thread's executor ([`crate::reactor::local`]).
+/// buffer, so a later one may read what an earlier one wrote. Runs on the thread's executor
+/// ([`crate::reactor::local`]).
 pub async fn copy_ranges(parts: &[Part], dest: &Arc<dyn Device>, at: u64, options: &Options) -> WholeEnded {
     let mut ended = WholeEnded::default();
     if let Err(error) = run(parts, dest, at, options, &mut ended).await {

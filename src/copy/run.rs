@@ -30,8 +30,9 @@ pub struct Ended {
 
 /// Copies `job` from `source` to `dest` on the calling thread's executor ([`crate::reactor::local`]).
 ///
-/// Returns when every step has ended, the destination is flushed (when asked, also after an error, so that the receipt's
-/// good bytes are durable; there are none when that fails) and verified. Bytes outside the job's destination ranges are never changed.
+/// Returns when every step has ended, the destination is flushed (when asked, also after an error, so that the
+/// receipt's good bytes are durable; there are none when that fails) and verified. Bytes outside the job's destination
+/// ranges are never changed.
 pub async fn copy(
     source: Arc<dyn Device>,
     dest: Arc<dyn Device>,
@@ -76,7 +77,8 @@ pub async fn copy(
             Ok(()) => flushed = true,
             Err(e) => {
                 if e.kind() != Kind::Cancelled {
-                    // What the kernel could not write is gone from its cache too: only what was flushed before is known to be good.
+                    // What the kernel could not write is gone from its cache too: only what was flushed before is known
+                    // to be good.
                     shared.forget_unsure();
                     error = error.filter(|before| before.kind() != Kind::Cancelled);
                 }

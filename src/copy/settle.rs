@@ -1,6 +1,7 @@
 //! What becomes of bytes that a target with a volatile cache may have lost: when it comes back, they are copied again.
 //!
-//! Only for destinations that can lose bytes so ([`Device::cache_losses`](crate::block::Device::cache_losses)). A flush every
+//! Only for destinations that can lose bytes so ([`Device::cache_losses`](crate::block::Device::cache_losses)). A flush
+//! every
 //! [`FLUSH_EVERY`] keeps short what has to be copied again, and the list of it.
 
 use super::Job;
@@ -37,10 +38,11 @@ pub(super) fn is_lost(shared: &Shared) -> bool {
     shared.lasting.borrow().seen.is_some_and(|seen| shared.dest.cache_losses() != Some(seen))
 }
 
-/// Makes what was written last: flushes it where the copy is to be flushed, and copies again what was lost until nothing is.
+/// Makes what was written last: flushes it where the copy is to be flushed, and copies again what was lost until
+/// nothing is.
 ///
-/// No step may be running. Errors: of the flush or of a step; the tally then tells what lasts. `Io` for a copy onto itself, whose
-/// source may be overwritten, when bytes are lost; and when bytes are lost again and again.
+/// No step may be running. Errors: of the flush or of a step; the tally then tells what lasts. `Io` for a copy onto
+/// itself, whose source may be overwritten, when bytes are lost; and when bytes are lost again and again.
 pub(super) async fn settle(shared: &Rc<Shared>, job: &Job, locked: bool) -> Result<()> {
     if shared.lasting.borrow().seen.is_none() {
         return Ok(());

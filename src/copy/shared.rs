@@ -24,9 +24,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-/// Size of a piece in bytes: buffered writes of 128 to 512 KiB were measured fastest, and direct I/O gains nothing above.
+/// Size of a piece in bytes: buffered writes of 128 to 512 KiB were measured fastest, and direct I/O gains nothing
+/// above.
 pub(super) const PIECE: u64 = 512 << 10;
-/// Pieces in flight over all steps: enough for a fast disk, few enough that their buffers stay in the processor's cache.
+/// Pieces in flight over all steps: enough for a fast disk, few enough that their buffers stay in the processor's
+/// cache.
 const DEPTH: usize = 16;
 /// How often a cancelled copy looks whether its flush is done before it gives up.
 const FLUSH_LOOKS: u32 = 3;
@@ -282,7 +284,8 @@ impl Shared {
     }
 
     /// The next step of a plan. Looking for holes may take long, or for ever, so it is done where it keeps nobody else
-    /// waiting. `None`: the plan is at its end, or the copy was stopped while the source did not answer, and the planner is gone.
+    /// waiting. `None`: the plan is at its end, or the copy was stopped while the source did not answer, and the
+    /// planner is gone.
     pub(super) async fn next_step(&self, planner: &mut Option<Planner<DeviceFacts>>) -> Option<Result<Step>> {
         let mut taken = planner.take()?;
         let _in_flight = self.options.pulse.reads();
@@ -368,7 +371,8 @@ impl Shared {
         self.steps.set(self.steps.get() + 1);
     }
 
-    /// Takes down that the destination's bytes from `from` to `to` are good, so that a step which is left behind keeps its front.
+    /// Takes down that the destination's bytes from `from` to `to` are good, so that a step which is left behind keeps
+    /// its front.
     pub(super) fn good_so_far(&self, from: u64, to: u64) {
         // A map says what is good when all its legs have ended, and a lost cache only after a flush.
         if self.abandoned() || !is_leaf(&self.dest) || self.lasting.borrow().is_watched() {

@@ -1,5 +1,5 @@
-//! One step of a plan from its locks to its end: pinned, locked, moved leg by leg, committed. All decisions about a step are made here;
-//! the movers (`offload`, `zero`, `emulate`) move bytes by one method and answer how far they came.
+//! One step of a plan from its locks to its end: pinned, locked, moved leg by leg, committed. All decisions about a
+//! step are made here; the movers (`offload`, `zero`, `emulate`) move bytes by one method and answer how far they came.
 
 use super::emulate;
 use super::facts::{DeviceFacts, is_leaf};
@@ -130,8 +130,8 @@ struct Work {
     down: Option<Rc<Down>>,
 }
 
-/// Moves the bytes of a step to one leg: by the method planned for it, and from where that is refused by the next. The step's locks
-/// cover all of it.
+/// Moves the bytes of a step to one leg: by the method planned for it, and from where that is refused by the next. The
+/// step's locks cover all of it.
 async fn move_leg(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -> (u64, Result<()>) {
     let mut work = vec![Work { rest: Rest::Part(step.clone()), policy: shared.options.policy, down: None }];
     let (mut good, mut touched) = (0, 0);

@@ -1,5 +1,5 @@
-//! Reads both ends back and compares: by BLAKE3 digests, or byte by byte. The destination is read from the medium where that is
-//! possible, on every leg that holds a copy of it.
+//! Reads both ends back and compares: by BLAKE3 digests, or byte by byte. The destination is read from the medium where
+//! that is possible, on every leg that holds a copy of it.
 
 use super::Job;
 use super::emulate::read_bytes;
@@ -20,8 +20,8 @@ const PIECE: u64 = 1 << 20;
 /// Reads in flight on each end.
 const DEPTH: usize = 4;
 
-/// Reads every segment of the job on both ends, in job order: the source as a copy reads it, the destination past the system's
-/// cache where there is a way past it.
+/// Reads every segment of the job on both ends, in job order: the source as a copy reads it, the destination past the
+/// system's cache where there is a way past it.
 ///
 /// Errors: those of the reads, and `Cancelled`.
 pub(super) async fn verify(shared: &Rc<Shared>, job: &Job, mode: Verify) -> Result<Verification> {

@@ -8,8 +8,8 @@ use crate::block::{ByteRange, Kind, Method, Op};
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Zeroes one leg: whole blocks by the device, ragged edges by writing. `Refused` where the device does not know how and writing is
-/// allowed.
+/// Zeroes one leg: whole blocks by the device, ragged edges by writing. `Refused` where the device does not know how
+/// and writing is allowed.
 pub(super) async fn by_device(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -> Moved {
     let place = step.legs[leg].place;
     let block = shared.block_size(place.leaf);

@@ -124,8 +124,8 @@ pub(crate) fn is_claimed_here(rdev: u64) -> bool {
     claims.iter().any(|(dev, fd)| *dev == rdev && fd.strong_count() > 0)
 }
 
-/// The exclusive open of a device: its own, or of the whole disk when this process has that already. `None` when somebody
-/// else has it, or this process has a partition of it.
+/// The exclusive open of a device: its own, or of the whole disk when this process has that already. `None` when
+/// somebody else has it, or this process has a partition of it.
 fn claim(path: &Path, rdev: u64) -> Result<Option<Arc<OwnedFd>>> {
     let mut claims = lock(&CLAIMS);
     claims.retain(|(_, fd)| fd.strong_count() > 0);

@@ -20,9 +20,9 @@ pub(crate) fn random() -> [u8; 16] {
     bytes
 }
 
-/// What holds the bytes of an open regular file: its inode, told from an earlier one of that number by its time of birth and its
-/// generation, of which the time alone may be the same for two files made within one tick of the kernel's clock. Where the file
-/// system has neither, nothing is known to last.
+/// What holds the bytes of an open regular file: its inode, told from an earlier one of that number by its time of
+/// birth and its generation, of which the time alone may be the same for two files made within one tick of the kernel's
+/// clock. Where the file system has neither, nothing is known to last.
 pub(crate) fn of_file(fd: impl AsFd) -> Container {
     inode(&fd).unwrap_or_else(|| Container::passing("file", random()))
 }
@@ -48,8 +48,8 @@ fn inode(fd: &impl AsFd) -> Option<Container> {
     Some(Container::new(format!("file {} of {system} {since}", stat.stx_ino)))
 }
 
-/// What holds the bytes of a block device of `len` bytes: what the hardware calls itself, what a loop device shows, what a mapped
-/// device is called; else the device as it is since it was attached, until the machine is started again.
+/// What holds the bytes of a block device of `len` bytes: what the hardware calls itself, what a loop device shows,
+/// what a mapped device is called; else the device as it is since it was attached, until the machine is started again.
 pub(crate) fn of_block(rdev: u64, len: u64) -> Container {
     let place = Disk::of(rdev);
     let dir = std::fs::canonicalize(sys_dir(place.whole)).unwrap_or_else(|_| sys_dir(place.whole));

@@ -30,8 +30,8 @@ struct One {
     locked: bool,
 }
 
-/// How long another program's lock is waited for: one that was killed lets go of its files a little after its end, when the
-/// kernel has taken its ring down.
+/// How long another program's lock is waited for: one that was killed lets go of its files a little after its end, when
+/// the kernel has taken its ring down.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Takes the exclusive lock of a file, now or within [`LINGER`]. Errors: `WOULDBLOCK`, and those of `flock`.

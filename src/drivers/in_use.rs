@@ -62,7 +62,8 @@ pub(crate) fn list(holders: &[Holder]) -> String {
 
 /// Everything known to use the file or block device at `path`; empty when nothing is found.
 ///
-/// A whole disk is used when a partition of it is, and a partition when its disk is. Errors: those of looking at `path`.
+/// A whole disk is used when a partition of it is, and a partition when its disk is. Errors: those of looking at
+/// `path`.
 pub fn in_use(path: impl AsRef<Path>) -> Result<Vec<Holder>> {
     let path = path.as_ref();
     let name = path.display().to_string();
@@ -90,14 +91,14 @@ pub fn in_use(path: impl AsRef<Path>) -> Result<Vec<Holder>> {
 
 /// True when another program has the block device open exclusively, or its disk, or a partition of it.
 ///
-/// The system refuses an exclusive open beside our own one of the disk or of a partition too. Then the others of that disk
-/// are asked one by one.
+/// The system refuses an exclusive open beside our own one of the disk or of a partition too. Then the others of that
+/// disk are asked one by one.
 pub(crate) fn exclusive_elsewhere(path: &Path, rdev: u64) -> bool {
     let busy = |path: &Path| {
         let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let refused = || rustix::fs::open(path, flags, Mode::empty()).err() == Some(Errno::BUSY);
-        // Another process that asks the same holds it for a moment, as several copies of one source do when they start at once:
-        // the pauses differ from process to process.
+        // Another process that asks the same holds it for a moment, as several copies of one source do when they start
+        // at once: the pauses differ from process to process.
         let pause = Duration::from_millis(3 + u64::from(std::process::id() % 11));
         (0..8).all(|_| {
             refused() && {
@@ -171,8 +172,8 @@ pub(crate) fn of_block_device(rdev: u64) -> Vec<Holder> {
     holders
 }
 
-/// What uses the same bytes under another name: other loop devices over the same file, another mapping of the same disk, and
-/// whoever has locked the file below.
+/// What uses the same bytes under another name: other loop devices over the same file, another mapping of the same
+/// disk, and whoever has locked the file below.
 fn of_twins(rdev: u64, disk: &Disk) -> Vec<Holder> {
     // What lies on a file system is not in use because that is mounted.
     let whole = stack::of_block(rdev);
@@ -196,8 +197,8 @@ fn of_twins(rdev: u64, disk: &Disk) -> Vec<Holder> {
     holders
 }
 
-/// What uses a block device that shares bytes with this storage, but those in `known`; also (`open`) other programs that have one
-/// open exclusively.
+/// What uses a block device that shares bytes with this storage, but those in `known`; also (`open`) other programs
+/// that have one open exclusively.
 fn uses_of(mine: &Storage, known: &BTreeSet<u64>, open: bool) -> Vec<Holder> {
     let mut holders: Vec<Holder> = Vec::new();
     // A device number, what uses it, and the device that holds it.
@@ -284,7 +285,8 @@ fn parse_swaps(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// What uses the file or disk behind a file of our own mounts, or behind one of an overlay. Not who has it open: the mount has.
+/// What uses the file or disk behind a file of our own mounts, or behind one of an overlay. Not who has it open: the
+/// mount has.
 fn of_what_it_shows(path: &Path, stat: &Stat) -> Vec<Holder> {
     let storage = stack::of_path(path).above_file_systems();
     let leaves = storage.leaves();
@@ -372,7 +374,8 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// True for a disk of zones that can be written from their start on only (`queue/zoned`, Documentation/ABI/stable/sysfs-block).
+    /// True for a disk of zones that can be written from their start on only (`queue/zoned`,
+    /// Documentation/ABI/stable/sysfs-block).
     pub(crate) fn is_host_managed(&self) -> bool {
         is_host_managed(&sys_dir(self.whole))
     }
@@ -415,8 +418,9 @@ pub struct Shortage {
 
 /// What a loop device promises and cannot keep; `None` for other devices and when all is well or cannot be told.
 ///
-/// It matters more than on other thin devices: Linux's loop driver calls a write whole that the full file system cut short
-/// (`lo_complete_rq` looks at the length of reads only; seen on 6.18: 1 MiB written by O_DIRECT, 1036288 bytes there, `fsync` fine).
+/// It matters more than on other thin devices: Linux's loop driver calls a write whole that the full file system cut
+/// short (`lo_complete_rq` looks at the length of reads only; seen on 6.18: 1 MiB written by O_DIRECT, 1036288 bytes
+/// there, `fsync` fine).
 pub fn backing_shortage(device: &Path) -> Option<Shortage> {
     let rdev = rustix::fs::stat(device)
         .ok()

@@ -15,9 +15,11 @@ pub(crate) fn all() -> Vec<Lock> {
     parse(&text, std::process::id())
 }
 
-/// proc_locks(5): `1: FLOCK ADVISORY WRITE 1234 08:01:567 0 EOF`, the device in hexadecimal. A waiter's line has `->` behind its number.
+/// proc_locks(5): `1: FLOCK ADVISORY WRITE 1234 08:01:567 0 EOF`, the device in hexadecimal. A waiter's line has `->`
+/// behind its number.
 ///
-/// Exclusive `flock`s (ours, and of many daemons) and byte locks at 100 + n and 200 + n (QEMU's) count; a lock of `me` does not.
+/// Exclusive `flock`s (ours, and of many daemons) and byte locks at 100 + n and 200 + n (QEMU's) count; a lock of `me`
+/// does not.
 fn parse(text: &str, me: u32) -> Vec<Lock> {
     let one = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();

@@ -21,8 +21,8 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 const STRIPE: u64 = 2 << 20;
 /// Longest copy in one request, in bytes; keeps one request near 10 ms at memory speed.
 const COPY_MAX: NonZeroU64 = NonZeroU64::new(64 << 20).expect("not zero");
-/// Copies from this length on, in bytes, go past the processor's cache: the device is far larger, so what is overwritten is
-/// seldom in it.
+/// Copies from this length on, in bytes, go past the processor's cache: the device is far larger, so what is
+/// overwritten is seldom in it.
 const PAST_CACHE_MIN: u64 = 128 << 10;
 /// Most source ranges in one copy request (what an NVMe Copy command can carry).
 const COPY_RANGES: NonZeroU32 = NonZeroU32::new(256).expect("not zero");
@@ -196,8 +196,8 @@ impl Mem {
                     bytes.copy_within(fat..fat + n, tat);
                 }
             } else {
-                // Two stripes are locked at once, always in one order, so that copies in opposite directions cannot block
-                // each other for ever.
+                // Two stripes are locked at once, always in one order, so that copies in opposite directions cannot
+                // block each other for ever.
                 let (held, mut stripe);
                 if (source.leaf, fi) < (self.leaf, ti) {
                     held = source.read_lock(fi);

@@ -1,8 +1,9 @@
 //! What the system says files and block devices are stored in: the one place that asks, for everybody who compares.
 //!
-//! Loop devices by their driver (device number and inode, so that a name that is gone does not matter), partitions and slaves by
-//! sysfs, device mapper by its table where this process may read it, files by their file system, and files of our own mounts by
-//! what the mount says of them. A look: what is attached or mounted later is not in it. See `docs/notes/009-one-storage.md`.
+//! Loop devices by their driver (device number and inode, so that a name that is gone does not matter), partitions and
+//! slaves by sysfs, device mapper by its table where this process may read it, files by their file system, and files of
+//! our own mounts by what the mount says of them. A look: what is attached or mounted later is not in it. See
+//! `docs/notes/009-one-storage.md`.
 
 use super::in_use::{Disk, entries, sys_dir};
 use super::mounts::{self, Mount, dev_of};
@@ -131,7 +132,8 @@ impl Look {
             let (disk, range) = self.place(dev);
             below = below.and_within(disk, range, Decides::Device(leaf));
         }
-        // Two ways to one unit (paths of a SAN, of an NVMe subsystem) carry one name; two units of a careless maker may, too.
+        // Two ways to one unit (paths of a SAN, of an NVMe subsystem) carry one name; two units of a careless maker
+        // may, too.
         let name = ["wwid", "device/wwid"].iter().find_map(|f| line(&dir.join(f)));
         if let Some(name) = name {
             let unit =

@@ -96,8 +96,8 @@ struct From {
     len: u64,
 }
 
-/// Lays the resolutions of one range on several legs over each other, and appends the pieces: one ends where a piece of any ends, and has
-/// the legs of all.
+/// Lays the resolutions of one range on several legs over each other, and appends the pieces: one ends where a piece of
+/// any ends, and has the legs of all.
 fn join(runs: &[SmallVec<[Piece; 1]>], pieces: &mut SmallVec<[Piece; 1]>) -> Vec<From> {
     let mut from = Vec::new();
     let mut at: SmallVec<[usize; 2]> = runs.iter().map(|_| 0).collect();
@@ -173,7 +173,8 @@ impl PartGuard {
     }
 }
 
-/// Tells all legs what was written, in their own numbers, and has the layout settle it as a write through the map would have been.
+/// Tells all legs what was written, in their own numbers, and has the layout settle it as a write through the map would
+/// have been.
 struct WriteGuard<M> {
     map: Arc<Legs<M>>,
     parts: Vec<PartGuard>,

@@ -12,8 +12,8 @@ pub type Linear = Layer<EndToEnd>;
 impl Layer<EndToEnd> {
     /// The legs one after the other. Sizes are those of now.
     ///
-    /// Errors: `InvalidInput` without a leg, when a leg's size is not a multiple of the largest block size, or when all together pass
-    /// 2^63 - 1 bytes; `Overlap` when legs share blocks.
+    /// Errors: `InvalidInput` without a leg, when a leg's size is not a multiple of the largest block size, or when all
+    /// together pass 2^63 - 1 bytes; `Overlap` when legs share blocks.
     pub fn new(name: impl Into<String>, legs: impl Into<Vec<Arc<dyn Device>>>) -> Result<Self> {
         let ready = Ready::new(name, legs)?;
         let mut starts = Vec::with_capacity(ready.legs.len());

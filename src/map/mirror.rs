@@ -1,10 +1,10 @@
 //! Devices with the same bytes: writes go to all, reads to one that is up to date.
 //!
-//! The device is cut into regions, and for each is known which legs are current: a leg that missed a write, zero, discard or copy
-//! there is not, from then on. Reads go to a current leg, and where all of them fail the request fails: a stale leg never answers. A
-//! write that fails on every current leg leaves each block old or new on each, maybe not the same way, so one leg is made the
-//! current one (the one with most good bytes, else the first of them), and reads stay the same from then on. The same rule
-//! holds for a guard dropped without commit, of which nothing is known.
+//! The device is cut into regions, and for each is known which legs are current: a leg that missed a write, zero,
+//! discard or copy there is not, from then on. Reads go to a current leg, and where all of them fail the request fails:
+//! a stale leg never answers. A write that fails on every current leg leaves each block old or new on each, maybe not
+//! the same way, so one leg is made the current one (the one with most good bytes, else the first of them), and reads
+//! stay the same from then on. The same rule holds for a guard dropped without commit, of which nothing is known.
 //!
 //! The record lives in memory: a mirror that is put together again starts in sync, so its owner must have copied a
 //! current leg over the others first.
@@ -29,9 +29,9 @@ pub type Mirror = Layer<SameBytes>;
 impl Layer<SameBytes> {
     /// A mirror of `legs`, in sync, keeping its record by regions of `region_bytes`.
     ///
-    /// Errors: `InvalidInput` without a leg or with more than 8, when they differ in size, when the size is not a multiple of the
-    /// largest block size, or when `region_bytes` is not a multiple of it or gives more than 16 Mi regions; `Overlap` when legs share
-    /// blocks.
+    /// Errors: `InvalidInput` without a leg or with more than 8, when they differ in size, when the size is not a
+    /// multiple of the largest block size, or when `region_bytes` is not a multiple of it or gives more than 16 Mi
+    /// regions; `Overlap` when legs share blocks.
     pub fn new(
         name: impl Into<String>,
         legs: impl Into<Vec<Arc<dyn Device>>>,

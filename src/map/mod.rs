@@ -1,8 +1,8 @@
 //! One device from several, or from one that may owe its zeroes.
 //!
-//! A kind of map is a layout ([`mapping::Mapping`]); [`Layer`] makes a device of it. Plain requests (read, write, zero, discard, compare,
-//! flush) go through a map's queue, which fans them out. Copies do not: they go to the leaves that `resolve` names, and what happened
-//! there comes back through the guard.
+//! A kind of map is a layout ([`mapping::Mapping`]); [`Layer`] makes a device of it. Plain requests (read, write, zero,
+//! discard, compare, flush) go through a map's queue, which fans them out. Copies do not: they go to the leaves that
+//! `resolve` names, and what happened there comes back through the guard.
 
 mod fan;
 mod guard;

@@ -14,11 +14,11 @@ const CHUNKS_MAX: u64 = 1 << 20;
 pub type Stripe = Layer<SideBySide>;
 
 impl Layer<SideBySide> {
-    /// Chunks of `chunk_bytes`, the first on the first leg. What a leg holds past its last whole chunk is not used, nor what it holds
-    /// more than the smallest.
+    /// Chunks of `chunk_bytes`, the first on the first leg. What a leg holds past its last whole chunk is not used, nor
+    /// what it holds more than the smallest.
     ///
-    /// Errors: `InvalidInput` without a leg, when `chunk_bytes` is not a multiple of the largest block size, when no leg holds a chunk, or
-    /// when there are more than 1 Mi chunks; `Overlap` when legs share blocks.
+    /// Errors: `InvalidInput` without a leg, when `chunk_bytes` is not a multiple of the largest block size, when no
+    /// leg holds a chunk, or when there are more than 1 Mi chunks; `Overlap` when legs share blocks.
     pub fn new(
         name: impl Into<String>,
         legs: impl Into<Vec<Arc<dyn Device>>>,

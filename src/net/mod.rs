@@ -60,8 +60,8 @@ impl Stream {
         sent
     }
 
-    /// Receives once, into the two pieces of `space` in order, and returns the number of bytes: 0 when the peer has ended the
-    /// connection. `None`: there are none now.
+    /// Receives once, into the two pieces of `space` in order, and returns the number of bytes: 0 when the peer has
+    /// ended the connection. `None`: there are none now.
     ///
     /// Errors: the connection is gone.
     pub fn receive(&mut self, space: &mut [IoSliceMut<'_>; 2]) -> io::Result<Option<usize>> {

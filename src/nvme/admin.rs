@@ -207,8 +207,8 @@ impl GetFeatures {
 impl AdminCommand {
     /// Reads the command from its entry.
     ///
-    /// Errors: Invalid Command Opcode for a command that is not here; Invalid Field as [`Sqe::check_flags`] says, for a log
-    /// page's offset that is not a multiple of 4, and for a reserved [`Select`].
+    /// Errors: Invalid Command Opcode for a command that is not here; Invalid Field as [`Sqe::check_flags`] says, for a
+    /// log page's offset that is not a multiple of 4, and for a reserved [`Select`].
     pub fn parse(sqe: &Sqe) -> Result<Self, Status> {
         let opcode = sqe.opcode();
         let known = matches!(

@@ -75,8 +75,9 @@ impl Sqe {
 
     /// Checks FUSE and PSDT, the fields of an admin or I/O command that come before all others.
     ///
-    /// Errors: Invalid Field for a fused command (none is supported) and for a data pointer that is not one SGL descriptor with
-    /// contiguous metadata (PSDT 01b): fabrics have no PRPs. Fabrics commands are not to be asked: theirs is a reserved byte.
+    /// Errors: Invalid Field for a fused command (none is supported) and for a data pointer that is not one SGL
+    /// descriptor with contiguous metadata (PSDT 01b): fabrics have no PRPs. Fabrics commands are not to be asked:
+    /// theirs is a reserved byte.
     pub fn check_flags(&self) -> Result<(), Status> {
         if self.flags() & 0xc3 == 0x40 { Ok(()) } else { Err(Status::INVALID_FIELD) }
     }

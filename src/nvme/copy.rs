@@ -21,7 +21,8 @@ pub enum Format {
     F2 = 2,
     /// 3h: 40 bytes, each entry names its namespace.
     F3 = 3,
-    /// 4h: 32 bytes, sources in memory of the subsystem. Known so that it can be refused by name; its entries are not read.
+    /// 4h: 32 bytes, sources in memory of the subsystem. Known so that it can be refused by name; its entries are not
+    /// read.
     F4 = 4,
 }
 
@@ -63,8 +64,8 @@ pub const LIST_LEN_MAX: usize = 256 * Format::F3.entry_len();
 
 /// A Copy command without its list.
 ///
-/// Directive, key and storage tag fields are not kept: none of them is claimed, and the standard has a controller without
-/// them ignore them.
+/// Directive, key and storage tag fields are not kept: none of them is claimed, and the standard has a controller
+/// without them ignore them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CopyCommand {
     /// Destination namespace.
@@ -225,9 +226,9 @@ impl ExactSizeIterator for SourceRanges<'_> {}
 
 /// Reads the list of a command.
 ///
-/// Errors: Data SGL Length Invalid when the list is not exactly as long as the command says. A longer one is refused too:
-/// the standard lets a controller do so that does not report SGLs longer than their data (SGLS bit 18), and every host read
-/// so far sends the exact length. Invalid Field for format 4h.
+/// Errors: Data SGL Length Invalid when the list is not exactly as long as the command says. A longer one is refused
+/// too: the standard lets a controller do so that does not report SGLs longer than their data (SGLS bit 18), and every
+/// host read so far sends the exact length. Invalid Field for format 4h.
 pub fn parse_ranges<'a>(command: &CopyCommand, list: &'a [u8]) -> Result<SourceRanges<'a>, Status> {
     if command.format == Format::F4 {
         return Err(Status::INVALID_FIELD);

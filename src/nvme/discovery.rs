@@ -145,8 +145,8 @@ impl Entry {
 
     /// Reads an entry. Texts end at the first NUL or at the end of their field; spaces at the end are padding.
     ///
-    /// Errors: `Io` for another length, a reserved subsystem type or secure channel, a name that is none, and texts that are
-    /// not printable ASCII.
+    /// Errors: `Io` for another length, a reserved subsystem type or secure channel, a name that is none, and texts
+    /// that are not printable ASCII.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let b: &[u8; Self::LEN] = exactly(bytes, "discovery log entry")?;
         let wrong = |text: String| Err(malformed(format!("discovery log entry: {text}")));

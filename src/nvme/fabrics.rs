@@ -242,7 +242,8 @@ impl ConnectData {
 
     /// Reads the data.
     ///
-    /// Errors: Data SGL Length Invalid for another length than 1024; Connect Invalid Parameters for a name that is none.
+    /// Errors: Data SGL Length Invalid for another length than 1024; Connect Invalid Parameters for a name that is
+    /// none.
     pub fn parse(data: &[u8]) -> Result<Self, Refusal> {
         let data: &[u8; Self::LEN] = data.try_into().map_err(|_| Status::SGL_LENGTH_INVALID)?;
         let subsystem = Nqn::from_field(&bytes_at(data, Self::SUBSYSTEM_AT.into()));

@@ -1,7 +1,8 @@
 //! Features: values of Set Features and Get Features, and what an asynchronous event says.
 //!
-//! Values that fit a dword are read from and written to one (dword 11 of the command, dword 0 of the completion); reserved
-//! bits are ignored. Layouts: NVM Express Base Specification 2.1, 5.1.25; NVM Command Set Specification 1.2, 4.1.3.
+//! Values that fit a dword are read from and written to one (dword 11 of the command, dword 0 of the completion);
+//! reserved bits are ignored. Layouts: NVM Express Base Specification 2.1, 5.1.25; NVM Command Set Specification 1.2,
+//! 4.1.3.
 
 use super::Status;
 use super::count::Count16;

@@ -1,8 +1,8 @@
 //! The commands of the NVM command set, read from their entries and written to them.
 //!
-//! Reserved fields are ignored, as the standard has it, except where it wants a check: opcode, FUSE, PSDT. Fields of what is
-//! not claimed (protection information, storage tags, directives, dataset hints) are ignored too: the standard says so for
-//! namespaces and controllers without them. Layouts: NVM Command Set Specification 1.2.
+//! Reserved fields are ignored, as the standard has it, except where it wants a check: opcode, FUSE, PSDT. Fields of
+//! what is not claimed (protection information, storage tags, directives, dataset hints) are ignored too: the standard
+//! says so for namespaces and controllers without them. Layouts: NVM Command Set Specification 1.2.
 
 use super::command::{Transfer, nvm};
 use super::copy::CopyCommand;

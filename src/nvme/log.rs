@@ -1,7 +1,7 @@
 //! Log pages: what a target reports when asked, and what a host reads of them.
 //!
-//! Pages are written whole; [`read_page`] cuts out what a command asks for. What is not a field here is written as 0 ("not
-//! reported") and not read. Layouts: NVM Express Base Specification 2.1, 5.1.12.
+//! Pages are written whole; [`read_page`] cuts out what a command asks for. What is not a field here is written as 0
+//! ("not reported") and not read. Layouts: NVM Express Base Specification 2.1, 5.1.12.
 
 use super::identify::{namespace_list, parse_namespace_list};
 use super::nqn::Ascii;
@@ -328,8 +328,8 @@ impl Table {
     }
 }
 
-/// Commands Supported and Effects (LID 05h). Linux lets an ordinary user pass an I/O command through only when its entry is
-/// there and says nothing beyond [`effect::CONTENT`] and scopes.
+/// Commands Supported and Effects (LID 05h). Linux lets an ordinary user pass an I/O command through only when its
+/// entry is there and says nothing beyond [`effect::CONTENT`] and scopes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CommandEffects {
     /// Admin commands.

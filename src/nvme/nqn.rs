@@ -4,7 +4,8 @@ use crate::block::{Error, Kind, Result};
 use std::fmt;
 use std::sync::Arc;
 
-/// An NVMe qualified name: 1 to 223 bytes of UTF-8 without control characters ([`Nqn::of_host`]: or none). Clones share the text.
+/// An NVMe qualified name: 1 to 223 bytes of UTF-8 without control characters ([`Nqn::of_host`]: or none). Clones share
+/// the text.
 ///
 /// A peer's name need not begin with `nqn.`: names only have to be equal or not, and Linux takes any.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,8 +61,8 @@ impl Nqn {
         Self::new(name)
     }
 
-    /// A host's name in its Connect: as [`Nqn::from_field`], but a host may have none. SPDK's `spdk_nvme_perf` has none unless
-    /// it is given one, and the targets of Linux and SPDK take it.
+    /// A host's name in its Connect: as [`Nqn::from_field`], but a host may have none. SPDK's `spdk_nvme_perf` has none
+    /// unless it is given one, and the targets of Linux and SPDK take it.
     ///
     /// Errors: `InvalidInput`, as there.
     pub fn of_host(field: &[u8; Self::FIELD_LEN]) -> Result<Self> {

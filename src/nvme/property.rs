@@ -1,7 +1,7 @@
 //! Controller properties: the registers that fabrics read and write by command.
 //!
-//! Offsets and bits: NVM Express Base Specification 2.1, 3.1.4. Each type keeps all bits of the wire; its methods read and
-//! set the ones that mean something here.
+//! Offsets and bits: NVM Express Base Specification 2.1, 3.1.4. Each type keeps all bits of the wire; its methods read
+//! and set the ones that mean something here.
 
 use super::count::Count16;
 use std::fmt;
@@ -27,8 +27,9 @@ impl Cap {
     /// [`Cap::command_sets`]: command sets are named by CSI. A namespace then needs a CSI descriptor.
     pub const CSS_CSI: u8 = 1 << 6;
 
-    /// A controller with queues of up to `entries` entries that is ready within `ready_ms` (rounded up to 500 ms, at most
-    /// 127.5 s) and takes the command sets `command_sets`; pages of 4096 bytes, contiguous queues (fabrics want that bit).
+    /// A controller with queues of up to `entries` entries that is ready within `ready_ms` (rounded up to 500 ms, at
+    /// most 127.5 s) and takes the command sets `command_sets`; pages of 4096 bytes, contiguous queues (fabrics want
+    /// that bit).
     pub fn new(entries: Count16, ready_ms: u32, command_sets: u8) -> Self {
         let timeout = u64::from(ready_ms.div_ceil(500).min(255));
         Self(u64::from(entries.to_wire()) | 1 << 16 | timeout << 24 | u64::from(command_sets) << 37)

@@ -4,8 +4,8 @@ use crate::block::{Error, Kind};
 use std::fmt;
 use std::mem::discriminant;
 
-/// A status: code type and code, and whether a retry is pointless. Bit layout of [`Status::bits`]: the CQE's status field
-/// without the phase bit (SC 7:0, SCT 10:8, MORE 13, DNR 14), as Linux prints it.
+/// A status: code type and code, and whether a retry is pointless. Bit layout of [`Status::bits`]: the CQE's status
+/// field without the phase bit (SC 7:0, SCT 10:8, MORE 13, DNR 14), as Linux prints it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Status(u16);
 
@@ -65,8 +65,8 @@ impl Status {
     }
 }
 
-/// What a host makes of a command that ended with a status: Base Specification 2.1, 4.2.3 (do-not-retry), 8.1.1 (asymmetric
-/// access).
+/// What a host makes of a command that ended with a status: Base Specification 2.1, 4.2.3 (do-not-retry), 8.1.1
+/// (asymmetric access).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Retry {
     /// The answer stands.
@@ -260,7 +260,8 @@ use Way::{Both, In, Out};
 /// The table. The first row that fits decides; what fits none is `Io`, and 0h/06h.
 const TABLE: [(Way, u8, Kind, Status); 34] = [
     // Only what says "not supported" lets a copy step down. A format the controller does not know or the host has not
-    // enabled is an Invalid Field, and a Copy has no other field at fault that reading and writing would not report again.
+    // enabled is an Invalid Field, and a Copy has no other field at fault that reading and writing would not report
+    // again.
     (Both, NOT_COPY, Kind::Unsupported, Status::INVALID_OPCODE),
     (Both, COPY, Kind::Unsupported, Status::FAST_COPY_NOT_POSSIBLE),
     (In, COPY, Kind::Unsupported, Status::INVALID_OPCODE),
@@ -291,8 +292,8 @@ const TABLE: [(Way, u8, Kind, Status); 34] = [
     (Both, ANY, Kind::NoSpace, Status::CAPACITY_EXCEEDED),
     (Out, ANY, Kind::NoMemory, Status::INTERNAL_ERROR.retryable()),
     (Both, READS, Kind::Io, Status::UNRECOVERED_READ_ERROR),
-    // A Copy too: what the host must know is that the destination was not written. A target that knows it was the source
-    // that failed asks for the status of a read.
+    // A Copy too: what the host must know is that the destination was not written. A target that knows it was the
+    // source that failed asks for the status of a read.
     (Both, WRITES, Kind::Io, Status::WRITE_FAULT),
     (Both, ADMIN, Kind::Io, Status::INTERNAL_ERROR),
     (Out, ANY, Kind::Aborted, Status::INTERNAL_ERROR.retryable()),
@@ -329,8 +330,8 @@ impl Status {
         Error::new(kind, format!("{} failed: {self}{advice}", doing.name())).because(self)
     }
 
-    /// Whether a host sends the command again. Never with do-not-retry set, and never where the status says what is wrong with
-    /// the command itself: the same command would get the same answer.
+    /// Whether a host sends the command again. Never with do-not-retry set, and never where the status says what is
+    /// wrong with the command itself: the same command would get the same answer.
     pub fn retry(self, doing: Doing) -> Retry {
         if self.do_not_retry() || self.is_success() {
             return Retry::Never;

@@ -1,5 +1,5 @@
-//! Admin commands: what Identify and the log pages say, features, events, Abort. Numbers in comments are the edge cases of
-//! `docs/conformance.md`.
+//! Admin commands: what Identify and the log pages say, features, events, Abort. Numbers in comments are the edge cases
+//! of `docs/conformance.md`.
 
 use super::testing::*;
 use super::*;

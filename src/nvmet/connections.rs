@@ -43,8 +43,8 @@ pub struct CommandId {
 }
 
 impl CommandId {
-    /// The tag of requests for this command: generation, connection and slot side by side, so that the way back is a shift,
-    /// and an answer for a connection that was closed finds none.
+    /// The tag of requests for this command: generation, connection and slot side by side, so that the way back is a
+    /// shift, and an answer for a connection that was closed finds none.
     pub(super) fn tag(self) -> u64 {
         u64::from(self.connection.generation) << 32
             | u64::from(self.connection.index) << 16
@@ -93,8 +93,8 @@ impl QueuePair {
 
     /// The controller of a queue that takes admin or I/O commands now.
     ///
-    /// Errors: Command Sequence Error before Connect, and while the controller is not enabled; for an I/O queue also when it was
-    /// reset since.
+    /// Errors: Command Sequence Error before Connect, and while the controller is not enabled; for an I/O queue also
+    /// when it was reset since.
     #[inline]
     pub(super) fn ready(&self) -> Result<&Arc<Controller>, Status> {
         let controller = self.controller.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR)?;
@@ -328,8 +328,8 @@ impl Connections {
         CameBack::Unwanted(pending)
     }
 
-    /// Checks whether a closed connection has nothing left that could change a namespace, as its host's next Connect wants to
-    /// know, and then whether it has nothing left at all.
+    /// Checks whether a closed connection has nothing left that could change a namespace, as its host's next Connect
+    /// wants to know, and then whether it has nothing left at all.
     fn drain(&mut self, id: ConnectionId) {
         let connection = &mut self.list[id.index()];
         let ends = connection.queue.controller.as_ref().zip(connection.queue.id);
@@ -385,8 +385,8 @@ impl Connections {
         next
     }
 
-    /// Puts the connections on `lost`, once each, whose association has ended or whose controller was reset; returns the open admin
-    /// queues.
+    /// Puts the connections on `lost`, once each, whose association has ended or whose controller was reset; returns
+    /// the open admin queues.
     #[cold]
     pub(super) fn check_associations(&mut self, lost: &mut Vec<ConnectionId>) -> Vec<ConnectionId> {
         let mut admin = Vec::new();

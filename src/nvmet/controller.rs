@@ -33,7 +33,8 @@ pub(super) const ERRORS_MAX: usize = 64;
 pub(super) struct TargetHost {
     pub(super) nqn: Nqn,
     pub(super) id: [u8; 16],
-    /// Connections of this host that are closed, or whose association has ended, and that may have operations in the backend.
+    /// Connections of this host that are closed, or whose association has ended, and that may have operations in the
+    /// backend.
     late: AtomicUsize,
     /// Threads with a Connect of this host that waits for those.
     waiters: Mutex<Vec<Arc<Wakeup>>>,
@@ -56,7 +57,8 @@ impl TargetHost {
         }
     }
 
-    /// True when nothing of an earlier connection can reach the backend's blocks any more. Else `wakeup` is used once that is so.
+    /// True when nothing of an earlier connection can reach the backend's blocks any more. Else `wakeup` is used once
+    /// that is so.
     pub(super) fn is_drained(&self, wakeup: &Arc<Wakeup>) -> bool {
         if self.late.load(Ordering::Acquire) == 0 {
             return true;
@@ -112,7 +114,8 @@ struct ConnectedQueue {
 struct Registers {
     cc: Cc,
     csts: Csts,
-    /// It was disabled, and its earlier I/O queues have operations in the backend: ready goes to 0 when they have ended.
+    /// It was disabled, and its earlier I/O queues have operations in the backend: ready goes to 0 when they have
+    /// ended.
     resetting: bool,
     features: Features,
     events: Events,
@@ -269,9 +272,9 @@ impl Controller {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Controller Level Reset: features, events and enabled copy formats are as after Connect. The keep-alive time-out stays: it
-    /// belongs to the association. The controller says that it is not ready any more when nothing of its I/O queues is left in
-    /// the backend, so that a host may take that for the end of every write of before.
+    /// Controller Level Reset: features, events and enabled copy formats are as after Connect. The keep-alive time-out
+    /// stays: it belongs to the association. The controller says that it is not ready any more when nothing of its I/O
+    /// queues is left in the backend, so that a host may take that for the end of every write of before.
     fn reset(&self, inner: &mut Registers) {
         if self.is_enabled() {
             self.epoch.fetch_add(1, Ordering::AcqRel);
@@ -313,10 +316,11 @@ impl Controller {
 
     // --- queues ------------------------------------------------------------------------------------------------------
 
-    /// Takes a queue in; returns the epoch it belongs to, so that it belongs to the time before or after a reset, never both.
+    /// Takes a queue in; returns the epoch it belongs to, so that it belongs to the time before or after a reset, never
+    /// both.
     ///
-    /// Errors: of an I/O queue Command Sequence Error while the controller is not enabled, Connect Invalid Parameters for a number
-    /// that the host was not granted; of any queue Command Sequence Error when it is there already.
+    /// Errors: of an I/O queue Command Sequence Error while the controller is not enabled, Connect Invalid Parameters
+    /// for a number that the host was not granted; of any queue Command Sequence Error when it is there already.
     pub(super) fn connect(&self, qid: u16, wakeup: &Arc<Wakeup>) -> Result<u32, Refusal> {
         let mut inner = self.inner();
         // Enabling and resetting hold this lock too.
@@ -363,8 +367,8 @@ impl Controller {
         self.host.late_ends();
     }
 
-    /// Ends the association: its connections are reported as lost by their threads. From here on its host connects again only
-    /// when they are drained, also those whose threads do not know of it yet.
+    /// Ends the association: its connections are reported as lost by their threads. From here on its host connects
+    /// again only when they are drained, also those whose threads do not know of it yet.
     pub(super) fn end(&self) {
         let inner = self.inner();
         if !self.gone.swap(true, Ordering::AcqRel) {

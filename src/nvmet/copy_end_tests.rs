@@ -1,5 +1,5 @@
-//! How a Copy ends: what failed and how far it got, durability, aborts, closed connections, and that nobody sees half of one.
-//! Numbers in comments are the edge cases of `docs/conformance.md`.
+//! How a Copy ends: what failed and how far it got, durability, aborts, closed connections, and that nobody sees half
+//! of one. Numbers in comments are the edge cases of `docs/conformance.md`.
 
 use super::testing::*;
 use super::*;

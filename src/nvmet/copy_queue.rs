@@ -1,4 +1,5 @@
-//! The copies of one thread: in line, in flight as one request, or running as a task; their turn, their end, their line in the log.
+//! The copies of one thread: in line, in flight as one request, or running as a task; their turn, their end, their line
+//! in the log.
 
 use super::command::checked_copy::CheckedCopy;
 use super::command::clock;
@@ -33,14 +34,15 @@ use std::time::Duration;
 const TURN_BYTES: u64 = 16 << 20;
 /// Copies of one thread that are tasks at a time: each has up to [`PAYLOAD_BYTES`] of buffers.
 const TASKS_MAX: usize = 8;
-/// Buffers of one task, in bytes: also for a short copy, whose many ranges are in flight together. What is not touched costs
-/// address space only.
+/// Buffers of one task, in bytes: also for a short copy, whose many ranges are in flight together. What is not touched
+/// costs address space only.
 const PAYLOAD_BYTES: usize = 8 << 20;
-/// Longest time of a copy that is a task or waits for its turn, from its check on. A host gives a command 30 seconds and then resets the controller: better to say how far it got.
+/// Longest time of a copy that is a task or waits for its turn, from its check on. A host gives a command 30 seconds
+/// and then resets the controller: better to say how far it got.
 const TIME_MAX: Duration = Duration::from_secs(20);
 
-/// Time after which a copy is ended, with a status that lets its host try again, when its devices have answered nothing meanwhile. A disk that
-/// retries a bad sector takes about as long.
+/// Time after which a copy is ended, with a status that lets its host try again, when its devices have answered nothing
+/// meanwhile. A disk that retries a bad sector takes about as long.
 const STALL_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a running copy is checked.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
@@ -168,8 +170,8 @@ impl CopyQueue {
         self.turn_bytes = TURN_BYTES;
     }
 
-    /// Takes a copy in, where an Abort finds it. With [`CopyStep::Queued`] it is in its line: those ahead of it may be stuck in a
-    /// device that does not answer.
+    /// Takes a copy in, where an Abort finds it. With [`CopyStep::Queued`] it is in its line: those ahead of it may be
+    /// stuck in a device that does not answer.
     pub(super) fn begin(
         &mut self,
         origin: CopyOrigin,
@@ -313,7 +315,8 @@ impl CopyQueue {
         ended.into_iter().map(end_of).collect()
     }
 
-    /// Ends a copy: logs it and notifies an Abort that waits for it. Returns its command, and the status and dword 0 of its answer.
+    /// Ends a copy: logs it and notifies an Abort that waits for it. Returns its command, and the status and dword 0 of
+    /// its answer.
     pub(super) fn finish(&mut self, key: CopyKey, end: CopyEnd, now: Duration) -> (CommandId, Status, u64) {
         let now = clock(now);
         let copy = self.copies.remove(key.0);
@@ -328,8 +331,8 @@ impl CopyQueue {
         (id, status, dword0)
     }
 
-    /// Takes copies out of their lines that are to stop, or whose time is over. Beside them, when the time of the first of those
-    /// that stay is over.
+    /// Takes copies out of their lines that are to stop, or whose time is over. Beside them, when the time of the first
+    /// of those that stay is over.
     pub(super) fn give_up(&mut self, now: Duration) -> (Vec<(CopyKey, CopyEnd)>, Option<Duration>) {
         let (mut given_up, mut next) = (Vec::new(), None);
         let Self { inline, tasks, copies, .. } = self;

@@ -1,7 +1,7 @@
 //! Asynchronous events of one controller: which happened, which were reported, and the list of changed namespaces.
 //!
-//! One event is claimed: a change of the attached namespaces. Reported once, it is masked until the host reads the log page
-//! (Base Specification 2.1, 5.2.2: "clear the event").
+//! One event is claimed: a change of the attached namespaces. Reported once, it is masked until the host reads the log
+//! page (Base Specification 2.1, 5.2.2: "clear the event").
 
 use super::namespace_set::NSID_MAX;
 use std::collections::BTreeSet;
@@ -33,8 +33,8 @@ impl Events {
         report
     }
 
-    /// The namespaces that changed since the list was last read, in order. With `retain` all stays as it is; else the list
-    /// starts over and the next change is reported again.
+    /// The namespaces that changed since the list was last read, in order. With `retain` all stays as it is; else the
+    /// list starts over and the next change is reported again.
     pub(super) fn read(&mut self, retain: bool) -> Vec<u32> {
         if retain {
             return self.changed.iter().copied().collect();

@@ -1,7 +1,7 @@
 //! The features of one controller: what Set Features changes and Get Features returns.
 //!
-//! None can be saved. Those that mean nothing here (arbitration, temperature, normal atomicity) are kept as the host set
-//! them, because the standard wants them there.
+//! None can be saved. Those that mean nothing here (arbitration, temperature, normal atomicity) are kept as the host
+//! set them, because the standard wants them there.
 
 use crate::nvme::admin::{GetFeatures, Select, SetFeatures};
 use crate::nvme::copy::Format;
@@ -119,8 +119,8 @@ impl Features {
 
     /// Changes a feature; dword 0 of the completion. `has_io_queues`: the number of queues cannot change any more.
     ///
-    /// Errors: Feature Identifier Not Saveable, Feature Not Changeable, Command Sequence Error, Data SGL Length Invalid, and
-    /// Invalid Field for unknown features and values.
+    /// Errors: Feature Identifier Not Saveable, Feature Not Changeable, Command Sequence Error, Data SGL Length
+    /// Invalid, and Invalid Field for unknown features and values.
     pub(super) fn set(
         &mut self,
         command: &SetFeatures,
@@ -180,7 +180,8 @@ impl Features {
 
     /// Tells a feature. `host_id`: the host's identifier.
     ///
-    /// Errors: Invalid Field for an unknown feature or part of one; Host Identifier Inconsistent Format for a short identifier.
+    /// Errors: Invalid Field for an unknown feature or part of one; Host Identifier Inconsistent Format for a short
+    /// identifier.
     pub(super) fn get(&self, command: &GetFeatures, host_id: [u8; 16]) -> Result<Value, Status> {
         if !ALL.contains(&command.fid) {
             return Err(Status::INVALID_FIELD);

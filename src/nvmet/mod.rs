@@ -1,8 +1,9 @@
 //! The target: NVMe commands become requests, completions become answers. No sockets and no PDUs here.
 //!
-//! A [`Target`] has [`Subsystem`]s with [`Namespace`]s; a host's association is a [`Controller`]. Each thread has a [`Worker`],
-//! which takes commands of its connections and gives answers: `command` has the handlers, `connections`, `backends` and
-//! `copy_queue` what a worker keeps. `docs/notes/005-nvme-tcp.md` has the interface, `docs/conformance.md` what is claimed.
+//! A [`Target`] has [`Subsystem`]s with [`Namespace`]s; a host's association is a [`Controller`]. Each thread has a
+//! [`Worker`], which takes commands of its connections and gives answers: `command` has the handlers, `connections`,
+//! `backends` and `copy_queue` what a worker keeps. `docs/notes/005-nvme-tcp.md` has the interface,
+//! `docs/conformance.md` what is claimed.
 
 #[cfg(test)]
 mod admin_tests;

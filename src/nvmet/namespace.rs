@@ -13,9 +13,10 @@ const BLOCK_BYTES: std::ops::RangeInclusive<u32> = 512..=4096;
 
 /// Longest Copy in memory, in bytes: a few milliseconds, during which the thread does nothing else.
 const COPY_MEMORY: u64 = 32 << 20;
-/// Longest Copy of all others, in bytes: any may have to be read and written, also where the device shares extents, as when it is
-/// unaligned or its source is elsewhere. A host gives a command 30 seconds; at 10 MB/s, slower than any disk that is worth
-/// exporting, this takes 7. Where extents are shared, 1 GiB takes 16 commands: less than 4 KiB on the wire.
+/// Longest Copy of all others, in bytes: any may have to be read and written, also where the device shares extents, as
+/// when it is unaligned or its source is elsewhere. A host gives a command 30 seconds; at 10 MB/s, slower than any disk
+/// that is worth exporting, this takes 7. Where extents are shared, 1 GiB takes 16 commands: less than 4 KiB on the
+/// wire.
 const COPY_MOVED: u64 = 64 << 20;
 /// Longest source range in blocks. MSSRL has 16 bits; a power of two, so that a host that cuts a copy there keeps the
 /// alignment at which file systems share extents (65535 blocks of 512 bytes would lose it).

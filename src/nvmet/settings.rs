@@ -12,7 +12,8 @@ pub struct Settings {
     pub io_queues: u16,
     /// Longest data of one command in bytes: a power of two, 4096 to 2^30 (MDTS).
     pub transfer_bytes: u32,
-    /// Most data in a capsule of an I/O queue in bytes: a multiple of 16 (IOCCSZ). From 10240 on every Copy's list fits.
+    /// Most data in a capsule of an I/O queue in bytes: a multiple of 16 (IOCCSZ). From 10240 on every Copy's list
+    /// fits.
     pub in_capsule_bytes: u32,
 }
 

@@ -70,8 +70,9 @@ impl Subsystem {
 
     /// Makes a device a namespace; its NSID. Hosts that see it are notified.
     ///
-    /// Errors: `InvalidInput` for an NSID that cannot be, and as the options say; `InUse` for an NSID that is taken, and for a
-    /// device that shares bytes with one that is exported already: range locks and overlap rules are by namespace.
+    /// Errors: `InvalidInput` for an NSID that cannot be, and as the options say; `InUse` for an NSID that is taken,
+    /// and for a device that shares bytes with one that is exported already: range locks and overlap rules are by
+    /// namespace.
     pub fn add(&self, device: Arc<dyn Device>, options: NamespaceOptions) -> Result<u32> {
         let associations = self.associations();
         let added = self.namespaces.add(device, options)?;

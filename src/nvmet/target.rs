@@ -72,7 +72,8 @@ impl Target {
         self.state().subsystems.iter().find(|s| s.nqn() == nqn).cloned()
     }
 
-    /// The discovery log as one host sees it that asks through the address `local`: subsystems it may connect to. No referrals.
+    /// The discovery log as one host sees it that asks through the address `local`: subsystems it may connect to. No
+    /// referrals.
     pub(super) fn discovery_log(&self, host_nqn: &str, local: Option<SocketAddr>) -> Vec<u8> {
         let state = self.state();
         let mut entries = Vec::new();

@@ -28,8 +28,8 @@ pub(super) struct NamespaceView {
 impl NamespaceView {
     /// The backend of a namespace.
     ///
-    /// Errors: Invalid Namespace or Format for a number that no namespace can have; Invalid Field for one that is not attached
-    /// to this host, whether it exists or not; Namespace Not Ready when this thread cannot open its device.
+    /// Errors: Invalid Namespace or Format for a number that no namespace can have; Invalid Field for one that is not
+    /// attached to this host, whether it exists or not; Namespace Not Ready when this thread cannot open its device.
     #[inline]
     pub(super) fn find(
         &mut self,

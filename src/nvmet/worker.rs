@@ -19,7 +19,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Rounds of one turn at most: a command of many requests must not keep all others, keep-alives least of all, from being served.
+/// Rounds of one turn at most: a command of many requests must not keep all others, keep-alives least of all, from
+/// being served.
 const ROUNDS_MAX: usize = 4;
 
 /// The end of a command.
@@ -35,7 +36,8 @@ pub struct Answer {
 
 /// One thread's part of the target.
 ///
-/// Lives on a thread with an executor ([`crate::reactor::local::Local`]) that serves `locks`. Each turn: [`Worker::set_time`],
+/// Lives on a thread with an executor ([`crate::reactor::local::Local`]) that serves `locks`. Each turn:
+/// [`Worker::set_time`],
 /// [`Worker::submit`] for what came in, [`Worker::tick`], [`Worker::poll`].
 pub struct Worker {
     target: Arc<Target>,
@@ -92,8 +94,8 @@ impl Worker {
     /// The transport has checked the SGL. Exactly one answer follows, unless the connection is closed before.
     ///
     /// # Panics
-    /// When the connection is closed, the slot's last command is not answered yet, or the buffer for what goes to the host is of
-    /// another length.
+    /// When the connection is closed, the slot's last command is not answered yet, or the buffer for what goes to the
+    /// host is of another length.
     pub fn submit(&mut self, id: CommandId, sqe: &Sqe, data: Buf) {
         self.connections.begin(id, sqe);
         if !self.connections.at(id.connection).admin.event_requests.is_empty() {
@@ -196,7 +198,8 @@ impl Worker {
         }
     }
 
-    /// Moves the answers that are ready to `out`. True: there is more to do at once, so do not sleep before the next turn.
+    /// Moves the answers that are ready to `out`. True: there is more to do at once, so do not sleep before the next
+    /// turn.
     pub fn poll(&mut self, out: &mut Vec<Answer>) -> bool {
         self.locks.pump();
         self.copies.turn();
@@ -324,8 +327,8 @@ impl Worker {
         any
     }
 
-    /// Ends copies that are to stop, or whose time is over, and have not begun. The deadline is then no later than the end of the
-    /// time of those that stay in line.
+    /// Ends copies that are to stop, or whose time is over, and have not begun. The deadline is then no later than the
+    /// end of the time of those that stay in line.
     fn give_up_copies(&mut self) {
         let (given_up, next) = self.copies.give_up(self.now);
         self.deadline = self.deadline.min(next.unwrap_or(Duration::MAX));
@@ -334,8 +337,8 @@ impl Worker {
 
     // --- events and Aborts -------------------------------------------------------------------------------------------
 
-    /// A command has come with the id of a request for an event: the host has forgotten the request, so it is to take no event
-    /// from those that wait.
+    /// A command has come with the id of a request for an event: the host has forgotten the request, so it is to take
+    /// no event from those that wait.
     #[cold]
     fn forget_event_request(&mut self, id: CommandId, cid: u16) {
         let connection = self.connections.at(id.connection);
@@ -381,8 +384,8 @@ impl Worker {
         self.now = now;
     }
 
-    /// Takes note of the time and of what other threads have done. Connections to be closed go to `lost`, once each: their
-    /// association has ended, their controller was reset, or their host has sent no keep-alive in time.
+    /// Takes note of the time and of what other threads have done. Connections to be closed go to `lost`, once each:
+    /// their association has ended, their controller was reset, or their host has sent no keep-alive in time.
     /// Returns when it wants to be called again at the latest.
     pub fn tick(&mut self, now: Duration, lost: &mut Vec<ConnectionId>) -> Option<Duration> {
         self.now = now;

@@ -1,4 +1,5 @@
-//! Looks at devices that may wait (holes, sizes): made by the device's helpers while a task of this thread awaits the answer.
+//! Looks at devices that may wait (holes, sizes): made by the device's helpers while a task of this thread awaits the
+//! answer.
 
 use super::helpers::{self, Helpers};
 use super::{CallDone, IoOp, Waker as ReactorWaker, current};
@@ -40,8 +41,8 @@ impl<T> Drop for Teller<T> {
     }
 }
 
-/// Makes `call` on a thread of `helpers`, or here where this thread serves nobody else (`inline_writes`), and waits for it. Dropping
-/// the future does not stop the call.
+/// Makes `call` on a thread of `helpers`, or here where this thread serves nobody else (`inline_writes`), and waits for
+/// it. Dropping the future does not stop the call.
 ///
 /// Errors: `Aborted` when the call panicked; `InvalidInput` when this thread has no reactor.
 pub async fn on_helpers<T: Send + 'static>(

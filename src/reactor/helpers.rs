@@ -1,7 +1,8 @@
-//! Helper threads for system calls that may wait. Each device has its own, so that one that hangs keeps nobody else waiting.
+//! Helper threads for system calls that may wait. Each device has its own, so that one that hangs keeps nobody else
+//! waiting.
 //!
-//! A queue opens its port with the helpers of its device ([`of`]); engines make there what they cannot make without waiting.
-//! Threads start when they are needed and end when they have had nothing to do for a while.
+//! A queue opens its port with the helpers of its device ([`of`]); engines make there what they cannot make without
+//! waiting. Threads start when they are needed and end when they have had nothing to do for a while.
 
 use super::threads::{self, Home};
 use super::{IoOp, Port};
@@ -195,8 +196,8 @@ impl Helpers {
         self.keeps_off_ring.store(true, Ordering::Relaxed);
     }
 
-    /// True when a call to the device takes unusually long at this moment, or calls wait for a helper: whoever serves others
-    /// makes none itself now.
+    /// True when a call to the device takes unusually long at this moment, or calls wait for a helper: whoever serves
+    /// others makes none itself now.
     pub fn is_stuck(&self) -> bool {
         let work = self.work();
         !work.jobs.is_empty() || work.calls.front().is_some_and(|(_, begun)| begun.elapsed() >= STUCK_AFTER)
@@ -266,8 +267,8 @@ impl Helpers {
         }
     }
 
-    /// A job for a thread: one is started when all are busy, as long as there may be more; else it waits in line. Where not a
-    /// single one can be started the calling thread does it.
+    /// A job for a thread: one is started when all are busy, as long as there may be more; else it waits in line. Where
+    /// not a single one can be started the calling thread does it.
     fn leave(self: &Arc<Self>, job: Job) {
         let mut work = self.work();
         work.jobs.push_back(job);

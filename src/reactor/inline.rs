@@ -1,7 +1,7 @@
 //! The engine of a thread that may wait for one device: it makes its operations itself, inside [`Reactor::wait`].
 //!
-//! For threads that serve one request at a time to its end, as readers of the mount do: a hop to a helper would cost more than most
-//! operations. Only `wait` takes long, and a thread parks its range locks before it waits.
+//! For threads that serve one request at a time to its end, as readers of the mount do: a hop to a helper would cost
+//! more than most operations. Only `wait` takes long, and a thread parks its range locks before it waits.
 
 use super::helpers::{self, Helpers};
 use super::pool::{Attempt, at_once};

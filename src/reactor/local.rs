@@ -578,7 +578,8 @@ impl Notify {
         !self.0.borrow().waiters.is_empty()
     }
 
-    /// Gets in line, now; ready when notified. Dropped after it was notified and before it was ready, it notifies the next.
+    /// Gets in line, now; ready when notified. Dropped after it was notified and before it was ready, it notifies the
+    /// next.
     pub fn notified(&self) -> Notified {
         let mut line = self.0.borrow_mut();
         let ticket = line.next;
@@ -653,9 +654,9 @@ impl Interrupt {
 }
 
 impl Local {
-    /// Lets this thread take part in range locking while it runs [`Local::block_on`]: messages of other cores are taken in
-    /// every turn, and while the thread sleeps others serve its table. Drop the `Local` before the thread does anything
-    /// else for long: a core that runs without turning holds up other cores' copies.
+    /// Lets this thread take part in range locking while it runs [`Local::block_on`]: messages of other cores are taken
+    /// in every turn, and while the thread sleeps others serve its table. Drop the `Local` before the thread does
+    /// anything else for long: a core that runs without turning holds up other cores' copies.
     pub fn serve_locks(&self, locks: &Rc<CoreLocks>) {
         if !locks.is_running() {
             locks.enter();

@@ -2,8 +2,8 @@
 //!
 //! Each thread that does I/O owns one reactor, entered with [`enter`] and found with [`current`]. A queue takes a
 //! [`Port`] and submits [`IoOp`]s under it; [`Reactor::complete`] gives back what has finished. Engines: `uring`,
-//! `pool` (threads, where io_uring is forbidden), `inline` (the thread itself) and `sim` (seeded, virtual time). What may wait
-//! runs on the `helpers` of its device. `docs/notes/002-reactor.md`.
+//! `pool` (threads, where io_uring is forbidden), `inline` (the thread itself) and `sim` (seeded, virtual time). What
+//! may wait runs on the `helpers` of its device. `docs/notes/002-reactor.md`.
 
 pub mod away;
 pub mod helpers;
@@ -64,12 +64,12 @@ pub enum IoOp {
     },
     /// Anything that may block and has no ring operation: runs on a helper thread of the port's device.
     Call(Box<dyn FnOnce() -> CallDone + Send>),
-    /// The same, but expected to end within about a millisecond (a clone of extents): made by the submitting thread where
-    /// the engine may block it (`inline_writes`), which spares starting and waking a helper.
+    /// The same, but expected to end within about a millisecond (a clone of extents): made by the submitting thread
+    /// where the engine may block it (`inline_writes`), which spares starting and waking a helper.
     Brief(Box<dyn FnOnce() -> CallDone + Send>),
-    /// Completes once `file` (a socket) can be read, or with `write` be written, has ended or failed; maybe early, so try
-    /// and ask again. It is there to end a sleep: a thread that turns without waiting looks at its sockets itself, and may
-    /// see this some turns late. Shut a socket down to be rid of one in flight.
+    /// Completes once `file` (a socket) can be read, or with `write` be written, has ended or failed; maybe early, so
+    /// try and ask again. It is there to end a sleep: a thread that turns without waiting looks at its sockets itself,
+    /// and may see this some turns late. Shut a socket down to be rid of one in flight.
     Ready {
         /// Kept open until completion.
         file: Arc<OwnedFd>,
@@ -142,7 +142,8 @@ pub trait Reactor {
     /// Gives a port back. Operations still in flight under it finish; their completions are dropped.
     fn close_port(&self, port: Port);
 
-    /// The same; `kept` is dropped once nothing is in flight under the port (or the reactor is dropped, if that is earlier).
+    /// The same; `kept` is dropped once nothing is in flight under the port (or the reactor is dropped, if that is
+    /// earlier).
     fn close_port_keeping(&self, port: Port, kept: Box<dyn std::any::Any>) {
         self.close_port(port);
         drop(kept);
@@ -212,8 +213,8 @@ pub enum EngineChoice {
 
 /// A reactor for the calling thread, and one line for the log that says which engine it is and why.
 ///
-/// `inline_writes`: as in [`pool::Pool::new`]. Errors: [`EngineChoice::Uring`] where io_uring cannot be had; no file descriptors
-/// left. Whatever error setting up a ring ends in makes [`EngineChoice::Auto`] take threads.
+/// `inline_writes`: as in [`pool::Pool::new`]. Errors: [`EngineChoice::Uring`] where io_uring cannot be had; no file
+/// descriptors left. Whatever error setting up a ring ends in makes [`EngineChoice::Auto`] take threads.
 pub fn choose(choice: EngineChoice, inline_writes: bool) -> io::Result<(Rc<dyn Reactor>, String)> {
     let (reactor, why): (Rc<dyn Reactor>, String) = match choice {
         EngineChoice::Pool => {

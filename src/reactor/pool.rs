@@ -22,9 +22,9 @@ pub struct Pool {
 impl Pool {
     /// A reactor for the calling thread; starts no thread until one is needed.
     ///
-    /// `inline_writes`: buffered writes that need not be durable, and brief calls, are made by the submitting thread, which is
-    /// cheapest but may block it while the kernel throttles writers, and for ever where a device hangs: for a thread that serves
-    /// one copy and nobody else. Errors: those of `eventfd`.
+    /// `inline_writes`: buffered writes that need not be durable, and brief calls, are made by the submitting thread,
+    /// which is cheapest but may block it while the kernel throttles writers, and for ever where a device hangs: for a
+    /// thread that serves one copy and nobody else. Errors: those of `eventfd`.
     pub fn new(inline_writes: bool) -> io::Result<Self> {
         Ok(Self {
             ports: RefCell::default(),

@@ -102,7 +102,8 @@ impl Watches {
         self.0.push((port, token, file, write));
     }
 
-    /// Waits until `home` rings, a socket is ready, a signal comes or `timeout` has passed; what is ready has completed.
+    /// Waits until `home` rings, a socket is ready, a signal comes or `timeout` has passed; what is ready has
+    /// completed.
     pub(super) fn wait(&mut self, home: &Home, timeout: Option<Duration>, ports: &mut Ports) {
         let limit = timeout.and_then(|t| Timespec::try_from(t).ok());
         let mut fds = vec![PollFd::new(&*home.event, PollFlags::IN)];

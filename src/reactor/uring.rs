@@ -28,8 +28,8 @@ struct Inner {
     ops: Slab<InRing>,
     /// Used only when there is no ring after all.
     watches: Watches,
-    /// Watches for readiness that the kernel has not been told of: only a sleep needs them, and one that is not wanted any
-    /// more by then costs nothing.
+    /// Watches for readiness that the kernel has not been told of: only a sleep needs them, and one that is not wanted
+    /// any more by then costs nothing.
     later: Vec<(u64, Entry)>,
     /// Turns since they were last started.
     turns: u32,
@@ -66,8 +66,8 @@ const WATCH: u64 = u64::MAX;
 impl Uring {
     /// A reactor for the calling thread. Cheap: asks whether io_uring is allowed, makes no ring, starts no thread.
     ///
-    /// `inline_writes`: as in [`super::pool::Pool::new`]. Errors: `EPERM` or `ENOSYS` where io_uring is forbidden or unknown;
-    /// those of `eventfd`.
+    /// `inline_writes`: as in [`super::pool::Pool::new`]. Errors: `EPERM` or `ENOSYS` where io_uring is forbidden or
+    /// unknown; those of `eventfd`.
     pub fn new(inline_writes: bool) -> io::Result<Self> {
         ring::probe()?;
         Ok(Self { inner: RefCell::default(), home: Home::new()?, inline_writes, start: Instant::now() })

@@ -1,7 +1,7 @@
 //! A disk with a volatile write cache, and the power cut that tests what flush is for.
 //!
-//! Writes (copies too) are read back at once but survive a power cut only when they were flushed, or written with force unit
-//! access. At a cut each block that was written since keeps its durable bytes or takes those of any one of these
+//! Writes (copies too) are read back at once but survive a power cut only when they were flushed, or written with force
+//! unit access. At a cut each block that was written since keeps its durable bytes or takes those of any one of these
 //! writes, whatever their order: a cache writes back what it likes, when it likes, one whole block at a time.
 
 use super::Rng;
@@ -69,7 +69,8 @@ impl VolatileDisk {
         })
     }
 
-    /// Cuts the power and turns it on again: what was not durable is kept, lost or taken from an earlier write, by `seed`.
+    /// Cuts the power and turns it on again: what was not durable is kept, lost or taken from an earlier write, by
+    /// `seed`.
     ///
     /// Queues opened before answer nothing but errors: open new ones.
     pub fn power_cut(&self, seed: u64) {

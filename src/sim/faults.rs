@@ -273,7 +273,8 @@ pub struct DelayDevice {
 }
 
 impl DelayDevice {
-    /// `inner`, with each request started up to `polls_max` polls late and its completion given up to `polls_max` polls late.
+    /// `inner`, with each request started up to `polls_max` polls late and its completion given up to `polls_max` polls
+    /// late.
     pub fn new(inner: Arc<dyn Device>, seed: u64, polls_max: u64) -> Self {
         Self { inner, seed, polls_max, queues: AtomicU64::new(0) }
     }
@@ -362,8 +363,8 @@ impl Queue for DelayQueue {
 
 /// A device that holds the bytes it must end up with, and fails every write of others with `Mismatch`.
 ///
-/// Zeroes and discards are checked against zeroes. Writes that differ change nothing; a copy is read back after it was done
-/// and fails then, its good prefix ending at the first byte that differs.
+/// Zeroes and discards are checked against zeroes. Writes that differ change nothing; a copy is read back after it was
+/// done and fails then, its good prefix ending at the first byte that differs.
 pub struct CheckWrite {
     inner: Arc<dyn Device>,
     expected: Expected,

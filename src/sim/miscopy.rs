@@ -1,4 +1,5 @@
-//! A device whose copies are wrong and called good: bugs to be found by whoever tests a mount, a target or a copy engine.
+//! A device whose copies are wrong and called good: bugs to be found by whoever tests a mount, a target or a copy
+//! engine.
 
 use super::faults::wrap_device;
 use super::through::{Ended, Through};
@@ -51,8 +52,8 @@ impl CopyBug {
 
 /// A device that copies wrong and says that all went well. Other operations pass through.
 ///
-/// A mistake that the device inside would refuse (behind an end, onto its own source) is not made. The device inside has
-/// blocks of one byte, as memory and files have: others would refuse nearly all of them.
+/// A mistake that the device inside would refuse (behind an end, onto its own source) is not made. The device inside
+/// has blocks of one byte, as memory and files have: others would refuse nearly all of them.
 pub struct MiscopyDevice {
     inner: Arc<dyn Device>,
     bug: CopyBug,

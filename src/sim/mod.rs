@@ -1,13 +1,14 @@
 //! Seeded world and test devices.
 //!
-//! Test devices are ordinary devices; those in [`faults`] and [`miscopy`] wrap another. A wrapper around a leaf is the same leaf: it has its
-//! identity (so that locks and overlap checks see one device) and resolves to itself, so that copies go through it. A
-//! wrapper around a map resolves to the map's leaves: copies go round it, so to disturb copies wrap the leaves.
+//! Test devices are ordinary devices; those in [`faults`] and [`miscopy`] wrap another. A wrapper around a leaf is the
+//! same leaf: it has its identity (so that locks and overlap checks see one device) and resolves to itself, so that
+//! copies go through it. A wrapper around a map resolves to the map's leaves: copies go round it, so to disturb copies
+//! wrap the leaves.
 //!
-//! **Copies between wrapped devices.** The destination's queue counts the copy as a copy; before it hands it down it asks
-//! each wrapper around the source, where it counts as a read and may fail, and replaces the source by what is
-//! inside. A driver that is not wrapped does not know a wrapped source and answers `Unsupported`: the copy steps down to
-//! read and write, and the reads go through the wrapper. So a fault on the source is never passed by.
+//! **Copies between wrapped devices.** The destination's queue counts the copy as a copy; before it hands it down it
+//! asks each wrapper around the source, where it counts as a read and may fail, and replaces the source by what is
+//! inside. A driver that is not wrapped does not know a wrapped source and answers `Unsupported`: the copy steps down
+//! to read and write, and the reads go through the wrapper. So a fault on the source is never passed by.
 
 pub mod disk;
 pub mod faults;

@@ -140,8 +140,8 @@ fn least(a: Option<Hit>, b: Option<Hit>) -> Option<Hit> {
     }
 }
 
-/// Takes the wrappers off a copy's source, counting a read on each; a hit if one of them says so, or if what is inside is not
-/// what the source reads as.
+/// Takes the wrappers off a copy's source, counting a read on each; a hit if one of them says so, or if what is inside
+/// is not what the source reads as.
 pub(super) fn enter_source(copy: &mut CopyRequest) -> Option<Hit> {
     if let Err(error) = copy.check_stored() {
         return Some(Hit { good_bytes: 0, error });

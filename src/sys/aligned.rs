@@ -47,7 +47,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: start and len are those of the mapping made in `new`; every `Chunk` of it holds an `Arc`, so none is left.
+        // SAFETY: start and len are those of the mapping made in `new`; every `Chunk` of it holds an `Arc`, so none is
+        // left.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
@@ -59,7 +60,8 @@ pub struct Chunk {
     mapping: Arc<Mapping>,
 }
 
-// SAFETY: a chunk is the only handle to its bytes (chunks of one mapping do not overlap), so it may move between threads.
+// SAFETY: a chunk is the only handle to its bytes (chunks of one mapping do not overlap), so it may move between
+// threads.
 unsafe impl Send for Chunk {}
 // SAFETY: `&Chunk` only gives `&[u8]`.
 unsafe impl Sync for Chunk {}
@@ -165,9 +167,9 @@ pub fn copy_past_cache(to: &mut [u8], from: &[u8]) {
         let (mut to_lines, mut from_lines) = (to.chunks_exact_mut(LINE), from.chunks_exact(LINE));
         for (t, f) in to_lines.by_ref().zip(from_lines.by_ref()) {
             let (t, f) = (t.as_mut_ptr().cast::<__m128i>(), f.as_ptr().cast::<__m128i>());
-            // SAFETY: both point to LINE = 4 * 16 readable (writable) bytes; the loads need no alignment, and the stores
-            // have theirs, 16, because `to` was cut at a multiple of 64. SSE2 is part of every x86-64. A prefetch may name any
-            // address.
+            // SAFETY: both point to LINE = 4 * 16 readable (writable) bytes; the loads need no alignment, and the
+            // stores have theirs, 16, because `to` was cut at a multiple of 64. SSE2 is part of every x86-64. A
+            // prefetch may name any address.
             unsafe {
                 _mm_prefetch::<_MM_HINT_T0>(f.cast::<i8>().wrapping_add(AHEAD));
                 let line = [
@@ -183,7 +185,8 @@ pub fn copy_past_cache(to: &mut [u8], from: &[u8]) {
             }
         }
         to_lines.into_remainder().copy_from_slice(from_lines.remainder());
-        // SAFETY: a fence has no operands; it orders the stores above before whatever hands the bytes to another thread.
+        // SAFETY: a fence has no operands; it orders the stores above before whatever hands the bytes to another
+        // thread.
         unsafe { _mm_sfence() };
     }
     #[cfg(not(target_arch = "x86_64"))]

@@ -1,7 +1,8 @@
-//! The copy calls of a mounted volume, for programs that use them: `BLKCOPY`, its twin for two files, and `copy_file_range`.
+//! The copy calls of a mounted volume, for programs that use them: `BLKCOPY`, its twin for two files, and
+//! `copy_file_range`.
 //!
-//! The numbers and layouts are those of `docs/notes/006-mount.md`. Several ranges go in one system call, and each comes back
-//! with the bytes of it that are known good, also when the call fails.
+//! The numbers and layouts are those of `docs/notes/006-mount.md`. Several ranges go in one system call, and each comes
+//! back with the bytes of it that are known good, also when the call fails.
 
 use rustix::io::Errno;
 use std::io;
@@ -79,7 +80,8 @@ impl Call {
         }
     }
 
-    /// The request number with an argument of `len` bytes: `_IOC(direction, 0x12, number, len)`. `None`: too long to tell.
+    /// The request number with an argument of `len` bytes: `_IOC(direction, 0x12, number, len)`. `None`: too long to
+    /// tell.
     pub fn request(self, len: usize) -> Option<u32> {
         let (direction, number) = self.direction_and_number();
         let len = u32::try_from(len).ok().filter(|_| len <= ARG_MAX)?;
@@ -89,8 +91,8 @@ impl Call {
 
 /// Copies ranges within one volume, in order, each one whole; the descriptor is open for reading and writing.
 ///
-/// Errors: `EINVAL`, before anything is done, for no entry or more than [`ENTRIES_MAX`] (here already) and for what the server
-/// refuses; others may come after some entries are done. [`Entry::comp_len`] tells how far it got in each case.
+/// Errors: `EINVAL`, before anything is done, for no entry or more than [`ENTRIES_MAX`] (here already) and for what the
+/// server refuses; others may come after some entries are done. [`Entry::comp_len`] tells how far it got in each case.
 pub fn blkcopy(fd: impl AsFd, entries: &mut [Entry]) -> io::Result<()> {
     if entries.is_empty() || entries.len() > ENTRIES_MAX {
         return refuse(entries);
@@ -111,7 +113,8 @@ pub fn blkcopy_source(fd: impl AsFd) -> io::Result<Token> {
     Ok(Token(token))
 }
 
-/// Copies ranges from the file of `source`, on the same mount, to this volume, which is open for writing. `flags`: [`DURABLE`],
+/// Copies ranges from the file of `source`, on the same mount, to this volume, which is open for writing. `flags`:
+/// [`DURABLE`],
 /// [`OFFLOAD_ONLY`].
 ///
 /// Errors: as of [`blkcopy`], and `ESTALE` for a token whose file was closed or that never was one.
@@ -130,21 +133,23 @@ pub fn blkcopy_from(fd: impl AsFd, source: Token, flags: u32, entries: &mut [Ent
     result
 }
 
-/// Makes one of the calls with an argument of one's own making, which comes back as the server left it, also with an error.
+/// Makes one of the calls with an argument of one's own making, which comes back as the server left it, also with an
+/// error.
 ///
 /// Errors: `EINVAL`, without a call, for an argument that is too long, or that is all header.
 pub fn call(fd: impl AsFd, which: Call, arg: &mut [u8]) -> io::Result<()> {
-    // A kernel with the posted series takes 129 with a bare header for its own call and reads on behind it; no other length
-    // means anything to it.
+    // A kernel with the posted series takes 129 with a bare header for its own call and reads on behind it; no other
+    // length means anything to it.
     let least = if which == Call::Copy { HEADER + 1 } else { 1 };
     let request = which.request(arg.len()).filter(|_| arg.len() >= least).ok_or(Errno::INVAL)?;
-    // SAFETY: the size bits of the number are the length of `arg`, so whoever serves it copies at most that much in and out;
-    // `arg` lives across the call. The descriptor is open for it.
+    // SAFETY: the size bits of the number are the length of `arg`, so whoever serves it copies at most that much in and
+    // out; `arg` lives across the call. The descriptor is open for it.
     let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::Ioctl::from(request), arg.as_mut_ptr()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// One `copy_file_range`: the bytes copied, maybe fewer than asked; 0 only at the end of the source. Both ends may be one file.
+/// One `copy_file_range`: the bytes copied, maybe fewer than asked; 0 only at the end of the source. Both ends may be
+/// one file.
 pub fn copy_file_range(source: impl AsFd, dest: impl AsFd, range: Entry) -> io::Result<u64> {
     let (mut from, mut to) = (range.source, range.dest);
     let len = usize::try_from(range.len).unwrap_or(usize::MAX);

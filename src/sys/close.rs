@@ -12,7 +12,8 @@ pub fn close(fd: OwnedFd) -> io::Result<()> {
     if done == 0 || error.raw_os_error() == Some(libc::EINTR) { Ok(()) } else { Err(error) }
 }
 
-/// Has the file system do what it does when `fd` is closed, which stays open: by closing a second descriptor of the same opening.
+/// Has the file system do what it does when `fd` is closed, which stays open: by closing a second descriptor of the
+/// same opening.
 pub fn close_a_copy(fd: impl AsFd) -> io::Result<()> {
     close(fd.as_fd().try_clone_to_owned()?)
 }

@@ -54,8 +54,8 @@ pub fn table(dev: u64) -> io::Result<Vec<Target>> {
 
 fn call(control: impl AsFd, buf: &mut [u8]) -> io::Result<()> {
     assert!(buf.len() >= HEADER, "the header comes first");
-    // SAFETY: the kernel reads and writes as many bytes as the header's data_size says (`table` puts the length of `buf` there,
-    // no other caller does), all of them inside `buf`, which lives across the call.
+    // SAFETY: the kernel reads and writes as many bytes as the header's data_size says (`table` puts the length of
+    // `buf` there, no other caller does), all of them inside `buf`, which lives across the call.
     let result = unsafe { libc::ioctl(control.as_fd().as_raw_fd(), DM_TABLE_STATUS, buf.as_mut_ptr()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -74,8 +74,8 @@ fn get(buf: &[u8], at: usize) -> u32 {
     buf.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
-/// `struct dm_target_spec` (sector_start, length, status, next, `target_type` of 16 bytes) and its string, as many as the header says.
-/// `next` counts from the front of the data.
+/// `struct dm_target_spec` (sector_start, length, status, next, `target_type` of 16 bytes) and its string, as many as
+/// the header says. `next` counts from the front of the data.
 fn parse(buf: &[u8]) -> Option<Vec<Target>> {
     let (from, count) = (get(buf, 16) as usize, get(buf, 20) as usize);
     let data = buf.get(from..)?;

@@ -102,7 +102,8 @@ pub struct LoopBacking {
 
 /// Which file a loop device shows. `ENXIO`: none now.
 pub fn loop_backing(fd: impl AsFd) -> io::Result<LoopBacking> {
-    // struct loop_info64 is 232 bytes: lo_device, lo_inode, lo_rdevice, lo_offset, lo_sizelimit, ... (linux/loop.h); room to spare.
+    // struct loop_info64 is 232 bytes: lo_device, lo_inode, lo_rdevice, lo_offset, lo_sizelimit, ... (linux/loop.h);
+    // room to spare.
     let mut info = [0u64; 32];
     // SAFETY: LOOP_GET_STATUS64 writes sizeof(struct loop_info64) = 232 bytes into 256 that live across the call.
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) })?;
@@ -171,8 +172,8 @@ pub fn start_writeback(fd: impl AsFd) -> io::Result<()> {
         .map(drop)
 }
 
-/// Writes dirty pages of `len` bytes from `offset` (`len` 0: to the end) to storage and waits for them, without making them
-/// durable.
+/// Writes dirty pages of `len` bytes from `offset` (`len` 0: to the end) to storage and waits for them, without making
+/// them durable.
 pub fn write_back(fd: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     let too_large = |_| io::Error::from_raw_os_error(libc::EINVAL);
     let (offset, len) = (i64::try_from(offset).map_err(too_large)?, i64::try_from(len).map_err(too_large)?);

@@ -1,4 +1,5 @@
-//! A file mapped into memory, shared: what is stored shows in the file, for tests and tools that go round read and write.
+//! A file mapped into memory, shared: what is stored shows in the file, for tests and tools that go round read and
+//! write.
 
 use std::io;
 use std::ops::Range;
@@ -7,8 +8,8 @@ use std::ptr::NonNull;
 
 /// The first bytes of a file, mapped for reading and writing, unmapped when dropped.
 ///
-/// Bytes are copied in and out; no reference into the mapping leaves this file, because the kernel, other mappings and other
-/// processes change them at any time. Two mappings of one file see each other's stores.
+/// Bytes are copied in and out; no reference into the mapping leaves this file, because the kernel, other mappings and
+/// other processes change them at any time. Two mappings of one file see each other's stores.
 ///
 /// **`SIGBUS`.** Touching a page past the end of the file, or one whose storage fails, ends the process. Whoever maps a
 /// file that others may shrink accepts that; nothing here can turn it into an error.
@@ -25,7 +26,8 @@ unsafe impl Sync for Mapped {}
 impl Mapped {
     /// Maps the first `len` bytes of a file that is open for reading and writing. `EINVAL` when `len` is 0.
     pub fn new(file: impl AsFd, len: usize) -> io::Result<Self> {
-        // SAFETY: the kernel chooses the address, so nothing that exists is replaced; the other arguments are checked by it.
+        // SAFETY: the kernel chooses the address, so nothing that exists is replaced; the other arguments are checked
+        // by it.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -59,8 +61,9 @@ impl Mapped {
     /// When they do not lie inside.
     pub fn read(&self, at: usize, out: &mut [u8]) {
         self.check(at, out.len());
-        // SAFETY: `check` holds the range inside the mapping, which lives as long as `self`; `out` is memory of this process
-        // that no mapping made here overlaps. Bytes that others change meanwhile are read as old or new: any is a valid u8.
+        // SAFETY: `check` holds the range inside the mapping, which lives as long as `self`; `out` is memory of this
+        // process that no mapping made here overlaps. Bytes that others change meanwhile are read as old or new: any is
+        // a valid u8.
         unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr().add(at), out.as_mut_ptr(), out.len()) };
     }
 

@@ -1,7 +1,7 @@
 //! A value that belongs to one thread, lent to others only while that thread sleeps.
 //!
-//! The owner pays one atomic exchange when it enters and one store when it parks; between the two it uses the value with
-//! plain loads and stores. Another thread may borrow the value of a parked owner, never wait for it.
+//! The owner pays one atomic exchange when it enters and one store when it parks; between the two it uses the value
+//! with plain loads and stores. Another thread may borrow the value of a parked owner, never wait for it.
 
 use super::sync::{AtomicU8, Ordering, UnsafeCell, relax};
 use std::cell::Cell;
@@ -20,9 +20,9 @@ pub struct Owned<T> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: the value is reached through `Owner::with` (word is RUNNING) or `Borrow::with` (word is BORROWED), and the word
-// makes the two exclude each other, with acquire and release at each change; so sharing the cell only moves the value
-// between threads, which `T: Send` allows.
+// SAFETY: the value is reached through `Owner::with` (word is RUNNING) or `Borrow::with` (word is BORROWED), and the
+// word makes the two exclude each other, with acquire and release at each change; so sharing the cell only moves the
+// value between threads, which `T: Send` allows.
 unsafe impl<T: Send> Sync for Owned<T> {}
 
 impl<T> Owned<T> {
@@ -116,8 +116,8 @@ impl<T> Owner<T> {
         assert!(self.place.get() == Place::In, "the value is used by its running owner only, once at a time");
         self.place.set(Place::Using);
         let _leave = Leave(&self.place);
-        // SAFETY: the word is RUNNING (place says so, only this handle changes RUNNING, and it is not Sync), so no borrow
-        // exists or can begin; `Using` excludes a second `with`. The reference ends with the closure.
+        // SAFETY: the word is RUNNING (place says so, only this handle changes RUNNING, and it is not Sync), so no
+        // borrow exists or can begin; `Using` excludes a second `with`. The reference ends with the closure.
         self.cell.value.with_mut(|value| f(unsafe { &mut *value }))
     }
 }

@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
 
-/// Ends the process at once: no destructor runs, no thread is waited for, nothing that another thread holds can keep it.
+/// Ends the process at once: no destructor runs, no thread is waited for, nothing that another thread holds can keep
+/// it.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: takes a number, touches no memory, never returns.
     unsafe { libc::_exit(code) }

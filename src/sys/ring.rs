@@ -111,7 +111,8 @@ pub struct Ring {
 /// `EINVAL` where it may, `EPERM` or `ENOSYS` where not.
 pub fn probe() -> io::Result<()> {
     let mut params = [0u8; 120]; // struct io_uring_params
-    // SAFETY: `params` is as large as the kernel's structure and lives across the call; a call with 0 entries makes nothing.
+    // SAFETY: `params` is as large as the kernel's structure and lives across the call; a call with 0 entries makes
+    // nothing.
     let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, params.as_mut_ptr()) };
     let error = io::Error::last_os_error();
     if fd == -1 && error.raw_os_error() != Some(libc::EINVAL) {
@@ -141,8 +142,8 @@ impl Ring {
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
         }
-        // What cannot be done at once goes to threads of the kernel. All devices share them, so that a few that hang must not
-        // use them up. Linux before 5.15 has a fixed number.
+        // What cannot be done at once goes to threads of the kernel. All devices share them, so that a few that hang
+        // must not use them up. Linux before 5.15 has a fixed number.
         let _ = ring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
         Ok(Self {
             ring,
@@ -284,8 +285,8 @@ impl Ring {
 
     /// The fixed-buffer index of the mapping behind `chunk`, when it is registered.
     ///
-    /// A mapping is registered once operations have moved as many bytes as it is long: registering touches and pins every
-    /// page of it, which a short run would pay for nothing.
+    /// A mapping is registered once operations have moved as many bytes as it is long: registering touches and pins
+    /// every page of it, which a short run would pay for nothing.
     fn fixed(&mut self, chunk: &Chunk, len: u32) -> Option<u16> {
         if self.table == Some(false) {
             return None;

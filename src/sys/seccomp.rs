@@ -34,7 +34,8 @@ pub struct Argument {
     pub value: u32,
 }
 
-/// From now on the three io_uring calls answer `errno` on this thread and on threads and processes it starts. Cannot be undone.
+/// From now on the three io_uring calls answer `errno` on this thread and on threads and processes it starts. Cannot be
+/// undone.
 ///
 /// Errors: those of `prctl`; `Unsupported` on an architecture this filter does not know.
 pub fn forbid_io_uring(errno: i32) -> io::Result<()> {

@@ -9,8 +9,8 @@ use crate::copy::Segment;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Copies between devices whose storage lies closer than this are taken to overlap, in bytes: what is cached of one holds whole
-/// pages, neighbours included.
+/// Copies between devices whose storage lies closer than this are taken to overlap, in bytes: what is cached of one
+/// holds whole pages, neighbours included.
 const CACHED_BYTES: u64 = 4096;
 
 /// What is copied between two names.
@@ -23,7 +23,8 @@ pub(super) struct Sides<'a> {
     pub(super) distinct: bool,
 }
 
-/// Two names for the same bytes: of one disk, or of what lies below the devices. `cut`: a destination file is cut first.
+/// Two names for the same bytes: of one disk, or of what lies below the devices. `cut`: a destination file is cut
+/// first.
 pub(super) fn check_aliases(sides: &Sides<'_>, dest: &Arc<dyn Device>, cut: bool) -> Result<Option<Finding>> {
     let Sides { source, segments, .. } = *sides;
     let out = |range: ByteRange| {

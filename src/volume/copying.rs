@@ -1,7 +1,7 @@
 //! The front door: one call does all that `blkcopy cp` does.
 //!
-//! [`CopyBuilder::look`] opens and checks and changes nothing; [`ReadyCopy::run`] takes hold of both ends, makes or cuts a destination
-//! file, copies, checks, puts right what an early end left, and answers with the receipt.
+//! [`CopyBuilder::look`] opens and checks and changes nothing; [`ReadyCopy::run`] takes hold of both ends, makes or
+//! cuts a destination file, copies, checks, puts right what an early end left, and answers with the receipt.
 
 use super::ends::{self, Ends, EndsOptions, Purpose, Ready};
 use super::file_dest::Made;
@@ -46,8 +46,8 @@ pub struct CopyBuilder<'a> {
     tell: Box<dyn FnMut(&Finding) + 'a>,
 }
 
-/// Begins to describe a copy of `source` to `dest`: paths, `mem:SIZE`, `null:SIZE` or `nvme-tcp://` URLs, each with an optional range
-/// ([`super::name`]).
+/// Begins to describe a copy of `source` to `dest`: paths, `mem:SIZE`, `null:SIZE` or `nvme-tcp://` URLs, each with an
+/// optional range ([`super::name`]).
 pub fn copy<'a>(source: impl AsRef<OsStr>, dest: impl AsRef<OsStr>) -> CopyBuilder<'a> {
     let (source, dest) = (source.as_ref().to_owned(), dest.as_ref().to_owned());
     CopyBuilder::new(EndsOptions { source, dest, ..EndsOptions::default() })
@@ -90,7 +90,8 @@ impl<'a> CopyBuilder<'a> {
         self
     }
 
-    /// Whether the destination is flushed at the end, so that the copy survives a power cut: true unless said otherwise.
+    /// Whether the destination is flushed at the end, so that the copy survives a power cut: true unless said
+    /// otherwise.
     pub fn flush(mut self, flush: bool) -> Self {
         self.ends.no_sync = !flush;
         self
@@ -174,7 +175,8 @@ impl<'a> CopyBuilder<'a> {
         self
     }
 
-    /// Once cancelled, requests that devices do not answer are left in flight ([`Options::abandon`]): for a program that ends next.
+    /// Once cancelled, requests that devices do not answer are left in flight ([`Options::abandon`]): for a program
+    /// that ends next.
     /// [`CopyError::abandoned`] says whether there are some; then dropping the [`ReadyCopy`] waits for them.
     pub fn abandon(mut self, abandon: bool) -> Self {
         self.abandon = abandon;
@@ -264,7 +266,8 @@ impl ReadyCopy<'_> {
         }
     }
 
-    /// Removes a new file that has got no name, as dropping this does: for whoever does not drop it ([`CopyBuilder::abandon`]).
+    /// Removes a new file that has got no name, as dropping this does: for whoever does not drop it
+    /// ([`CopyBuilder::abandon`]).
     pub fn clean_up(&mut self) {
         self.made = None;
     }

@@ -1,7 +1,7 @@
 //! Both ends of a copy: opened, checked against each other, and only then changed.
 //!
-//! [`look`] changes nothing: for a copy it stops at the first [`Level::Fail`], for a plan it collects them all. `begin` makes, cuts or
-//! extends a destination file; [`Ends::rehearse`] gives the planner a stand-in instead.
+//! [`look`] changes nothing: for a copy it stops at the first [`Level::Fail`], for a plan it collects them all. `begin`
+//! makes, cuts or extends a destination file; [`Ends::rehearse`] gives the planner a stand-in instead.
 
 use super::aliases::{Sides, check_aliases, check_new_file};
 use super::file_dest::{Begun, FileDest, Made, hold_dest};

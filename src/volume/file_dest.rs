@@ -1,6 +1,7 @@
 //! A regular file as destination: made, cut or extended as `cp` would, and put right when the copy ends early.
 //!
-//! A new file gets its name when it is good. What an ended copy leaves behind, and why: `docs/notes/010-what-an-ended-copy-leaves.md`.
+//! A new file gets its name when it is good. What an ended copy leaves behind, and why:
+//! `docs/notes/010-what-an-ended-copy-leaves.md`.
 
 use super::findings::{Finding, Left, Obstacle};
 use super::preserve::Kept;
@@ -65,8 +66,8 @@ impl FileDest {
         Ok(Self { path: path.to_owned(), existing, in_place, old_len, final_len })
     }
 
-    /// Makes it, holds it, then cuts or extends it. `mode`: permission bits of a file that is made, less the umask. An error
-    /// leaves everything as it was.
+    /// Makes it, holds it, then cuts or extends it. `mode`: permission bits of a file that is made, less the umask. An
+    /// error leaves everything as it was.
     pub(super) fn begin(&self, mode: u32, segments: &[Segment]) -> Result<Begun, Obstacle> {
         let (file, fresh) = match &self.existing {
             Some(file) => (file.clone(), None),
@@ -110,7 +111,8 @@ impl FileDest {
         Ok(grown)
     }
 
-    /// A file for the planner to look at, like the destination will be; the destination itself when that stays as it is.
+    /// A file for the planner to look at, like the destination will be; the destination itself when that stays as it
+    /// is.
     pub(super) fn stand_in(&self) -> Result<(Arc<dyn Device>, u64), Finding> {
         if let Some(file) = &self.existing
             && self.in_place
@@ -201,8 +203,8 @@ pub(super) fn nameless(folder: &Path, name: &str) -> Result<File> {
 }
 
 impl Made {
-    /// Whether what was written is there, after all that was asked of the file system: it may answer for a write only when the file
-    /// is closed, and another program may have cut the file.
+    /// Whether what was written is there, after all that was asked of the file system: it may answer for a write only
+    /// when the file is closed, and another program may have cut the file.
     ///
     /// Errors: no byte is known to be good.
     pub(super) fn settle(&self) -> Result<()> {
@@ -218,7 +220,8 @@ impl Made {
         Err(Error::new(Kind::InUse, text).on(self.file.name()))
     }
 
-    /// After a copy that went well: owner, mode and times as the source's, the name given and durable. Returns what is to be warned of.
+    /// After a copy that went well: owner, mode and times as the source's, the name given and durable. Returns what is
+    /// to be warned of.
     ///
     /// Errors: the copy is not what was asked for; a new file has no name then.
     pub(super) fn finish(&self, sync: bool, preserve: Option<&Kept>) -> Result<Vec<Finding>> {

@@ -1,6 +1,7 @@
 //! What is found out about the ends of a copy, as data: before it, and when it has ended.
 //!
-//! A [`Finding`] has a stable code, a level and a sentence. The next step is for the program to say: it knows its own flags.
+//! A [`Finding`] has a stable code, a level and a sentence. The next step is for the program to say: it knows its own
+//! flags.
 
 use super::size::size_exact;
 use crate::block::{Error, Kind};

@@ -1,8 +1,8 @@
 //! Names become devices, opened safely; and the one call that does all that `blkcopy cp` does.
 //!
-//! [`name`] takes a name apart, [`open`](mod@open) opens what it names, [`ends`] checks two ends against each other and makes, cuts or
-//! extends a destination file; what is found out on the way is data ([`findings`]). [`copying`] has the front door
-//! ([`crate::copy()`]), [`watch`] how other threads follow and cancel a copy.
+//! [`name`] takes a name apart, [`open`](mod@open) opens what it names, [`ends`] checks two ends against each other and
+//! makes, cuts or extends a destination file; what is found out on the way is data ([`findings`]). [`copying`] has the
+//! front door ([`crate::copy()`]), [`watch`] how other threads follow and cancel a copy.
 
 mod aliases;
 pub mod copying;

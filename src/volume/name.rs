@@ -1,8 +1,8 @@
 //! What a user types for a device, taken apart.
 //!
-//! Names: a path, `mem:SIZE`, `null:SIZE`, `nvme-tcp://host:port/NQN?nsid=N`; each with an optional range `@offset+length` or `@offset` (to the end).
-//! After a path, an offset without a length needs a unit: `vm.img@20240101` is a file name, `vm.img@20240101B` is a
-//! range.
+//! Names: a path, `mem:SIZE`, `null:SIZE`, `nvme-tcp://host:port/NQN?nsid=N`; each with an optional range
+//! `@offset+length` or `@offset` (to the end). After a path, an offset without a length needs a unit: `vm.img@20240101`
+//! is a file name, `vm.img@20240101B` is a range.
 
 use super::size::{parse_size, shift_of};
 use crate::block::{ByteRange, Error, Kind, LEN_MAX, Result};
@@ -47,10 +47,10 @@ pub struct Part {
 impl Name {
     /// Takes a name apart.
     ///
-    /// A path that exists is that file, whatever its name ends with; a file called `mem:1GiB` is reached as `./mem:1GiB`.
-    /// What follows the last `@` is a range when it is two sizes with a `+` between them, or one size with a unit. Of a path, a number
-    /// alone is part of the name (`vm.img@20240101`, a dated copy), and so is everything else that is not nearly a
-    /// range. Errors: `InvalidInput` with value, limit and next step.
+    /// A path that exists is that file, whatever its name ends with; a file called `mem:1GiB` is reached as
+    /// `./mem:1GiB`. What follows the last `@` is a range when it is two sizes with a `+` between them, or one size
+    /// with a unit. Of a path, a number alone is part of the name (`vm.img@20240101`, a dated copy), and so is
+    /// everything else that is not nearly a range. Errors: `InvalidInput` with value, limit and next step.
     pub fn parse(text: impl AsRef<OsStr>) -> Result<Self> {
         let text = text.as_ref();
         if text.is_empty() {
@@ -114,7 +114,8 @@ impl Name {
         Ok(ByteRange::between(part.offset, end))
     }
 
-    /// How to write the range that was perhaps meant by a path that ends in `@` and a number, where the path before it exists.
+    /// How to write the range that was perhaps meant by a path that ends in `@` and a number, where the path before it
+    /// exists.
     pub fn range_meant(&self) -> Option<String> {
         let bytes = self.path()?.as_os_str().as_bytes();
         let at = bytes.iter().rposition(|&b| b == b'@')?;
@@ -198,8 +199,8 @@ fn is_range_like(tail: &str) -> bool {
     tail.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '+') && tail.split('+').all(number_like)
 }
 
-/// True for what is meant as a range of a path: with a length, or with a unit, also when that is not quite one. A number
-/// alone is a date, a version or a serial number.
+/// True for what is meant as a range of a path: with a length, or with a unit, also when that is not quite one. A
+/// number alone is a date, a version or a serial number.
 fn is_range_of_path(tail: &str) -> bool {
     if let Some((_, len)) = tail.split_once('+') {
         let begins = |c: char| c.is_ascii_digit() || c == '-';

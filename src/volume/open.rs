@@ -57,8 +57,8 @@ pub fn open_source(name: &Name) -> Result<Arc<dyn Device>> {
     }
 }
 
-/// Opens a block device, a namespace or a device in memory to write to it: nothing is written yet. Regular files are opened by the
-/// driver itself ([`File::open`]), because they are made, cut and extended too.
+/// Opens a block device, a namespace or a device in memory to write to it: nothing is written yet. Regular files are
+/// opened by the driver itself ([`File::open`]), because they are made, cut and extended too.
 ///
 /// `force_in_use`: also where others use it. Errors: `InUse`, `ReadOnly`, and those of the driver.
 pub fn open_dest(name: &Name, force_in_use: bool) -> Result<Arc<dyn Device>> {
@@ -118,7 +118,8 @@ fn model(path: &Path) -> Option<String> {
     text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).or_else(backing)
 }
 
-/// True when `path` cannot be written: by this user's rights, by its mount, or because the block device is set read-only.
+/// True when `path` cannot be written: by this user's rights, by its mount, or because the block device is set
+/// read-only.
 pub fn read_only(path: &Path) -> bool {
     // Who may do anything may also open a read-only device for writing; only the first write would tell.
     let set = || {

@@ -10,7 +10,8 @@ use std::ffi::CString;
 const SPECIAL: u32 = 0o7000;
 /// The access control list: a part of the mode.
 const ACL: &[u8] = b"system.posix_acl_access";
-/// What a program may do beyond its caller's rights: worth nothing when the file belongs to another user than the source.
+/// What a program may do beyond its caller's rights: worth nothing when the file belongs to another user than the
+/// source.
 const CAPABILITY: &[u8] = b"security.capability";
 
 /// What is kept of a source.
@@ -29,9 +30,10 @@ impl Kept {
 
     /// Gives it to a finished copy. `new`: the copy was made with no rights for others.
     ///
-    /// The order matters: a new owner clears the special bits, which must not be there while the file belongs to another user than
-    /// the source; the list of rights comes with the mode; times last, because all else changes them. What this user or the
-    /// destination's file system cannot keep is a warning. Errors: everything else, such as a full disk.
+    /// The order matters: a new owner clears the special bits, which must not be there while the file belongs to
+    /// another user than the source; the list of rights comes with the mode; times last, because all else changes them.
+    /// What this user or the destination's file system cannot keep is a warning. Errors: everything else, such as a
+    /// full disk.
     pub(super) fn give(&self, file: &File, new: bool, warnings: &mut Vec<String>) -> Result<(), Error> {
         let failed = |what: &'static str| move |e: Errno| Error::os(what, e).on(file.name());
         let old = rustix::fs::fstat(file).map_err(failed("cannot stat"))?;

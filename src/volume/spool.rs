@@ -1,6 +1,8 @@
-//! Sources whose size is not what can be read from them: read to their end into a nameless file first, which is then copied.
+//! Sources whose size is not what can be read from them: read to their end into a nameless file first, which is then
+//! copied.
 //!
-//! Files of /proc say 0 bytes, those of sysfs 4096, some FUSE servers do not know. `cp` reads on until there is no more.
+//! Files of /proc say 0 bytes, those of sysfs 4096, some FUSE servers do not know. `cp` reads on until there is no
+//! more.
 
 use super::file_dest::{folder_of, nameless};
 use super::name::Name;
@@ -14,10 +16,11 @@ use std::sync::Arc;
 
 /// Read and written at once, in bytes.
 const PIECE: usize = 1 << 20;
-/// Longest file of a kernel file system that is looked at for being shorter than it says, in bytes: more is a device's memory.
+/// Longest file of a kernel file system that is looked at for being shorter than it says, in bytes: more is a device's
+/// memory.
 const KERNEL_MAX: u64 = 64 << 10;
-/// File systems whose files are made up as they are read: procfs, sysfs, debugfs, tracefs, cgroup, cgroup2, securityfs, configfs,
-/// efivarfs, pstore (linux/magic.h).
+/// File systems whose files are made up as they are read: procfs, sysfs, debugfs, tracefs, cgroup, cgroup2, securityfs,
+/// configfs, efivarfs, pstore (linux/magic.h).
 const KERNEL: [u32; 10] = [
     0x9fa0,
     0x6265_6572,

@@ -74,7 +74,8 @@ impl HowFar {
     }
 }
 
-/// Shows any thread how far a copy is. One value under a lock, not many counters: what is read together was true together.
+/// Shows any thread how far a copy is. One value under a lock, not many counters: what is read together was true
+/// together.
 #[derive(Default, Debug)]
 pub struct CopyWatch(Mutex<Option<HowFar>>);
 

@@ -44,8 +44,8 @@ pub(super) fn run(
     let (cut, file) = (was_cut.clone(), dest.clone());
     let _looks = bench.local.spawn(async move {
         let Some(file) = file.as_any().downcast_ref::<File>().filter(|_| !in_order) else { return };
-        // It has its whole length from the start: what is shorter was cut by another program, and what is written to it then makes it
-        // as long as before.
+        // It has its whole length from the start: what is shorter was cut by another program, and what is written to it
+        // then makes it as long as before.
         while cut.get().is_none() {
             cut.set(file.len_now().ok().filter(|&len| len < file.size()));
             sleep(WATCH_EVERY).await;
@@ -95,7 +95,8 @@ pub(super) fn run(
     ended
 }
 
-/// Takes down that a copy which ended well is not good after all: nothing of it is known to be there. Returns the error.
+/// Takes down that a copy which ended well is not good after all: nothing of it is known to be there. Returns the
+/// error.
 pub(super) fn fail_after_all(receipt: &mut Receipt, error: Error) -> Error {
     receipt.outcome = Outcome::Failed;
     receipt.cut_off_bytes += receipt.good_bytes;

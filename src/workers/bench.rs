@@ -36,8 +36,9 @@ impl Workbench {
     }
 }
 
-/// The tools of a thread that belongs to another library: it serves one request at a time, makes every call itself, and sleeps
-/// where we do not see it. Its range locks are parked except between [`GuestBench::enter`] and [`GuestBench::leave`].
+/// The tools of a thread that belongs to another library: it serves one request at a time, makes every call itself, and
+/// sleeps where we do not see it. Its range locks are parked except between [`GuestBench::enter`] and
+/// [`GuestBench::leave`].
 pub struct GuestBench {
     locks: Rc<CoreLocks>,
     reactor: Rc<dyn Reactor>,

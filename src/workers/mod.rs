@@ -1,7 +1,8 @@
 //! Threads that do I/O: what each needs of its own, how it gets work, how it starts and how it ends.
 //!
 //! A [`Workbench`] is what a thread works with: reactor, executor and range locks. Others send it messages through an
-//! [`Inbox`]. A [`Crew`] is the threads of one service; its [`Ending`] says whether the service ended by itself, and why.
+//! [`Inbox`]. A [`Crew`] is the threads of one service; its [`Ending`] says whether the service ended by itself, and
+//! why.
 
 mod bench;
 mod crew;

@@ -19,8 +19,8 @@ fn count() {
     PROCESS.fetch_add(1, Ordering::Relaxed);
 }
 
-// SAFETY: every call is handed to the system's allocator as it came; the counters are plain numbers without a destructor,
-// so touching them allocates nothing.
+// SAFETY: every call is handed to the system's allocator as it came; the counters are plain numbers without a
+// destructor, so touching them allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();

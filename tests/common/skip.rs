@@ -1,5 +1,6 @@
-//! Tests that cannot run here say so aloud and are counted: `SKIPPED name: why` on stderr, and one line in the file named
-//! by `BLKCOPY_SKIP_LOG` when `cargo xtask test` asks for it (the test harness captures stderr of tests that pass).
+//! Tests that cannot run here say so aloud and are counted: `SKIPPED name: why` on stderr, and one line in the file
+//! named by `BLKCOPY_SKIP_LOG` when `cargo xtask test` asks for it (the test harness captures stderr of tests that
+//! pass).
 
 use std::io::Write;
 

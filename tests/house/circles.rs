@@ -42,7 +42,8 @@ fn reached<'a>(uses: &'a Uses, from: &'a String) -> BTreeSet<&'a String> {
     seen
 }
 
-/// The file that defines what `path` names: that of the longest module in front of it, or the one that it is handed on from.
+/// The file that defines what `path` names: that of the longest module in front of it, or the one that it is handed on
+/// from.
 fn file_of(files: &Files, path: &[String]) -> Option<String> {
     let mut path = path.to_vec();
     // Each hand-on leads to another file; a circle of them does not compile.

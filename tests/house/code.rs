@@ -82,7 +82,8 @@ struct Reader {
 }
 
 impl Reader {
-    /// The path from the crate's root, if what is written begins there, at this module, above it or at a module it declares.
+    /// The path from the crate's root, if what is written begins there, at this module, above it or at a module it
+    /// declares.
     fn path_from_root(&self, words: &[String]) -> Option<Vec<String>> {
         let mut path = match words.first().map(String::as_str) {
             Some("crate") => Vec::new(),

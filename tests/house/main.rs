@@ -31,6 +31,9 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 /// Longest source file, in lines.
 const LINES_MAX: usize = 800;
 
+/// Longest comment line, in characters.
+const COLUMNS_MAX: usize = 120;
+
 /// Rooms that still have circles between their files.
 const CIRCLES_LEFT: [&str; 6] =
     ["src/block/", "src/drivers/", "src/nvme/", "src/reactor/", "src/sim/", "cli/src/"];
@@ -198,6 +201,8 @@ fn files_stay_readable() {
     for (file, text) in sources(&["src", "cli/src", "xtask/src", "tests", "cli/tests"]) {
         let lines = text.lines().count();
         assert!(lines <= LINES_MAX, "{file} has {lines} lines; split it (at most {LINES_MAX})");
+        let long = text.lines().find(|l| l.trim_start().starts_with("//") && l.chars().count() > COLUMNS_MAX);
+        assert!(long.is_none(), "{file}: a comment is longer than {COLUMNS_MAX} characters: {long:?}");
         let first = text.lines().next().unwrap_or_default();
         assert!(first.starts_with("//!"), "{file}: the first line says what the file is for (//! ...)");
     }
@@ -225,7 +230,8 @@ fn documents_name_every_room_and_their_links_lead_somewhere() {
     }
 }
 
-/// Names that `text` sets in backticks and that are neither a test function nor a script of the lab nor a path of this folder.
+/// Names that `text` sets in backticks and that are neither a test function nor a script of the lab nor a path of this
+/// folder.
 fn names_of_nothing(text: &str) -> Vec<String> {
     let all: String =
         sources(&["src", "tests", "cli/src", "cli/tests"]).into_iter().map(|(_, t)| t).collect();
@@ -248,7 +254,8 @@ fn the_tests_that_promises_name_exist() {
     assert!(missing.is_empty(), "docs/semantics.md names what is not there: {missing:?}");
 }
 
-/// So does each claim of a standard; and each of the 55 edge cases has its row, with a test or the reason why there is none.
+/// So does each claim of a standard; and each of the 55 edge cases has its row, with a test or the reason why there is
+/// none.
 #[test]
 fn the_tests_that_hold_claims_exist_and_every_edge_case_has_a_row() {
     let text = fs::read_to_string(root().join("docs/conformance.md")).unwrap();

@@ -1,7 +1,8 @@
-//! `cargo xtask evidence`: docs/evidence.md lists the tests that hold each promise of docs/semantics.md, by the marks above them.
+//! `cargo xtask evidence`: docs/evidence.md lists the tests that hold each promise of docs/semantics.md, by the marks
+//! above them.
 //!
-//! A mark is `//= promise 1, 5` above a test, `#= promise 1` in a script of the lab. The numbers are those of the ten promises; the words
-//! are those of [`TOPICS`].
+//! A mark is `//= promise 1, 5` above a test, `#= promise 1` in a script of the lab. The numbers are those of the ten
+//! promises; the words are those of [`TOPICS`].
 
 use crate::tool::{Done, cannot, root, rust_files};
 use std::collections::BTreeMap;

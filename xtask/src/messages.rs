@@ -1,8 +1,8 @@
-//! `cargo xtask messages`: docs/messages.txt lists every sentence that the library and the command can show, so that each new one is
-//! read once, and words that the house does not use are refused.
+//! `cargo xtask messages`: docs/messages.txt lists every sentence that the library and the command can show, so that
+//! each new one is read once, and words that the house does not use are refused.
 //!
-//! A sentence is any text of two words or more in code that is not for tests: in calls, macros and constants, the help of flags, and
-//! attributes of the command line. Reasons of panics are no messages: no user is to see them.
+//! A sentence is any text of two words or more in code that is not for tests: in calls, macros and constants, the help
+//! of flags, and attributes of the command line. Reasons of panics are no messages: no user is to see them.
 
 use crate::tool::{Done, cannot, root, rust_files};
 use proc_macro2::{TokenStream, TokenTree};

@@ -181,7 +181,8 @@ fn install_programs() {
     }
 }
 
-/// Installs the fsx tool of the crates registry into `target/tools`, once. It is run, never linked: its licence is the APSL.
+/// Installs the fsx tool of the crates registry into `target/tools`, once. It is run, never linked: its licence is the
+/// APSL.
 fn install_fsx() {
     let tools = root().join("target/tools");
     if tools.join("bin/fsx").is_file() {

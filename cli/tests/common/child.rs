@@ -1,7 +1,8 @@
 //! Servers of mounts: the command, or this test binary again with devices that the command has no name for.
 //!
-//! A mount is never served by the process that uses it: a page fault that waits for its own process waits for ever. And it is
-//! watched: when nothing goes on for a while, the connection is aborted and the server killed, so that a hang is a failure.
+//! A mount is never served by the process that uses it: a page fault that waits for its own process waits for ever. And
+//! it is watched: when nothing goes on for a while, the connection is aborted and the server killed, so that a hang is
+//! a failure.
 
 #![allow(dead_code)] // each test file uses a part of it
 

@@ -1,7 +1,7 @@
 //! Runs the public fsx tool: another hand's exerciser, which knows nothing of ours.
 //!
-//! `cargo xtask test` installs it from the crates registry into `target/tools`. It is run as a program and never linked: its
-//! licence is the APSL.
+//! `cargo xtask test` installs it from the crates registry into `target/tools`. It is run as a program and never
+//! linked: its licence is the APSL.
 
 #![allow(dead_code)] // each test file uses a part of it
 

@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Longest life of a mount. A server that hangs also hangs whoever looks at its files, so somebody must end it from outside.
+/// Longest life of a mount. A server that hangs also hangs whoever looks at its files, so somebody must end it from
+/// outside.
 const LIFE_MAX: Duration = Duration::from_secs(240);
 /// Longest wait for a server to end: it waits for open files and for its copies itself, each with a bound.
 const END_MAX: Duration = Duration::from_secs(60);

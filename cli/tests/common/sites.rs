@@ -1,4 +1,5 @@
-//! Kinds of local storage that volumes lie on: file systems and loop devices of many formats, made fresh and taken apart.
+//! Kinds of local storage that volumes lie on: file systems and loop devices of many formats, made fresh and taken
+//! apart.
 
 #![allow(dead_code)] // each test file uses a part of it
 

@@ -121,15 +121,16 @@ impl Copy {
             cdw12: count.wrapping_sub(1) & 0xff | self.format << 8 | fua,
             ..PassthruCmd64::default()
         };
-        // SAFETY: the descriptor is open for the call; the kernel reads and writes the struct, and reads `data_len` bytes
-        // at `addr`; both live across the call and are at least that long.
+        // SAFETY: the descriptor is open for the call; the kernel reads and writes the struct, and reads `data_len`
+        // bytes at `addr`; both live across the call and are at least that long.
         let status = unsafe { libc::ioctl(fd, NVME_IOCTL_IO64_CMD, &raw mut command) };
         let status = u32::try_from(status).map_err(|_| io::Error::last_os_error())?;
         Ok(Done { status, result: command.result })
     }
 }
 
-/// `blkcopy-lab copy`: an error unless the command was done; with `uid=N`, done by a process of that user from the start.
+/// `blkcopy-lab copy`: an error unless the command was done; with `uid=N`, done by a process of that user from the
+/// start.
 pub(crate) fn command(device: &str, dest: &str, words: &[&str], args: &[String]) -> Result<String, String> {
     let bad = |word: &str| format!("{word}: not a word of blkcopy-lab copy");
     let mut copy = Copy { dest: number(dest)?, ..Copy::default() };

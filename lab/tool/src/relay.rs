@@ -1,8 +1,8 @@
 //! A relay of NVMe/TCP connections, which can rename one feature on the way.
 //!
-//! Newer Linux kernels (6.12.117 and 7.2 among them) refuse Set Features of Host Behavior Support (16h) to every program, and
-//! never set it for the formats of Copy themselves. A feature of the vendor's range they let through: the relay makes 16h of
-//! it, so that a stock kernel can be seen to send Copy between namespaces.
+//! Newer Linux kernels (6.12.117 and 7.2 among them) refuse Set Features of Host Behavior Support (16h) to every
+//! program, and never set it for the formats of Copy themselves. A feature of the vendor's range they let through: the
+//! relay makes 16h of it, so that a stock kernel can be seen to send Copy between namespaces.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

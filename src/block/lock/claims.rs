@@ -45,8 +45,8 @@ impl Claim {
     }
 }
 
-/// The claims of one copy, ordered by (leaf, mode, offset), merged: ranges of one leaf and mode neither touch nor overlap, so
-/// that a look-up is a binary search however many source ranges the copy has.
+/// The claims of one copy, ordered by (leaf, mode, offset), merged: ranges of one leaf and mode neither touch nor
+/// overlap, so that a look-up is a binary search however many source ranges the copy has.
 #[derive(Debug)]
 pub(super) struct ClaimSet {
     all: Claims,

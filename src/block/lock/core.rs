@@ -49,8 +49,8 @@ impl Core {
         mailbox.told = true;
         self.mail.store(true, Ordering::Relaxed);
         drop(mailbox);
-        // An owner that parks looks into the mailbox after its word says parked. Either it locked the mailbox after us and
-        // found this, or before us, and then we see the word it had written.
+        // An owner that parks looks into the mailbox after its word says parked. Either it locked the mailbox after us
+        // and found this, or before us, and then we see the word it had written.
         if !self.table.is_running() {
             (self.wake)();
         }
@@ -375,7 +375,8 @@ impl Table {
 ///
 /// Running ([`CoreLocks::enter`]), the thread calls [`CoreLocks::pump`] once a turn of its loop; before it sleeps it
 /// parks ([`CoreLocks::park`]) so that others can serve its table meanwhile. A running core that does neither holds up
-/// copies that other cores begin on leaves it has open, whatever they overlap. Dropped, the core is detached: end what is in flight before.
+/// copies that other cores begin on leaves it has open, whatever they overlap. Dropped, the core is detached: end what
+/// is in flight before.
 pub struct CoreLocks {
     domain: LockDomain,
     owner: Owner<Table>,
@@ -476,10 +477,12 @@ impl CoreLocks {
         announce(granted);
     }
 
-    /// Claims for one read (shared) or one write, zero or discard (exclusive), all at once or not at all. A read waits for
-    /// copies that change its bytes, a write for copies that read or change them; neither waits for reads or writes.
+    /// Claims for one read (shared) or one write, zero or discard (exclusive), all at once or not at all. A read waits
+    /// for copies that change its bytes, a write for copies that read or change them; neither waits for reads or
+    /// writes.
     ///
-    /// No lock, no atomic read-modify-write, and (once as many were in flight before) no allocation for up to two claims.
+    /// No lock, no atomic read-modify-write, and (once as many were in flight before) no allocation for up to two
+    /// claims.
     ///
     /// # Panics
     /// When parked.
@@ -502,8 +505,8 @@ impl CoreLocks {
         self.owner.with(|table| table.begin(claims))
     }
 
-    /// Has copies that touch the leaf ask this core, as long as it is open: a copy asks nobody else. I/O on a leaf opens it
-    /// by itself, for good; whoever opens it for a time closes it again, as often.
+    /// Has copies that touch the leaf ask this core, as long as it is open: a copy asks nobody else. I/O on a leaf
+    /// opens it by itself, for good; whoever opens it for a time closes it again, as often.
     ///
     /// # Panics
     /// When parked.
@@ -563,7 +566,8 @@ impl CoreLocks {
         })
     }
 
-    /// Gives up a wait; true unless [`CoreLocks::take_released`] returned it already, and then its ticket is to be ended.
+    /// Gives up a wait; true unless [`CoreLocks::take_released`] returned it already, and then its ticket is to be
+    /// ended.
     #[must_use = "a wait that was released before must be ended by its ticket"]
     pub fn cancel_wait(&self, id: WaitId) -> bool {
         let mut granted = Granted::new();
@@ -574,8 +578,9 @@ impl CoreLocks {
 
     /// Queues a copy: shared claims on its sources, exclusive ones on its destination; they do not exclude each other.
     ///
-    /// Conflicting copies are granted in the order they begin. The ticket may be granted at once; else ask it after each
-    /// pump, or let it wake a task. Whoever begins it must not hold back I/O of its own that overlaps: the copy waits for that.
+    /// Conflicting copies are granted in the order they begin. The ticket may be granted at once; else ask it after
+    /// each pump, or let it wake a task. Whoever begins it must not hold back I/O of its own that overlaps: the copy
+    /// waits for that.
     ///
     /// # Panics
     /// When parked.
@@ -592,8 +597,8 @@ impl CoreLocks {
         ticket
     }
 
-    /// Ends a copy, granted or not, and lets this core's I/O that waited for it go on. Dropping the ticket does the same
-    /// but for this core, which then goes on with its next pump or park.
+    /// Ends a copy, granted or not, and lets this core's I/O that waited for it go on. Dropping the ticket does the
+    /// same but for this core, which then goes on with its next pump or park.
     pub fn end_copy(&self, ticket: CopyTicket) {
         drop(ticket);
         if self.owner.is_running() {

@@ -92,8 +92,9 @@ impl LockDomain {
         }
     }
 
-    /// From here on the core is asked by every copy that touches the leaf. Copies that run already are posted to it; the
-    /// caller takes them in before the first I/O on the leaf, of which it has none in flight: they need no acknowledgement.
+    /// From here on the core is asked by every copy that touches the leaf. Copies that run already are posted to it;
+    /// the caller takes them in before the first I/O on the leaf, of which it has none in flight: they need no
+    /// acknowledgement.
     ///
     /// A copy that begins at the same time either finds the leaf open or is found here: both hold the domain's lock.
     pub(super) fn open(&self, core: &Arc<Core>, leaf: LeafId) {

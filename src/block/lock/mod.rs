@@ -1,8 +1,8 @@
 //! Range locks: every copy is one whole against reads, writes, discards and other copies of the process.
 //!
-//! A thread that does I/O attaches to a [`LockDomain`] and keeps its own table ([`CoreLocks`]). Reads and writes look at that
-//! table only and never exclude each other. A copy takes its place in the domain's queue, is announced to every core,
-//! and is granted when conflicting earlier copies have ended and every core has drained what overlaps.
+//! A thread that does I/O attaches to a [`LockDomain`] and keeps its own table ([`CoreLocks`]). Reads and writes look
+//! at that table only and never exclude each other. A copy takes its place in the domain's queue, is announced to every
+//! core, and is granted when conflicting earlier copies have ended and every core has drained what overlaps.
 //!
 //! ```
 //! use blkcopy::block::lock::{Begun, Claim, LockDomain};

@@ -13,8 +13,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// Reads, writes, zeroes, discards and compares go straight through unless a copy is in the way; copies wait for their
-/// turn. Flushes claim nothing, but where the device owes zeroes these are stored first, claimed as by a copy: the device
-/// answers for what was zeroed before the flush came in. Where it owes too many, a write first stores some. Pump the core's locks ([`CoreLocks::pump`]) once a turn, before [`Queue::poll`].
+/// turn. Flushes claim nothing, but where the device owes zeroes these are stored first, claimed as by a copy: the
+/// device answers for what was zeroed before the flush came in. Where it owes too many, a write first stores some. Pump
+/// the core's locks ([`CoreLocks::pump`]) once a turn, before [`Queue::poll`].
 ///
 /// The tags of requests in flight must differ from each other, as those of one submitter do. Drop it when nothing is in
 /// flight: what still waits for a copy gives up its wait, but I/O the device has begun keeps its claims until the core
@@ -38,8 +39,8 @@ pub struct LockedQueue {
     settler: Settler,
 }
 
-/// How often [`LockedQueue::try_submit`] looks whether a copy is granted: as long as another core takes to say that nothing of
-/// its own is in the way, were it running.
+/// How often [`LockedQueue::try_submit`] looks whether a copy is granted: as long as another core takes to say that
+/// nothing of its own is in the way, were it running.
 const TRIES: u32 = 200;
 
 impl LockedQueue {
@@ -68,8 +69,8 @@ impl LockedQueue {
         })
     }
 
-    /// Begins a request if nothing is in its way now; else gives it back as it was. What is in the way of a copy is given a
-    /// moment to get out of it; a flush is in its own way while zeroes are owed.
+    /// Begins a request if nothing is in its way now; else gives it back as it was. What is in the way of a copy is
+    /// given a moment to get out of it; a flush is in its own way while zeroes are owed.
     ///
     /// Begun, it is as if submitted, its completion to be polled.
     pub fn try_submit(&mut self, request: Request) -> std::result::Result<(), Request> {
@@ -165,8 +166,8 @@ impl LockedQueue {
         Ok(claims)
     }
 
-    /// Begins plain I/O on a leaf where it stands. True when all of the batch holds its claims; otherwise those that do have
-    /// moved on to the device's line, and the batch begins with one that is not begun.
+    /// Begins plain I/O on a leaf where it stands. True when all of the batch holds its claims; otherwise those that do
+    /// have moved on to the device's line, and the batch begins with one that is not begun.
     #[inline]
     fn begin_in_place(&mut self, batch: &mut VecDeque<Request>) -> bool {
         let Some((leaf, base)) = self.leaf else { return false };
@@ -283,8 +284,8 @@ impl LockedQueue {
 impl Queue for LockedQueue {
     fn submit(&mut self, batch: &mut VecDeque<Request>) {
         if self.ready.is_empty() && self.begin_in_place(batch) {
-            // The usual case: nothing is in the way of any, so they go down as they came. What the device has no room for
-            // holds its claims, and must not be begun again.
+            // The usual case: nothing is in the way of any, so they go down as they came. What the device has no room
+            // for holds its claims, and must not be begun again.
             self.inner.submit(batch);
             if !batch.is_empty() {
                 self.ready.append(batch);
@@ -359,8 +360,9 @@ pub fn claims_of(device: &Arc<dyn Device>, range: ByteRange, mode: Mode, claims:
     Ok(())
 }
 
-/// The tickets of requests in flight, by tag: a table in which a tag has [`NEAR`] places. Tags that count up, and numbers of
-/// slots, find the first of theirs free; where all are taken the table doubles, and past that a ticket is put aside.
+/// The tickets of requests in flight, by tag: a table in which a tag has [`NEAR`] places. Tags that count up, and
+/// numbers of slots, find the first of theirs free; where all are taken the table doubles, and past that a ticket is
+/// put aside.
 #[derive(Default)]
 pub(super) struct InFlight {
     /// A power of two of places to begin at, and `NEAR` more behind them; or empty.
@@ -373,7 +375,8 @@ pub(super) struct InFlight {
 const NEAR: usize = 4;
 
 impl InFlight {
-    /// The places of a tag: its low bits, stirred with the ones above 16, where front ends keep the number of a connection.
+    /// The places of a tag: its low bits, stirred with the ones above 16, where front ends keep the number of a
+    /// connection.
     #[inline]
     fn near(&mut self, tag: u64) -> &mut [Option<(u64, IoTicket)>] {
         let Some(begins) = self.places.len().checked_sub(NEAR) else { return &mut [] };

@@ -1,8 +1,9 @@
-//! What a flush does first on a device that owes zeroes: it stores them, each range claimed as a copy would claim it. Where the
-//! list of what is owed has grown too long, a write that may make it longer does the same first with some of it.
+//! What a flush does first on a device that owes zeroes: it stores them, each range claimed as a copy would claim it.
+//! Where the list of what is owed has grown too long, a write that may make it longer does the same first with some of
+//! it.
 //!
-//! A write in flight must not be overwritten by zeroes that were owed before it, hence the claims. They are taken on the leaves, and
-//! the zeroes go to the leaves: what a leg of a mirror owes is no business of the other.
+//! A write in flight must not be overwritten by zeroes that were owed before it, hence the claims. They are taken on
+//! the leaves, and the zeroes go to the leaves: what a leg of a mirror owes is no business of the other.
 
 use super::{Claim, Claims, CopyTicket, CoreLocks};
 use crate::block::lazy;
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes claimed at once, unless storing them turns out to be quick: what others may have to wait for.
 const STEP_BYTES: u64 = 256 << 20;
-/// A step that took less makes the next one twice as long; one that took more is followed by a short one. Zeroes of files cost
-/// as much as there are extents: an empty PiB is stored as fast as a MiB.
+/// A step that took less makes the next one twice as long; one that took more is followed by a short one. Zeroes of
+/// files cost as much as there are extents: an empty PiB is stored as fast as a MiB.
 const STEP_TIME: Duration = Duration::from_millis(20);
 /// Most ranges claimed at once.
 const STEP_RANGES_MAX: usize = 64;
@@ -83,7 +84,8 @@ impl Settler {
         self.jobs.is_empty()
     }
 
-    /// Takes a flush of `device`, with what is owed now; or a write, with some of what is owed on each leaf that owes too much.
+    /// Takes a flush of `device`, with what is owed now; or a write, with some of what is owed on each leaf that owes
+    /// too much.
     pub(super) fn add(&mut self, device: &Arc<dyn Device>, request: Request) {
         let mut todo = VecDeque::new();
         let is_write = request.op().is_write();

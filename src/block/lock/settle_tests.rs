@@ -1,4 +1,5 @@
-//! A flush stores what is owed and overwrites nothing that came later; a request that is only tried leaves nothing behind.
+//! A flush stores what is owed and overwrites nothing that came later; a request that is only tried leaves nothing
+//! behind.
 
 use super::*;
 use crate::block::lazy;

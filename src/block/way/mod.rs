@@ -1,11 +1,14 @@
-//! One way of I/O at a time: the gate that every request of a leaf passes before it goes direct or through the page cache.
+//! One way of I/O at a time: the gate that every request of a leaf passes before it goes direct or through the page
+//! cache.
 //!
-//! A kernel keeps direct and buffered I/O on one file apart only as far as it must: side by side they lose writes and make a
-//! later sync fail on a healthy disk. So each leaf has one [`Gate`] for all handles, queues and front ends of the process. It
-//! counts what is in flight, lets one way through at a time once anything may write, and changes the way only when nothing is
-//! in flight. It also keeps two writes apart that share a block, where one of them reads, changes and writes that block.
+//! A kernel keeps direct and buffered I/O on one file apart only as far as it must: side by side they lose writes and
+//! make a later sync fail on a healthy disk. So each leaf has one [`Gate`] for all handles, queues and front ends of
+//! the process. It counts what is in flight, lets one way through at a time once anything may write, and changes the
+//! way only when nothing is in flight. It also keeps two writes apart that share a block, where one of them reads,
+//! changes and writes that block.
 //!
-//! Pure: it makes no system call and never blocks. Who cannot go on keeps a [`Ticket`] and is woken. `docs/notes/007-one-way.md`.
+//! Pure: it makes no system call and never blocks. Who cannot go on keeps a [`Ticket`] and is woken.
+//! `docs/notes/007-one-way.md`.
 
 use super::ByteRange;
 use crate::sys::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, lock_modelled as lock};
@@ -15,8 +18,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-/// Requests that could go direct and still go through the cache after the last one that had to: going back costs writing the
-/// cache out, so it is not done for each.
+/// Requests that could go direct and still go through the cache after the last one that had to: going back costs
+/// writing the cache out, so it is not done for each.
 pub const CACHED_RUN: u32 = 32;
 
 /// The two ways.
@@ -35,8 +38,8 @@ pub enum Need {
     Either,
     /// Go through the cache only.
     Cached,
-    /// Nothing of the cache is left behind by it and it waits for direct I/O itself, as a hole punched at whole pages: it goes
-    /// beside either.
+    /// Nothing of the cache is left behind by it and it waits for direct I/O itself, as a hole punched at whole pages:
+    /// it goes beside either.
     Neutral,
 }
 
@@ -229,7 +232,8 @@ pub struct Gate {
 pub enum Entered {
     /// Let through.
     Go(Pass),
-    /// To wait, and to ask again with the ticket once woken. With a [`Switch`] the caller has to make the way clean first.
+    /// To wait, and to ask again with the ticket once woken. With a [`Switch`] the caller has to make the way clean
+    /// first.
     Wait(Ticket, Option<Switch>),
 }
 
@@ -311,8 +315,8 @@ impl Gate {
 
     /// Asks for a request to be let through. `ticket`: the place in line it has from asking before.
     ///
-    /// A caller that holds a pass of one gate may wait for another only with [`Need::Cached`] or [`Need::Neutral`] on both: those
-    /// never wait for each other.
+    /// A caller that holds a pass of one gate may wait for another only with [`Need::Cached`] or [`Need::Neutral`] on
+    /// both: those never wait for each other.
     pub fn enter(self: &Arc<Self>, entry: Entry, ticket: Option<Ticket>, wake: &Wake) -> Entered {
         let mut entry = entry;
         if entry.need == Need::Either && !self.may_go_direct() {

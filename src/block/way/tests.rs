@@ -1,4 +1,5 @@
-//! The gate's rules one by one, and any script of requests: one way at a time, no two changes of one block, all get through.
+//! The gate's rules one by one, and any script of requests: one way at a time, no two changes of one block, all get
+//! through.
 
 use super::*;
 use proptest::prelude::*;

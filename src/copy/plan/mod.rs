@@ -57,8 +57,8 @@ pub struct Policy {
     /// Destination bytes from this offset on are known to read as zero and to be unallocated (a file just made or
     /// extended). `u64::MAX`: nothing is known.
     pub dest_zero_from: u64,
-    /// The caller does not wait for the destination to be durable: methods that leave the bytes in the page cache, and are
-    /// slower than direct I/O only once the cache is written out, are as good as any.
+    /// The caller does not wait for the destination to be durable: methods that leave the bytes in the page cache, and
+    /// are slower than direct I/O only once the cache is written out, are as good as any.
     pub unsynced: bool,
     /// Methods not to be planned: a device refused them.
     pub excluded: MethodSet,
@@ -247,10 +247,11 @@ pub struct PlanSummary {
 /// Cuts one job into steps both devices accept, in an order that is safe to run.
 ///
 /// Covers every byte of the job exactly once. Where source and destination overlap, steps come in the order that reads
-/// each byte before it is overwritten, with barriers between them. Lookups on the devices happen as the iterator goes on.
+/// each byte before it is overwritten, with barriers between them. Lookups on the devices happen as the iterator goes
+/// on.
 ///
-/// Errors of an item: what the devices answered; `Unsupported` under [`Offload::Require`] where bytes would pass through
-/// this host. After an error the iterator ends.
+/// Errors of an item: what the devices answered; `Unsupported` under [`Offload::Require`] where bytes would pass
+/// through this host. After an error the iterator ends.
 pub struct Planner<F> {
     job: Job,
     facts: F,
@@ -317,7 +318,8 @@ impl<F: Facts> Planner<F> {
         }
     }
 
-    /// The next stretch to cut: a segment, or a stretch of an overlapping one short enough that it does not overlap itself.
+    /// The next stretch to cut: a segment, or a stretch of an overlapping one short enough that it does not overlap
+    /// itself.
     fn next_window(&mut self) -> Option<Window> {
         let Some(rest) = self.overlap_rest else {
             let s = self.job.segments().get(self.segment)?;
@@ -337,9 +339,9 @@ impl<F: Facts> Planner<F> {
         let backward = s.dest > s.source;
         let native = distance >= OVERLAP_NATIVE_MIN;
         let most = if native { distance } else { EMULATED_STEP };
-        // Worked example: source 0, dest 100, len 250. Windows from the back: 200..250, 100..200, 0..100 of the segment, so
-        // that each byte is read before a later window overwrites it. Counted from the front, so that a segment that
-        // begins aligned is cut at aligned places.
+        // Worked example: source 0, dest 100, len 250. Windows from the back: 200..250, 100..200, 0..100 of the
+        // segment, so that each byte is read before a later window overwrites it. Counted from the front, so that a
+        // segment that begins aligned is cut at aligned places.
         let (at, len) = if backward {
             let len = if rest.is_multiple_of(most) { most } else { rest % most };
             (rest - len, len)
@@ -419,8 +421,8 @@ impl<F: Facts> Planner<F> {
         let mut len = most;
         let mut content = Content::Data;
         if carries {
-            // A method that carries holes needs no look at them, but for a hole of a step or more it would be asked again and again:
-            // work follows data, and a file may be 8 EiB long with nothing in it.
+            // A method that carries holes needs no look at them, but for a hole of a step or more it would be asked
+            // again and again: work follows data, and a file may be 8 EiB long with nothing in it.
             let step = choice.iter().map(|c| c.len).min().unwrap_or(most);
             if dest_zero && self.policy.sparse != Sparse::Never && step < most {
                 let extent = self.facts.source_content(source.prefix(most))?;

@@ -1,5 +1,5 @@
-//! Calls that may block and have no ring operation: zeroing, discarding, and the rest of a short read or write. They run
-//! on a helper thread.
+//! Calls that may block and have no ring operation: zeroing, discarding, and the rest of a short read or write. They
+//! run on a helper thread.
 
 use super::core::Backing;
 use crate::block::{Buf, ByteRange, Call, Counters, Error, Kind, Result};
@@ -12,8 +12,9 @@ const CALL_MAX: u64 = 1 << 30;
 /// Zeroes written at once where nothing else zeroes, in bytes.
 const ZEROES: u64 = 512 << 10;
 
-/// True for answers that mean "not by this call here": file systems that know the call and not the mode or the range (EINVAL), and
-/// sandboxes (EPERM, EACCES). Writing zeroes is always right, and says what is wrong with the file itself.
+/// True for answers that mean "not by this call here": file systems that know the call and not the mode or the range
+/// (EINVAL), and sandboxes (EPERM, EACCES). Writing zeroes is always right, and says what is wrong with the file
+/// itself.
 fn is_unsupported(error: rustix::io::Errno) -> bool {
     use rustix::io::Errno;
     matches!(
@@ -75,7 +76,8 @@ pub(super) fn write_zeroes(
     (range.len(), Ok(()))
 }
 
-/// Bytes in front of `range` that are said to be a hole. They are punched all the same: it only says that this costs nothing.
+/// Bytes in front of `range` that are said to be a hole. They are punched all the same: it only says that this costs
+/// nothing.
 fn hole(fd: &OwnedFd, range: ByteRange, counters: &mut Counters) -> u64 {
     if range.len() <= CALL_MAX {
         return 0;

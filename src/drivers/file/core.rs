@@ -91,8 +91,8 @@ impl Drop for Core {
     }
 }
 
-/// False for a file whose reads and writes cannot be asked not to wait: a ring would ask its server (FUSE) or make the thread
-/// that submits wait.
+/// False for a file whose reads and writes cannot be asked not to wait: a ring would ask its server (FUSE) or make the
+/// thread that submits wait.
 fn knows_no_wait(fd: &OwnedFd) -> bool {
     let mut byte = [0; 1];
     let flags = rustix::io::ReadWriteFlags::NOWAIT;
@@ -231,8 +231,8 @@ impl Core {
         rustix::fs::open(path, access | more | OFlags::CLOEXEC, rustix::fs::Mode::empty())
     }
 
-    /// A descriptor for one queue's flushes. The kernel tells of a lost write once through each open of a file, so of two flushes
-    /// through one the second may be told that all is well.
+    /// A descriptor for one queue's flushes. The kernel tells of a lost write once through each open of a file, so of
+    /// two flushes through one the second may be told that all is well.
     ///
     /// `None`: the shared descriptor has to do.
     pub(super) fn open_for_flushes(&self) -> Option<Closing> {
@@ -266,7 +266,8 @@ impl Core {
             Op::Write { .. } => {
                 let align = self.direct_align.map_or(1, u64::from);
                 let span = Span::of(range, align);
-                // The last bytes of a file that ends inside a block go through the cache: a whole block would make it longer.
+                // The last bytes of a file that ends inside a block go through the cache: a whole block would make it
+                // longer.
                 if direct && span.whole().end() <= self.size() {
                     entry.need = Need::Either;
                 }

@@ -1,7 +1,8 @@
 //! A new regular file that gets its name when it is good.
 //!
-//! Nameless until then where the file system can (`O_TMPFILE`): whatever ends the process, nothing is left. Elsewhere it has a hidden
-//! name beside the one it will get. What an ended copy leaves behind: `docs/notes/010-what-an-ended-copy-leaves.md`.
+//! Nameless until then where the file system can (`O_TMPFILE`): whatever ends the process, nothing is left. Elsewhere
+//! it has a hidden name beside the one it will get. What an ended copy leaves behind:
+//! `docs/notes/010-what-an-ended-copy-leaves.md`.
 
 use super::File;
 use crate::block::{Error, Kind, Result};
@@ -69,8 +70,8 @@ impl Fresh {
 
     /// Gives it its name, once.
     ///
-    /// Errors: `InUse` when something has that name by now; `NotFound` when the folder is gone. The file is lost then, as it is
-    /// when this is dropped without a name.
+    /// Errors: `InUse` when something has that name by now; `NotFound` when the folder is gone. The file is lost then,
+    /// as it is when this is dropped without a name.
     pub fn publish(&self) -> Result<()> {
         let done = match &self.hidden {
             None => {
@@ -130,8 +131,8 @@ fn file_name(path: &Path) -> Option<OsString> {
 fn nameless(folder: &OwnedFd, mode: Mode) -> Option<OwnedFd> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(folder, ".", flags, mode).ok()?;
-    // What would be found out after the copy otherwise: that /proc is not there, or that a sandbox forbids links. A name that is
-    // always taken is refused as taken only where all else is in order.
+    // What would be found out after the copy otherwise: that /proc is not there, or that a sandbox forbids links. A
+    // name that is always taken is refused as taken only where all else is in order.
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let tried = rustix::fs::linkat(CWD, link, folder, ".", AtFlags::SYMLINK_FOLLOW);
     (tried == Err(Errno::EXIST)).then_some(fd)

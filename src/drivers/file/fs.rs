@@ -1,5 +1,5 @@
-//! What kind of file system a file lies on, and what that means for copies. By magic number: nothing is tried out on the
-//! user's files, and a wrong guess costs one refused call.
+//! What kind of file system a file lies on, and what that means for copies. By magic number: nothing is tried out on
+//! the user's files, and a wrong guess costs one refused call.
 
 use crate::drivers::mounts;
 use crate::sys::aligned::PAGE;
@@ -60,8 +60,8 @@ const XFS: u32 = 0x5846_5342;
 const BTRFS: u32 = 0x9123_683e;
 const FUSE: u32 = 0x6573_5546;
 
-/// True for a file in the format of ext2 and ext3: direct writes into its holes go through the page cache inside the kernel,
-/// beside direct ones that do not.
+/// True for a file in the format of ext2 and ext3: direct writes into its holes go through the page cache inside the
+/// kernel, beside direct ones that do not.
 fn lacks_extents(fd: &OwnedFd) -> bool {
     /// `EXT4_EXTENTS_FL` (fs/ext4/ext4.h).
     const EXTENTS: u32 = 0x0008_0000;
@@ -90,7 +90,8 @@ impl Facts {
                 return 0;
             }
             let align = s.stx_dio_mem_align.max(s.stx_dio_offset_align);
-            // Once a file shares extents, and any may by tomorrow, XFS makes direct writes of less than a block through the cache.
+            // Once a file shares extents, and any may by tomorrow, XFS makes direct writes of less than a block through
+            // the cache.
             if shares {
                 align.max(block_bytes.and_then(|b| u32::try_from(b).ok()).unwrap_or(0))
             } else {

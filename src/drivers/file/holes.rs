@@ -1,8 +1,9 @@
 //! Which ranges of a file are holes, and which only look like it.
 //!
-//! `SEEK_DATA` may be wrong about what is not stored yet: on file systems in the format of ext2 and ext3 Linux calls a fresh write
-//! a hole until it is written out, and others had the same fault for years. So its word for "hole" counts only where no page is
-//! cached, or nothing cached is dirty when it is asked again, or after the range was written out. Else the range is read.
+//! `SEEK_DATA` may be wrong about what is not stored yet: on file systems in the format of ext2 and ext3 Linux calls a
+//! fresh write a hole until it is written out, and others had the same fault for years. So its word for "hole" counts
+//! only where no page is cached, or nothing cached is dirty when it is asked again, or after the range was written out.
+//! Else the range is read.
 //!
 //! Everything here may wait for the disk.
 
@@ -50,7 +51,8 @@ pub(super) fn cached(fd: &OwnedFd, range: ByteRange) -> Cached {
     }
 }
 
-/// Stores what is cached of a range and not stored yet, so that its holes are holes: for a kernel copy that carries them over.
+/// Stores what is cached of a range and not stored yet, so that its holes are holes: for a kernel copy that carries
+/// them over.
 pub(super) fn store(fd: &OwnedFd, range: ByteRange) -> std::io::Result<()> {
     if range.is_empty() || cached(fd, range) != Cached::Dirty {
         return Ok(());
@@ -80,8 +82,8 @@ pub(super) trait Asked {
 #[derive(Default)]
 pub(super) struct Holes {
     seeks: AtomicU64,
-    /// Data found last: from its start to its end, both known, or the same when only the start is. Only ever data: taken for
-    /// data when it has become a hole costs time, the other way round would cost bytes.
+    /// Data found last: from its start to its end, both known, or the same when only the start is. Only ever data:
+    /// taken for data when it has become a hole costs time, the other way round would cost bytes.
     data: Mutex<ByteRange>,
 }
 
@@ -150,8 +152,8 @@ impl Holes {
         self.remember(0, 0);
     }
 
-    /// What lies at the front of `range`, which is not empty and inside the file: a hole up to an offset in the range, or data
-    /// up to an offset, maybe past its end.
+    /// What lies at the front of `range`, which is not empty and inside the file: a hole up to an offset in the range,
+    /// or data up to an offset, maybe past its end.
     pub(super) fn at(&self, core: &Core, range: ByteRange) -> Result<(Content, u64)> {
         self.look(&Real { core, seeks: &self.seeks }, range, core.size())
     }
@@ -234,7 +236,8 @@ mod tests {
     use super::*;
     use std::cell::{Cell, RefCell};
 
-    /// A file of one block of data at 8192..12288 in a hole, whose file system says `lies` so many times that all is a hole.
+    /// A file of one block of data at 8192..12288 in a hole, whose file system says `lies` so many times that all is a
+    /// hole.
     struct Lying {
         lies: Cell<u32>,
         cached: Cached,

@@ -1,8 +1,9 @@
-//! Reads what lies on the medium, whatever the page cache holds: by an open of its own for direct I/O, which only verification
-//! uses.
+//! Reads what lies on the medium, whatever the page cache holds: by an open of its own for direct I/O, which only
+//! verification uses.
 //!
-//! The kernel writes dirty pages of a range out before it reads that range directly, and leaves clean ones where they are: pages that
-//! another program has mapped cannot be dropped, and a read through the cache would be answered from them.
+//! The kernel writes dirty pages of a range out before it reads that range directly, and leaves clean ones where they
+//! are: pages that another program has mapped cannot be dropped, and a read through the cache would be answered from
+//! them.
 
 use super::core::Core;
 use super::transfer::ended_early;

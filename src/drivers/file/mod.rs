@@ -161,7 +161,8 @@ impl File {
         &self.path
     }
 
-    /// What the system said of it when it was opened, before anything was read: reading changes the time of the last access.
+    /// What the system said of it when it was opened, before anything was read: reading changes the time of the last
+    /// access.
     pub fn stat_at_open(&self) -> &Stat {
         &self.stat
     }
@@ -187,8 +188,9 @@ impl File {
         Ok(())
     }
 
-    /// Makes the file and the device longer, as [`File::set_len`] does. False: this file system makes no file longer that is not
-    /// written to its new end; the device has the new length, and the file will have it once its last byte is written.
+    /// Makes the file and the device longer, as [`File::set_len`] does. False: this file system makes no file longer
+    /// that is not written to its new end; the device has the new length, and the file will have it once its last byte
+    /// is written.
     ///
     /// Errors: as of `set_len`, such as `NoSpace`.
     pub fn grow(&self, len: u64) -> Result<bool> {
@@ -322,8 +324,8 @@ impl Device for File {
             tail_at_eof: false,
             max_bytes: RANGE_CALL_MAX,
             carries_holes: false,
-            // Where nobody but this kernel moves the bytes it is an in-kernel splice: measured no faster than reading and
-            // writing, and it leaves both files in the page cache.
+            // Where nobody but this kernel moves the bytes it is an in-kernel splice: measured no faster than reading
+            // and writing, and it leaves both files in the page cache.
             preferred: self.facts.copied_by_server,
         };
         match self.facts.sharing {

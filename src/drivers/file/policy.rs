@@ -1,5 +1,5 @@
-//! Direct or through the page cache, decided read by read while nothing here writes: a pure table. The measurements behind it are in
-//! `docs/notes/003-file-and-block-drivers.md`.
+//! Direct or through the page cache, decided read by read while nothing here writes: a pure table. The measurements
+//! behind it are in `docs/notes/003-file-and-block-drivers.md`.
 
 /// Shorter requests go through the page cache unasked: a look at the cache would cost more than it saves.
 pub(crate) const SMALL_BYTES: u64 = 64 << 10;
@@ -59,7 +59,8 @@ pub(crate) struct Choice {
     pub(crate) after: After,
 }
 
-/// True for a read of which the page cache should be asked before choosing, and a write that counts as growth of the cache.
+/// True for a read of which the page cache should be asked before choosing, and a write that counts as growth of the
+/// cache.
 pub(crate) fn wants_residency(len: u64) -> bool {
     len >= SMALL_BYTES
 }

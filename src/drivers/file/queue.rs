@@ -116,7 +116,8 @@ fn is_fua(request: &Request) -> bool {
     matches!(request.op(), Op::Write { fua: true, .. })
 }
 
-/// An error by which a write was refused before anything of it reached the disk: it tells nothing of what is written already.
+/// An error by which a write was refused before anything of it reached the disk: it tells nothing of what is written
+/// already.
 fn is_foreground(errno: i32) -> bool {
     matches!(
         errno,
@@ -171,8 +172,8 @@ impl FdQueue {
         self.sync.as_deref().unwrap_or(&self.core.fd).clone()
     }
 
-    /// Has a call made that no request waits for. Its completion is nobody's: left with this queue's, which may not be polled
-    /// again for long, it would keep the thread from sleeping.
+    /// Has a call made that no request waits for. Its completion is nobody's: left with this queue's, which may not be
+    /// polled again for long, it would keep the thread from sleeping.
     fn aside(&self, op: IoOp) {
         let port = self.reactor.open_port_of(&self.core.helpers);
         self.reactor.submit(port, ASIDE, op);
@@ -244,8 +245,8 @@ impl FdQueue {
         }
     }
 
-    /// Asks for a request to be let through by the gate of the leaf, and of its source's leaf if it copies through the cache.
-    /// `None`: it is parked.
+    /// Asks for a request to be let through by the gate of the leaf, and of its source's leaf if it copies through the
+    /// cache. `None`: it is parked.
     fn enter(
         &mut self,
         request: Request,
@@ -327,8 +328,8 @@ impl FdQueue {
             let op = IoOp::Write { file, offset: range.offset(), buf, direct: true, dsync: fua };
             return self.start(request, range, Step::Write(route), passes, op);
         }
-        // Through the cache it is synced after the write: an error of both in one could be that of other data, told here and
-        // to no flush any more.
+        // Through the cache it is synced after the write: an error of both in one could be that of other data, told
+        // here and to no flush any more.
         let file = self.core.fd.clone();
         let op = IoOp::Write { file, offset: range.offset(), buf, direct: false, dsync: false };
         self.start(request, range, Step::Write(route), passes, op);
@@ -551,8 +552,9 @@ impl FdQueue {
         }
     }
 
-    /// Does what is left after `front` bytes on a helper thread, until it is whole or fails: what a short answer left, and direct
-    /// I/O whose offsets or memory are not those of whole blocks. Always the way that the request was let through for.
+    /// Does what is left after `front` bytes on a helper thread, until it is whole or fails: what a short answer left,
+    /// and direct I/O whose offsets or memory are not those of whole blocks. Always the way that the request was let
+    /// through for.
     #[allow(clippy::too_many_arguments)] // all of one request
     fn rest(
         &mut self,

@@ -343,7 +343,8 @@ fn each_queue_flushes_through_an_open_of_its_own() {
     assert_eq!(rustix::fs::seek(&**file.fd(), rustix::fs::SeekFrom::Current(0)).unwrap(), 0);
 }
 
-/// A durable write at `offset` while the sync, or the durable write itself, fails with `errno`; then the kind of a flush's error.
+/// A durable write at `offset` while the sync, or the durable write itself, fails with `errno`; then the kind of a
+/// flush's error.
 fn flush_behind_a_durable_write(offset: u64, len: usize, errno: i32, sync: bool) -> Option<Kind> {
     let (_dir, file) = fresh(MIB as u64 + 1);
     let mut q = Driven::new(file);

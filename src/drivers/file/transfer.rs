@@ -51,8 +51,8 @@ pub(crate) struct Transfer<K> {
 }
 
 impl Transfer<Files> {
-    /// Makes sure that what is cached of the sources is stored, for file systems that copy what is stored: not each looks for
-    /// what it has not stored yet, and then a hole is copied in its place.
+    /// Makes sure that what is cached of the sources is stored, for file systems that copy what is stored: not each
+    /// looks for what it has not stored yet, and then a hole is copied in its place.
     ///
     /// Errors: `Unsupported` when it cannot be stored, so that the caller reads instead.
     pub(crate) fn store_sources(&self) -> Result<()> {
@@ -149,9 +149,9 @@ pub(crate) fn ended_early(at: u64, expected: u64) -> Error {
 /// The error of a copy call. Only answers on this list let the caller step down; an I/O error, no space or no memory
 /// is final, and so is everything not known to mean "not here".
 ///
-/// EPERM and EACCES are a sandbox's answer to a call it does not know (and a system that lets files be cloned by some only); where
-/// they mean the destination, as of an immutable file, the write that comes instead is refused in its own words. So with ETXTBSY,
-/// the answer for a file in use as swap.
+/// EPERM and EACCES are a sandbox's answer to a call it does not know (and a system that lets files be cloned by some
+/// only); where they mean the destination, as of an immutable file, the write that comes instead is refused in its own
+/// words. So with ETXTBSY, the answer for a file in use as swap.
 fn refusal(method: Method, error: io::Error) -> Error {
     let steps_down = matches!(
         error.raw_os_error(),

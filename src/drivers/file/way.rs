@@ -1,5 +1,5 @@
-//! The driver's side of [`crate::block::way`]: which leaf has which gate, how its cache is made clean, and direct I/O at any
-//! offset.
+//! The driver's side of [`crate::block::way`]: which leaf has which gate, how its cache is made clean, and direct I/O
+//! at any offset.
 
 use crate::block::way::Gate;
 use crate::block::{Buf, ByteRange, Call, Counters, LeafId};
@@ -29,8 +29,8 @@ pub(super) fn gate_of(leaf: LeafId) -> Arc<Gate> {
     gate
 }
 
-/// Writes out what is cached of a file or device and drops it. For the time in which nothing is in flight and before direct
-/// I/O goes on. Errors: of the writing; what was lost is not known.
+/// Writes out what is cached of a file or device and drops it. For the time in which nothing is in flight and before
+/// direct I/O goes on. Errors: of the writing; what was lost is not known.
 pub(super) fn make_clean(fd: &OwnedFd) -> io::Result<()> {
     match ioctl::cachestat(fd, 0, 0) {
         Ok(stat) if stat.cached == 0 => return Ok(()),
@@ -91,8 +91,8 @@ impl Direct {
         range.is_aligned(self.align) && (start as u64).is_multiple_of(self.align)
     }
 
-    /// Fills `out` from `offset` on, at any alignment; the bytes read (fewer at the end of the file), and the error that
-    /// stopped it.
+    /// Fills `out` from `offset` on, at any alignment; the bytes read (fewer at the end of the file), and the error
+    /// that stopped it.
     pub(super) fn read(
         &self,
         out: &mut [u8],
@@ -121,8 +121,8 @@ impl Direct {
         (good as u64, None)
     }
 
-    /// Writes `bytes` at `offset`, at any alignment: blocks at ragged ends are read and changed. The caller keeps other writes
-    /// of those blocks away. The bytes written, and the error that stopped it.
+    /// Writes `bytes` at `offset`, at any alignment: blocks at ragged ends are read and changed. The caller keeps other
+    /// writes of those blocks away. The bytes written, and the error that stopped it.
     pub(super) fn write(
         &self,
         bytes: &[u8],
@@ -146,7 +146,8 @@ impl Direct {
                 if error.is_some() {
                     return (good as u64, error);
                 }
-                // Past the end of a file that another program cut there is nothing, and a write there makes zeroes of it.
+                // Past the end of a file that another program cut there is nothing, and a write there makes zeroes of
+                // it.
                 buf[small(n).min(block)..block].fill(0);
             }
             if tail != len && (len > block || skip == 0) {

@@ -34,7 +34,8 @@ fn a_file_that_may_be_written_goes_direct_at_every_offset_by_every_handle() {
         assert!(q.reactor.log().iter().all(|l| !l.contains("buffered")));
     }
     assert_eq!(file.core.gate.passed().switches, 0);
-    // The last bytes of a file that ends inside a block go through the cache, and what comes then goes along for a while.
+    // The last bytes of a file that ends inside a block go through the cache, and what comes then goes along for a
+    // while.
     assert!(q.write(4 * MIB as u64 - 10, &pattern(9, 110)).result.is_ok());
     model[4 * MIB - 10..].copy_from_slice(&pattern(9, 110));
     assert!(q.write(0, &pattern(10, 8192)).result.is_ok());

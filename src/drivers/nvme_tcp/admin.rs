@@ -34,7 +34,8 @@ const QUEUES: u32 = 128;
 /// Namespaces listed at most.
 const NAMESPACES_MAX: usize = 1 << 16;
 
-/// Slots of the admin queue: questions, one at a time; the keep-alive; the event request; the end, whatever else is out.
+/// Slots of the admin queue: questions, one at a time; the keep-alive; the event request; the end, whatever else is
+/// out.
 pub(super) const SLOT_ASK: u16 = 0;
 pub(super) const SLOT_KEEP_ALIVE: u16 = 1;
 pub(super) const SLOT_EVENT: u16 = 2;
@@ -99,7 +100,8 @@ impl Facts {
         nvm.and_then(|n| n.dsm_blocks_max).map_or(range, |all| range.min(all.get()))
     }
 
-    /// How long the controller wants a command that ended with `status` to wait before it is sent again; zero: it does not say.
+    /// How long the controller wants a command that ended with `status` to wait before it is sent again; zero: it does
+    /// not say.
     pub(super) fn retry_delay(&self, status: Status) -> Duration {
         let units = match status.retry_delay() {
             0 => 0,
@@ -255,8 +257,9 @@ impl Admin {
         Asking { slot: SLOT_END, ..self.asking(deadline) }
     }
 
-    /// Resets the controller. Success shows that it is there, and with it what it was given. It does not show that nothing of the
-    /// association is executed any more: Linux's target answers while its disk is still busy with writes from before.
+    /// Resets the controller. Success shows that it is there, and with it what it was given. It does not show that
+    /// nothing of the association is executed any more: Linux's target answers while its disk is still busy with writes
+    /// from before.
     pub(super) fn disable(&mut self, deadline: Instant) -> Result<()> {
         self.cc = self.cc.with_enabled(false);
         let value = self.cc.0.into();
@@ -279,9 +282,9 @@ impl Admin {
     }
 }
 
-/// How long after the loss of its connections commands of an association may still be executed. The controller notices by the
-/// keep-alive timeout at the latest (Base Specification 2.1, 3.9: with traffic-based keep-alive it may look one timeout
-/// later), which it rounds up to its timer's steps (KAS), and then takes its time to end what runs (CQT).
+/// How long after the loss of its connections commands of an association may still be executed. The controller notices
+/// by the keep-alive timeout at the latest (Base Specification 2.1, 3.9: with traffic-based keep-alive it may look one
+/// timeout later), which it rounds up to its timer's steps (KAS), and then takes its time to end what runs (CQT).
 fn grace(identify: &IdentifyController, keep_alive: Duration) -> Duration {
     let factor = if identify.ctratt & ctratt::TRAFFIC_KEEPS_ALIVE != 0 { 3 } else { 2 };
     let step = identify.kas.map_or(1, |kas| u128::from(kas.get()) * 100);
@@ -535,9 +538,9 @@ fn queues(ask: &mut dyn Ask) -> Result<u16> {
     Ok(u16::try_from(pairs).expect("at most QUEUES"))
 }
 
-/// Tells the controller what this host understands (Host Behavior Support), which a reset clears: copies from one namespace to
-/// another, where the controller has them (bit 2 of CDFE), and retry delays. False where it does not let us copy across: copies
-/// inside one namespace go on.
+/// Tells the controller what this host understands (Host Behavior Support), which a reset clears: copies from one
+/// namespace to another, where the controller has them (bit 2 of CDFE), and retry delays. False where it does not let
+/// us copy across: copies inside one namespace go on.
 fn set_behavior(ask: &mut dyn Ask, identify: &IdentifyController) -> Result<bool> {
     let across = identify.copies_in(Format::F2);
     let delays = identify.retry_delays.iter().any(|&delay| delay != 0);
@@ -572,7 +575,8 @@ pub(super) fn log_page(ask: &mut dyn Ask, lid: u8, offset: u64, len: usize) -> R
     ask.ask(doing, sqe, Data::In(buffer(len)?))?.good(doing).map(|(page, _)| page)
 }
 
-/// Reads the log page an event points to, so that the next event of its kind can come. What it says is read anew anyway.
+/// Reads the log page an event points to, so that the next event of its kind can come. What it says is read anew
+/// anyway.
 pub(super) fn clear_event(ask: &mut dyn Ask, event: AsyncEvent) -> Result<()> {
     // The changed namespace list is the only one that must be read whole.
     log_page(ask, event.lid, 0, identify::LEN).map(drop)

@@ -1,8 +1,8 @@
-//! One connection for I/O commands and the places on it. It belongs to one queue of this process, or, where the controller
-//! grants fewer connections than there are queues, to several, which may live on several threads.
+//! One connection for I/O commands and the places on it. It belongs to one queue of this process, or, where the
+//! controller grants fewer connections than there are queues, to several, which may live on several threads.
 //!
-//! Whoever has something to send or to receive drives the connection, for all of them: what ends for another queue goes into
-//! its wire's inbox. Places are given out in the order in which queues began to wait for one.
+//! Whoever has something to send or to receive drives the connection, for all of them: what ends for another queue goes
+//! into its wire's inbox. Places are given out in the order in which queues began to wait for one.
 
 use super::Why;
 use super::admin::{DEPTH, Facts};
@@ -256,8 +256,8 @@ impl Channel {
         }
     }
 
-    /// Reads the socket dry, and takes what has ended; otherwise as [`Self::turn`]. Answers of the queue itself that lead to more
-    /// commands are left in `mine`.
+    /// Reads the socket dry, and takes what has ended; otherwise as [`Self::turn`]. Answers of the queue itself that
+    /// lead to more commands are left in `mine`.
     pub(super) fn drain(&self, number: u64, mine: &mut Vec<Ended>) -> Result<bool, Why> {
         let mut state = lock(&self.state);
         let mut blocked = false;

@@ -184,8 +184,8 @@ impl Controller {
         }
     }
 
-    /// Asks what a namespace is, and has its changes followed: the one that is open already, as it is now, or the one that
-    /// `make` makes.
+    /// Asks what a namespace is, and has its changes followed: the one that is open already, as it is now, or the one
+    /// that `make` makes.
     pub(super) fn namespace(
         &self,
         nsid: u32,

@@ -23,8 +23,8 @@ use std::time::Duration;
 /// The size of one read or write that serves best, in bytes, where the controller takes as much.
 const OPTIMAL_IO_BYTES: u64 = 256 << 10;
 
-/// Longest Copy asked for, in bytes, whatever the controller takes: a slow disk has to be done with it well within the command
-/// time-out, at whose end the controller is reset.
+/// Longest Copy asked for, in bytes, whatever the controller takes: a slow disk has to be done with it well within the
+/// command time-out, at whose end the controller is reset.
 const COPY_BYTES_MAX: u64 = 64 << 20;
 
 /// A namespace. Its size follows the controller's; everything else is as it was when it was opened.
@@ -114,8 +114,8 @@ impl WriteCache {
         if self.dirty.load(Ordering::SeqCst) < now {
             self.dirty.fetch_max(now, Ordering::SeqCst);
         }
-        // Either this sees that the association is lost, or who loses it sees that there is something to lose: the answer
-        // may have been read from the socket long after.
+        // Either this sees that the association is lost, or who loses it sees that there is something to lose: the
+        // answer may have been read from the socket long after.
         if self.ended.load(Ordering::SeqCst) >= association {
             self.lost.fetch_max(association, Ordering::AcqRel);
         }
@@ -163,9 +163,9 @@ impl WriteCache {
 impl Namespace {
     /// Opens the namespace that `url` names, on the controller this process has already or on a new association.
     ///
-    /// Errors: `InvalidInput` for a URL without NQN or NSID; `NotFound` for a subsystem or namespace that is not there (the
-    /// message says which are); `Permission`; `Unsupported` for metadata, protection information and zones; `Io` for a
-    /// target that cannot be reached or does not answer as it should.
+    /// Errors: `InvalidInput` for a URL without NQN or NSID; `NotFound` for a subsystem or namespace that is not there
+    /// (the message says which are); `Permission`; `Unsupported` for metadata, protection information and zones; `Io`
+    /// for a target that cannot be reached or does not answer as it should.
     pub fn open(url: &Url) -> Result<Arc<Self>> {
         Self::open_with(url, Options::of(url))
     }
@@ -327,8 +327,8 @@ impl Namespace {
     }
 }
 
-/// A number that is the same through every address: a digest of the names of subsystem and namespace. The subsystem is in
-/// it because two careless targets may give their namespaces equal names.
+/// A number that is the same through every address: a digest of the names of subsystem and namespace. The subsystem is
+/// in it because two careless targets may give their namespaces equal names.
 fn leaf(facts: &Facts, namespace: &NamespaceFacts) -> LeafId {
     let mut hasher = blake3::Hasher::new_derive_key("blkcopy nvme namespace");
     let mut put = |bytes: &[u8]| {
@@ -376,8 +376,8 @@ fn copy_paths(
     abilities: Abilities,
 ) -> Vec<CopyPath> {
     let Some(max) = limits.copy_max_bytes.get_hw() else { return Vec::new() };
-    // Copies across namespaces want equal block sizes (Incompatible Namespace or Format otherwise). Controllers are few,
-    // and a block size is a power of two below 2^21: the numbers never meet.
+    // Copies across namespaces want equal block sizes (Incompatible Namespace or Format otherwise). Controllers are
+    // few, and a block size is a power of two below 2^21: the numbers never meet.
     let reach = if abilities.copies_across {
         1 << 32 | u64::from(namespace.identify.lba_format().data_shift)
     } else {

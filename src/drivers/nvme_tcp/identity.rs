@@ -14,10 +14,11 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// The host named by the user, or this machine: as `/etc/nvme/hostnqn` and `hostid` say, else after its machine id or its
-    /// boot.
+    /// The host named by the user, or this machine: as `/etc/nvme/hostnqn` and `hostid` say, else after its machine id
+    /// or its boot.
     ///
-    /// Errors: `InvalidInput` for a machine that has none of these. Two hosts of one name would end each other's associations.
+    /// Errors: `InvalidInput` for a machine that has none of these. Two hosts of one name would end each other's
+    /// associations.
     pub(super) fn new(named: Option<Nqn>) -> Result<Self> {
         if let Some(nqn) = named {
             return Ok(Self::of(nqn));

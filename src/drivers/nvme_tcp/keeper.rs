@@ -1,5 +1,6 @@
-//! The thread of a controller: it owns the admin queue, sends keep-alives, counts the time of commands, and when the association is
-//! lost it makes another one and hands every queue its new connection. It goes on trying for as long as somebody uses a namespace.
+//! The thread of a controller: it owns the admin queue, sends keep-alives, counts the time of commands, and when the
+//! association is lost it makes another one and hands every queue its new connection. It goes on trying for as long as
+//! somebody uses a namespace.
 
 use super::Why;
 use super::admin::{self, Admin, Asking, Purpose};
@@ -207,8 +208,8 @@ impl Thread<'_> {
         }
     }
 
-    /// Looks at what an event is about. Only one event request is out at a time, and it goes out again after this: events
-    /// come no faster than they are heeded.
+    /// Looks at what an event is about. Only one event request is out at a time, and it goes out again after this:
+    /// events come no faster than they are heeded.
     fn heed(&mut self, pending: &mut Pending) -> Result<()> {
         for event in std::mem::take(&mut pending.events) {
             let deadline = self.before_questions(pending);
@@ -292,8 +293,8 @@ impl Thread<'_> {
         }
         let channels = std::mem::take(&mut lock(&shared.state).channels);
         channels.iter().filter_map(Weak::upgrade).for_each(|channel| channel.shut_down());
-        // While the admin queue lives, a reset shows that the controller has kept what it was given. That nothing is executed
-        // any more only time can tell.
+        // While the admin queue lives, a reset shows that the controller has kept what it was given. That nothing is
+        // executed any more only time can tell.
         let reset = self.admin.disable(Instant::now() + options.connect_timeout.min(options.keep_alive));
         if let Err(error) = &reset {
             tracing::info!(%error, "the old association cannot be shut down cleanly");

@@ -36,8 +36,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// How long one command may take before the controller is reset.
     pub command_timeout: Duration,
-    /// Longest time without a connection before requests fail, and for which a command is tried again when the controller says
-    /// that this may help. The attempts to connect go on afterwards, as long as the namespace is open.
+    /// Longest time without a connection before requests fail, and for which a command is tried again when the
+    /// controller says that this may help. The attempts to connect go on afterwards, as long as the namespace is open.
     pub reconnect_timeout: Duration,
     /// Time without a sign of life after which the controller gives us up, and we it (KATO).
     pub keep_alive: Duration,

@@ -1,7 +1,7 @@
 //! One thread's I/O queue: requests become commands on a connection of its own, and what ends comes back.
 //!
-//! The socket is read and written by `submit` and `poll` themselves; the reactor is only asked to wake the thread when there
-//! is something to read. When the connection is lost, requests wait here for the next one.
+//! The socket is read and written by `submit` and `poll` themselves; the reactor is only asked to wake the thread when
+//! there is something to read. When the connection is lost, requests wait here for the next one.
 
 use super::Why;
 use super::admin::{DEPTH, Facts};
@@ -26,12 +26,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often a command may be on its way when a connection is lost before it is given up: a command that brings the target
-/// down would do so for ever.
+/// How often a command may be on its way when a connection is lost before it is given up: a command that brings the
+/// target down would do so for ever.
 const LOSSES_MAX: u8 = 3;
 /// How often a command that failed by what may have been an accident is tried again: as often as by Linux.
 const RETRIES_MAX: u32 = 5;
-/// Pauses before a command is tried again where the controller does not say how long: the first, doubled up to the longest.
+/// Pauses before a command is tried again where the controller does not say how long: the first, doubled up to the
+/// longest.
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
 /// Pause before the first connection is tried again that could not be made.

@@ -384,8 +384,8 @@ fn only_what_stays_undefined_is_called_so() {
     assert_eq!((failed.good_bytes, spans(&failed)), (512, vec![(8704, 512)]));
 }
 
-/// A copy of 2 MiB from namespace 1 to namespace 2 of a target that forgets what was not flushed, cut at the commands `cuts`, counted
-/// from 0 over all I/O.
+/// A copy of 2 MiB from namespace 1 to namespace 2 of a target that forgets what was not flushed, cut at the commands
+/// `cuts`, counted from 0 over all I/O.
 fn forgetful(
     cuts: &'static [usize],
     offload: bool,

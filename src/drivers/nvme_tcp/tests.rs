@@ -30,8 +30,9 @@ pub(super) fn quick() -> Options {
     }
 }
 
-/// The same, where a test waits for a keep-alive to be missed: for a new association, or for the end of a write in doubt. A
-/// thread that gets no core for that long loses its association, so a test that counts associations takes [`quick`].
+/// The same, where a test waits for a keep-alive to be missed: for a new association, or for the end of a write in
+/// doubt. A thread that gets no core for that long loses its association, so a test that counts associations takes
+/// [`quick`].
 pub(super) fn keen() -> Options {
     Options { keep_alive: Duration::from_millis(400), ..quick() }
 }

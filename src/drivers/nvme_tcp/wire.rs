@@ -1,5 +1,5 @@
-//! What lies between a queue and the thread of its controller: mail one way, a count of time; and what other queues on the same
-//! connection found there for it.
+//! What lies between a queue and the thread of its controller: mail one way, a count of time; and what other queues on
+//! the same connection found there for it.
 
 use super::Why;
 use super::admin::Facts;

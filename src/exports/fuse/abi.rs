@@ -1,7 +1,7 @@
 //! The ioctls of a volume: numbers, layouts, and every check that needs no device.
 //!
-//! `docs/notes/006-mount.md` has the tables, `include/blkcopy.h` says the same in C. Numbers are native-endian, as an ioctl's
-//! argument is. The size bits of a command carry the whole argument: that is what makes it reach a FUSE server.
+//! `docs/notes/006-mount.md` has the tables, `include/blkcopy.h` says the same in C. Numbers are native-endian, as an
+//! ioctl's argument is. The size bits of a command carry the whole argument: that is what makes it reach a FUSE server.
 
 use crate::block::ByteRange;
 use crate::sys::blkcopy::{ARG_MAX, Call as Number, DURABLE, ENTRY, FROM_HEADER, HEADER, OFFLOAD_ONLY};
@@ -85,8 +85,8 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-/// Takes an argument apart. `None`: EINVAL, for a count that the size bits do not tell, an unknown flag or a reserved field set, a
-/// length of 0, a range that passes 2^63 - 1, or more than [`TOTAL_MAX`] bytes in all.
+/// Takes an argument apart. `None`: EINVAL, for a count that the size bits do not tell, an unknown flag or a reserved
+/// field set, a length of 0, a range that passes 2^63 - 1, or more than [`TOTAL_MAX`] bytes in all.
 pub(super) fn parse(asked: Asked, bytes: &[u8]) -> Option<Call> {
     let (Asked::Copy(count) | Asked::CopyFrom(count)) = asked else { return None };
     let head = asked.head();

@@ -1,7 +1,8 @@
-//! Mounting as root without the FUSE library, which at the end of a session takes away whatever is at the folder by then.
+//! Mounting as root without the FUSE library, which at the end of a session takes away whatever is at the folder by
+//! then.
 //!
-//! fuser 0.18 means to ask first whether its mount is still there, and asks it the wrong way round (`mnt/mod.rs`, `is_mounted`).
-//! A session over a descriptor takes nothing away; `Mount` does, after a check.
+//! fuser 0.18 means to ask first whether its mount is still there, and asks it the wrong way round (`mnt/mod.rs`,
+//! `is_mounted`). A session over a descriptor takes nothing away; `Mount` does, after a check.
 
 use super::options::MountOptions;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -12,7 +13,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-/// Mounts on `dir`; the descriptor to serve it by. `None`: this process may not mount, the library has a helper for that.
+/// Mounts on `dir`; the descriptor to serve it by. `None`: this process may not mount, the library has a helper for
+/// that.
 pub(super) fn attach(dir: &Path, options: &MountOptions) -> io::Result<Option<OwnedFd>> {
     // What cannot be opened (a dead mount) is not mounted over.
     drop(std::fs::File::open(dir)?);

@@ -37,7 +37,8 @@ struct End {
     error: Option<Error>,
 }
 
-/// How much one answer copies, given what is asked for and the room on both sides: `Ok(0)` only at the end of the source.
+/// How much one answer copies, given what is asked for and the room on both sides: `Ok(0)` only at the end of the
+/// source.
 ///
 /// Errors: ENOSPC at or past the end of the destination; EINVAL where both overlap (the kernel looks too, at its own
 /// sizes).
@@ -108,7 +109,8 @@ pub(super) fn inline(
     Some(answer)
 }
 
-/// What became of a copy in one request; `None`: it was not what it looked like a moment ago, and is to be planned, from the front.
+/// What became of a copy in one request; `None`: it was not what it looked like a moment ago, and is to be planned,
+/// from the front.
 fn one_request_ended(method: Method, ends: &Ends, done: Completion) -> Option<End> {
     let good = done.good_bytes.min(ends.from.len());
     let error = match done.result {

@@ -19,8 +19,8 @@ pub(super) fn errno(error: &Error) -> Errno {
     }
 }
 
-/// The same for `copy_file_range`: never a number by which the kernel would copy by itself, through its own cache and past our
-/// locks and receipts, or ask no more for as long as the mount lives.
+/// The same for `copy_file_range`: never a number by which the kernel would copy by itself, through its own cache and
+/// past our locks and receipts, or ask no more for as long as the mount lives.
 pub(super) fn copy_errno(error: &Error) -> Errno {
     match error.kind() {
         Kind::Unsupported => Errno::EIO,

@@ -33,8 +33,8 @@ const RECEIPT: &str = "user.blkcopy.receipt";
 /// The file system that the FUSE library drives.
 pub(super) struct Volumes(pub(super) Arc<MountShared>);
 
-/// A reader that serves a request which may block it. Dropped before the answer: the program that gets it asks again at once, and another
-/// reader would think itself the last.
+/// A reader that serves a request which may block it. Dropped before the answer: the program that gets it asks again at
+/// once, and another reader would think itself the last.
 struct Busy<'a> {
     shared: &'a MountShared,
     /// Another reader waits for requests meanwhile.
@@ -83,8 +83,8 @@ impl Volumes {
         }
     }
 
-    /// Hands the attributes of a volume to `answer`. This reader looks them up while that keeps nobody else waiting, otherwise the
-    /// helpers of the device do. Of a device that does not answer they are as they were known last.
+    /// Hands the attributes of a volume to `answer`. This reader looks them up while that keeps nobody else waiting,
+    /// otherwise the helpers of the device do. Of a device that does not answer they are as they were known last.
     fn with_attr(&self, volume: usize, answer: impl FnOnce(&MountShared, FileAttr) + Send + 'static) {
         let vol = &self.0.volumes[volume];
         let Some(helpers) = &vol.helpers else {
@@ -153,7 +153,8 @@ macro_rules! fixed {
 impl Filesystem for Volumes {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let options = &self.0.options;
-        // By name, each if the kernel has it. All there are would hold FUSE_OVER_IO_URING, and nothing here reads that ring.
+        // By name, each if the kernel has it. All there are would hold FUSE_OVER_IO_URING, and nothing here reads that
+        // ring.
         let mut wanted = vec![
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
@@ -448,8 +449,8 @@ impl Filesystem for Volumes {
 
     fn listxattr(&self, _: &Request, _: INodeNo, size: u32, reply: ReplyXattr) {
         let _watch = self.watch();
-        // What a program lists it copies along (`cp --preserve=all`, `rsync -X`): a receipt is nothing of the file's own. Who knows
-        // the names can read them.
+        // What a program lists it copies along (`cp --preserve=all`, `rsync -X`): a receipt is nothing of the file's
+        // own. Who knows the names can read them.
         sized(b"", size, reply);
     }
 
@@ -479,7 +480,8 @@ impl Filesystem for Volumes {
         if what != libc::FALLOC_FL_PUNCH_HOLE && !keeps && end > vol.capacity {
             return reply.error(Errno::ENOSPC);
         }
-        // Without KEEP_SIZE the file grows, which only a resizable view can; past its size there is nothing to punch or to zero.
+        // Without KEEP_SIZE the file grows, which only a resizable view can; past its size there is nothing to punch or
+        // to zero.
         if what != libc::FALLOC_FL_PUNCH_HOLE && !keeps {
             vol.reaches(end);
         }

@@ -1,8 +1,8 @@
 //! The mount: volumes as files of one FUSE mount, whose `copy_file_range` and ioctls are block copies.
 //!
-//! `docs/notes/006-mount.md` has threads, calls and reasons. `fs` takes requests on reader threads, `reader` is what such a
-//! thread has of its own, `worker` serves the jobs that are handed over, `copying` is copies on either, `notify` speaks to the
-//! kernel, `mount` starts and ends it all.
+//! `docs/notes/006-mount.md` has threads, calls and reasons. `fs` takes requests on reader threads, `reader` is what
+//! such a thread has of its own, `worker` serves the jobs that are handed over, `copying` is copies on either, `notify`
+//! speaks to the kernel, `mount` starts and ends it all.
 
 mod abi;
 mod attach;

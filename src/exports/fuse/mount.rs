@@ -39,8 +39,8 @@ pub struct Mount {
 pub struct Changed(Arc<MountShared>);
 
 impl Changed {
-    /// Bytes of a volume (by its place in the list the mount was started with) have changed: the kernel forgets its pages of
-    /// them soon.
+    /// Bytes of a volume (by its place in the list the mount was started with) have changed: the kernel forgets its
+    /// pages of them soon.
     pub fn tell(&self, volume: usize, range: ByteRange) {
         if let Some(vol) = self.0.volumes.get(volume) {
             vol.touch();
@@ -52,8 +52,8 @@ impl Changed {
 impl Mount {
     /// Mounts `volumes` at the folder `dir` and serves them; returns when they can be used.
     ///
-    /// Errors: names that cannot be files' or are there twice, a device that is there twice, counts of threads that are out of
-    /// range, a folder that cannot be mounted on.
+    /// Errors: names that cannot be files' or are there twice, a device that is there twice, counts of threads that are
+    /// out of range, a folder that cannot be mounted on.
     pub fn start(dir: &Path, volumes: Vec<Volume>, options: MountOptions) -> Result<Self> {
         check(&volumes, &options)?;
         let here = |e: std::io::Error| Error::os("cannot be mounted on", e).on(&dir.display().to_string());
@@ -155,7 +155,8 @@ impl Mount {
         self.shared.ending.take_failure()
     }
 
-    /// Unmounts (files that are still open are waited for a few seconds, then fail), ends what is in flight and flushes every volume.
+    /// Unmounts (files that are still open are waited for a few seconds, then fail), ends what is in flight and flushes
+    /// every volume.
     ///
     /// Errors: that of the flush.
     pub fn stop(mut self) -> Result<()> {
@@ -240,13 +241,13 @@ impl Drop for Mount {
 
 /// Makes the first `copy_file_range` of the mount, one that copies nothing, before others make theirs.
 ///
-/// Linux 6.18 tries a newer opcode first, which the FUSE library does not know, and then keeps to the older one. When two first
-/// copies meet, the second refusal of the newer opcode is taken for one of the older: from then on the kernel copies by itself
-/// for as long as the mount lives, past our locks, without a sign of it (`__fuse_copy_file_range`, measured in half of the mounts
-/// that several threads began to use at once).
+/// Linux 6.18 tries a newer opcode first, which the FUSE library does not know, and then keeps to the older one. When
+/// two first copies meet, the second refusal of the newer opcode is taken for one of the older: from then on the kernel
+/// copies by itself for as long as the mount lives, past our locks, without a sign of it (`__fuse_copy_file_range`,
+/// measured in half of the mounts that several threads began to use at once).
 ///
-/// Errors: `Unsupported` when the kernel keeps copies to itself, now or because another process's first copy met this one: then nothing
-/// here would be offloaded or locked, without a sign of it.
+/// Errors: `Unsupported` when the kernel keeps copies to itself, now or because another process's first copy met this
+/// one: then nothing here would be offloaded or locked, without a sign of it.
 fn first_copy(shared: &MountShared) -> Result<()> {
     // The kernel asks for nothing where the source has no byte.
     let Some(vol) = shared.volumes.iter().find(|v| !v.read_only && v.size() > 0) else { return Ok(()) };
@@ -329,7 +330,8 @@ fn abort(dir: &Path, place: Option<(u32, u32)>) {
     {
         return;
     }
-    // Forced, the kernel lets go of the connection of a mount that is there; one that was detached ends with this process.
+    // Forced, the kernel lets go of the connection of a mount that is there; one that was detached ends with this
+    // process.
     if is_still_there(dir, place) {
         let _ = rustix::mount::unmount(dir, UnmountFlags::FORCE | UnmountFlags::DETACH);
     }

@@ -1,7 +1,7 @@
 //! Notifications to the kernel, on a thread of their own.
 //!
-//! An invalidation waits until the dirty pages it finds were written, which are requests to this very server. So a thread that serves
-//! requests never sends one, and none holds a lock while waiting for one: `docs/notes/006-mount.md`.
+//! An invalidation waits until the dirty pages it finds were written, which are requests to this very server. So a
+//! thread that serves requests never sends one, and none holds a lock while waiting for one: `docs/notes/006-mount.md`.
 
 use crate::block::ByteRange;
 use crate::reactor::local::Interrupt;

@@ -49,7 +49,8 @@ pub struct MountOptions {
     pub owner: Option<(u32, u32)>,
     /// Engine for files and block devices.
     pub engine: EngineChoice,
-    /// Volumes are as long as they are made, up to their capacity, and empty at first: for testing tools that need that.
+    /// Volumes are as long as they are made, up to their capacity, and empty at first: for testing tools that need
+    /// that.
     #[cfg(feature = "sim")]
     pub resizable: bool,
     /// The kernel keeps writes back: for tests.

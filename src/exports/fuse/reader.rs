@@ -1,7 +1,7 @@
 //! What a reader thread has of its own: range locks, a reactor, a queue of each volume, one buffer.
 //!
-//! The threads are the FUSE library's; between two requests they sleep in `read(/dev/fuse)`. So a reader is parked except while
-//! it serves a request, and it serves one at a time, to its end.
+//! The threads are the FUSE library's; between two requests they sleep in `read(/dev/fuse)`. So a reader is parked
+//! except while it serves a request, and it serves one at a time, to its end.
 
 use super::shared::MountShared;
 use crate::block::lock::LockedQueue;
@@ -44,7 +44,8 @@ pub(super) enum Tried {
 /// Errors: those of the engine and of the range locks when it cannot be made.
 pub(super) fn with<T>(shared: &MountShared, work: impl FnOnce(&mut ReaderThread) -> T) -> Result<T> {
     if !BEGUN.get() {
-        // Thread-locals go in the reverse order of their first use, and a reader leaves the thread's reactor as it goes.
+        // Thread-locals go in the reverse order of their first use, and a reader leaves the thread's reactor as it
+        // goes.
         let _ = reactor::current();
         BEGUN.set(true);
     }

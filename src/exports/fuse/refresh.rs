@@ -1,6 +1,7 @@
 //! After a truncation: has the kernel take the size of the file anew.
 //!
-//! On a thread that no other waits for: it takes the file's inode lock, which a client may hold for as long as it likes.
+//! On a thread that no other waits for: it takes the file's inode lock, which a client may hold for as long as it
+//! likes.
 
 use super::attach::device_at;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -38,10 +39,11 @@ pub(super) fn serve(dir: PathBuf, place: (u32, u32)) -> std::io::Result<Sender<C
 
 /// Sets the mode to what it is: the answer holds the size, and the kernel takes it.
 ///
-/// Asking for attributes would not do. The kernel ignores a size that it gets while a truncation of the file is under way, and
-/// that is over only some time after we have answered it; a change of mode waits for it.
+/// Asking for attributes would not do. The kernel ignores a size that it gets while a truncation of the file is under
+/// way, and that is over only some time after we have answered it; a change of mode waits for it.
 fn refresh(dir: &PathBuf, place: (u32, u32), cut: &Cut) -> rustix::io::Result<()> {
-    // Step by step, never through a link: by now the folder's name may lead elsewhere, and what is there is not ours to change.
+    // Step by step, never through a link: by now the folder's name may lead elsewhere, and what is there is not ours to
+    // change.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = ours(rustix::fs::openat(CWD, dir, flags | OFlags::DIRECTORY, Mode::empty())?, place)?;
     let file = ours(rustix::fs::openat(&folder, &cut.name, flags, Mode::empty())?, place)?;

@@ -157,7 +157,8 @@ impl Vol {
         ByteRange::between(range.offset() - range.offset() % self.block, end)
     }
 
-    /// The first offset from `from` on that is a hole (or, `data`, is none), as `lseek` tells it. `None`: there is none.
+    /// The first offset from `from` on that is a hole (or, `data`, is none), as `lseek` tells it. `None`: there is
+    /// none.
     pub(super) fn seek(&self, from: u64, data: bool) -> Result<Option<u64>> {
         let size = self.size();
         if from >= size {

@@ -21,12 +21,12 @@ use std::time::Duration;
 
 /// Memory for payload of a worker, in bytes: address space until it is used.
 const PAYLOAD: usize = 64 << 20;
-/// Requests of one volume that the I/O worker serves at once, each with one buffer, and copies of one volume that a copier runs at
-/// once; the rest waits in line.
+/// Requests of one volume that the I/O worker serves at once, each with one buffer, and copies of one volume that a
+/// copier runs at once; the rest waits in line.
 const IO_MAX: usize = 48;
 const COPIES_MAX: usize = 8;
-/// How long zeroes that a truncation owes may stay unstored. Long enough that a program which cuts a file writes most of it
-/// anew before, short enough that few are lost when this process is killed.
+/// How long zeroes that a truncation owes may stay unstored. Long enough that a program which cuts a file writes most
+/// of it anew before, short enough that few are lost when this process is killed.
 const STORE_AFTER: Duration = Duration::from_secs(5);
 /// One buffer: a transfer, and the rest of the blocks its edges lie in.
 const BUFFER: usize = TRANSFER_MAX as usize + (64 << 10);
@@ -184,8 +184,8 @@ impl MountWorker {
             Job::Truncate { volume, size, reply } => match self.truncate(volume, size).await {
                 Ok(()) => {
                     let (vol, ino) = (self.volume(volume), ino_of(volume));
-                    // The kernel drops its pages past the size in the answer, so that is the one that was asked for; the
-                    // real one it gets when it asks again.
+                    // The kernel drops its pages past the size in the answer, so that is the one that was asked for;
+                    // the real one it gets when it asks again.
                     let mut attr = vol.attr(ino);
                     attr.size = size;
                     reply.attr(&TTL_NONE, &attr);
@@ -292,8 +292,8 @@ impl MountWorker {
         Ok(written)
     }
 
-    /// Writes a range whose edges lie inside blocks: the blocks are read, changed and written under locks that keep all others
-    /// off them.
+    /// Writes a range whose edges lie inside blocks: the blocks are read, changed and written under locks that keep all
+    /// others off them.
     async fn write_ragged(&self, volume: usize, range: ByteRange, bytes: &[u8], durable: bool) -> Result<()> {
         if lazy::too_many(&*self.volume(volume).device) {
             self.flush(volume).await?;
@@ -357,8 +357,8 @@ impl MountWorker {
         self.flush_for(volume, None).await
     }
 
-    /// The same for an open file. When a target was lost with bytes that were not flushed, and came back, every file that was open
-    /// then is told once; the volume goes on.
+    /// The same for an open file. When a target was lost with bytes that were not flushed, and came back, every file
+    /// that was open then is told once; the volume goes on.
     async fn flush_for(&self, volume: usize, file: Option<&OpenFile>) -> Result<()> {
         let device = &self.volume(volume).device;
         let mut result = self.client(volume)?.submit(Op::Flush).await.result;

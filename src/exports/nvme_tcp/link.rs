@@ -13,11 +13,11 @@ use std::time::Duration;
 
 /// Reads of one socket in one turn, so that a busy one does not hold up the others.
 const READS_A_TURN: usize = 8;
-/// Payload and answers that count as getting on, in bytes. Less in the time a host is given is a trickle that keeps buffers from
-/// others. A buffer that came back counts too, however short its data.
+/// Payload and answers that count as getting on, in bytes. Less in the time a host is given is a trickle that keeps
+/// buffers from others. A buffer that came back counts too, however short its data.
 const PROGRESS_BYTES: usize = 64 << 10;
-/// A connection may take a buffer while it holds fewer than so many times those that are left: alone it gets three of four, and
-/// however many are stalled, what is left goes to those that have none.
+/// A connection may take a buffer while it holds fewer than so many times those that are left: alone it gets three of
+/// four, and however many are stalled, what is left goes to those that have none.
 const SHARE: usize = 3;
 
 /// Slots of a connection: entries of the longest queue.

@@ -1,8 +1,8 @@
 //! NVMe/TCP: listeners, sockets and threads around [`crate::nvme::tcp::controller`] and [`crate::nvmet`].
 //!
-//! One thread per core, each with reactor, executor, range locks and a [`Worker`](crate::nvmet::Worker). The first accepts and
-//! deals the connections round; a connection stays where it was dealt. `server` starts and ends the threads, `server_thread` is what
-//! each does, `link` one of its connections.
+//! One thread per core, each with reactor, executor, range locks and a [`Worker`](crate::nvmet::Worker). The first
+//! accepts and deals the connections round; a connection stays where it was dealt. `server` starts and ends the
+//! threads, `server_thread` is what each does, `link` one of its connections.
 
 mod link;
 mod server;

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 /// Most threads of one server.
 pub const CORES_MAX: usize = 32;
 
-/// How long an address that is taken is waited for: the kernel lets go of a killed server's port a moment after its end.
+/// How long an address that is taken is waited for: the kernel lets go of a killed server's port a moment after its
+/// end.
 const TAKEN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long the threads of a server that failed are waited for.
@@ -115,8 +116,8 @@ impl Server {
         self.shared.ending.take_failure()
     }
 
-    /// Accepts nothing more, lets what is in flight end (a few seconds at most), closes every connection and waits for the
-    /// threads.
+    /// Accepts nothing more, lets what is in flight end (a few seconds at most), closes every connection and waits for
+    /// the threads.
     pub fn stop(self) {
         drop(self);
     }

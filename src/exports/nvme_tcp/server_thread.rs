@@ -31,8 +31,8 @@ const STALL_PATIENCE: Duration = Duration::from_secs(10);
 /// Rest of a listener after an error, and least time between two messages about one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// When the kernel probes an idle connection: silence until the first probe, time between probes, and how long what was sent may
-/// stay unacknowledged. Hosts with a keep-alive of their own are missed sooner.
+/// When the kernel probes an idle connection: silence until the first probe, time between probes, and how long what was
+/// sent may stay unacknowledged. Hosts with a keep-alive of their own are missed sooner.
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 const SILENCE_MAX_MS: u32 = 60_000;

@@ -1,10 +1,11 @@
 //! A leaf whose zeroes may be owed: a list of ranges that read as zero until they are written, over one device.
 //!
-//! Truncation of a large volume would take minutes if every zero were written at once. Lazy zeroes are put on the list and
-//! complete; `LockedQueue` stores what is owed before it flushes. Why: `docs/notes/006-mount.md`.
+//! Truncation of a large volume would take minutes if every zero were written at once. Lazy zeroes are put on the list
+//! and complete; `LockedQueue` stores what is owed before it flushes. Why: `docs/notes/006-mount.md`.
 //!
-//! What is owed hides what a write below did, until the write has completed; from then on the write shows. A write ends only what
-//! was owed when it was submitted: what was zeroed while it was in flight came after it, since it may have been seen before.
+//! What is owed hides what a write below did, until the write has completed; from then on the write shows. A write ends
+//! only what was owed when it was submitted: what was zeroed while it was in flight came after it, since it may have
+//! been seen before.
 
 mod list;
 mod queue;
@@ -22,10 +23,11 @@ use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Shortest zeroes that are owed, in bytes, unless said otherwise: shorter ones are stored as fast as they are put on a list.
+/// Shortest zeroes that are owed, in bytes, unless said otherwise: shorter ones are stored as fast as they are put on a
+/// list.
 const LAZY_MIN_BYTES: u64 = 1 << 20;
-/// Most pieces on the list unless said otherwise, some 5 MB. Past that lazy zeroes that would add one are stored at once, and a
-/// write that goes through the locks stores some pieces before it may split another.
+/// Most pieces on the list unless said otherwise, some 5 MB. Past that lazy zeroes that would add one are stored at
+/// once, and a write that goes through the locks stores some pieces before it may split another.
 const PIECES_MAX: usize = 1 << 16;
 
 /// The same leaf as the device inside, with zeroes that may be owed.
@@ -69,8 +71,8 @@ impl LazyDevice {
         Ok(Arc::new(Self { shared, tell: None, plain: None }))
     }
 
-    /// Another view of the same device and list, whose queues call `tell` with each range that they have changed, or may have
-    /// when the request failed, before the completion is given out.
+    /// Another view of the same device and list, whose queues call `tell` with each range that they have changed, or
+    /// may have when the request failed, before the completion is given out.
     ///
     /// It is called on the thread of the queue, with nothing locked.
     pub fn told(self: &Arc<Self>, tell: impl Fn(ByteRange) + Send + Sync + 'static) -> Arc<Self> {

@@ -56,7 +56,8 @@ impl LazyQueue {
     }
 
     fn start(&mut self, mut request: Request) {
-        // A request that was dropped below leaves what was to be done for it; it is nothing to one that has its tag later.
+        // A request that was dropped below leaves what was to be done for it; it is nothing to one that has its tag
+        // later.
         self.tracked.remove(&request.tag());
         let Some(range) = request.op().range() else { return self.backlog.push_back(request) };
         // What the device is going to refuse is for the device to refuse.

@@ -82,10 +82,11 @@ pub struct IdentifyController {
     pub lpa: u8,
     /// Entries of the error log (ELPE).
     pub error_log_entries: Count8,
-    /// Granularity of the keep-alive timer in 100 ms; `None`: no keep-alive (KAS). Linux refuses I/O controllers without.
+    /// Granularity of the keep-alive timer in 100 ms; `None`: no keep-alive (KAS). Linux refuses I/O controllers
+    /// without.
     pub kas: Option<NonZeroU16>,
-    /// Longest time in which the controller ends the commands of a host it has lost, in ms; `None`: not reported (CQT, Base
-    /// Specification 2.1).
+    /// Longest time in which the controller ends the commands of a host it has lost, in ms; `None`: not reported (CQT,
+    /// Base Specification 2.1).
     pub quiesce_ms: Option<NonZeroU16>,
     /// Size of submission queue entries as powers of two: smallest 3:0, largest 7:4 (SQES).
     pub sqes: u8,
@@ -247,7 +248,8 @@ impl IdentifyController {
 
     /// Reads the structure.
     ///
-    /// Errors: `Io` for another length, a reserved controller type or flush behaviour, and a subsystem name that is none.
+    /// Errors: `Io` for another length, a reserved controller type or flush behaviour, and a subsystem name that is
+    /// none.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let b: &[u8; LEN] = exactly(bytes, "Identify Controller")?;
         let controller_type = match b[111] {

@@ -1,4 +1,5 @@
-//! Identify lists: namespaces (CNS 02h and its kin), controllers (12h, 13h), a namespace's names (03h), command sets (1Ch).
+//! Identify lists: namespaces (CNS 02h and its kin), controllers (12h, 13h), a namespace's names (03h), command sets
+//! (1Ch).
 
 use super::super::wire::{bytes_at, exactly, malformed, put, u16_at, u32_at, u64_at};
 use super::LEN;
@@ -9,8 +10,8 @@ const NAMESPACES_MAX: usize = LEN / 4;
 /// Highest NSID that can be a namespace's own; those above mean all of them, or are reserved.
 const NSID_MAX: u32 = 0xffff_fffd;
 
-/// A namespace list of the first 1024 of `nsids` that are above `behind` (the NSID of the command). They come in ascending
-/// order; 0 ends the list.
+/// A namespace list of the first 1024 of `nsids` that are above `behind` (the NSID of the command). They come in
+/// ascending order; 0 ends the list.
 ///
 /// Also the layout of the log Changed Namespace List (LID 04h, `behind` 0).
 pub fn namespace_list(nsids: impl IntoIterator<Item = u32>, behind: u32) -> [u8; LEN] {
@@ -22,8 +23,8 @@ pub fn namespace_list(nsids: impl IntoIterator<Item = u32>, behind: u32) -> [u8;
 
 /// Reads a namespace list asked for behind NSID `behind`: at most 1024 NSIDs.
 ///
-/// Errors: `Io` for another length, and for NSIDs that do not ascend, do not begin above `behind` (a host that asks on from the
-/// last one would never end), are none, or come past the end.
+/// Errors: `Io` for another length, and for NSIDs that do not ascend, do not begin above `behind` (a host that asks on
+/// from the last one would never end), are none, or come past the end.
 pub fn parse_namespace_list(bytes: &[u8], behind: u32) -> Result<Vec<u32>> {
     let b: &[u8; LEN] = exactly(bytes, "namespace list")?;
     let all = (0..NAMESPACES_MAX).map(|n| u32_at(b, 4 * n));
@@ -46,7 +47,8 @@ pub fn parse_namespace_list(bytes: &[u8], behind: u32) -> Result<Vec<u32>> {
 /// Most entries of a controller list.
 const CONTROLLERS_MAX: usize = LEN / 2 - 1;
 
-/// A controller list of the first 2047 of `ids` that are `from` (CNTID of the command) or above. They come in ascending order.
+/// A controller list of the first 2047 of `ids` that are `from` (CNTID of the command) or above. They come in ascending
+/// order.
 pub fn controller_list(ids: impl IntoIterator<Item = u16>, from: u16) -> [u8; LEN] {
     let mut out = [0; LEN];
     let mut count = 0u16;
@@ -116,9 +118,11 @@ impl NamespaceIds {
         out
     }
 
-    /// Reads the list. It ends at a descriptor of length 0 or where no descriptor fits any more; unknown types are passed over.
+    /// Reads the list. It ends at a descriptor of length 0 or where no descriptor fits any more; unknown types are
+    /// passed over.
     ///
-    /// Errors: `Io` for another length, a name of the wrong length or that passes the end, and a second name of one type.
+    /// Errors: `Io` for another length, a name of the wrong length or that passes the end, and a second name of one
+    /// type.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let b: &[u8; LEN] = exactly(bytes, "namespace descriptors")?;
         let wrong = |text: String| Err(malformed(format!("namespace descriptors: {text}")));
@@ -146,7 +150,8 @@ impl NamespaceIds {
     }
 }
 
-/// The combinations of command sets that can be enabled together (CNS 1Ch): a bit for each CSI. At most 512 are written.
+/// The combinations of command sets that can be enabled together (CNS 1Ch): a bit for each CSI. At most 512 are
+/// written.
 pub fn command_sets(combinations: &[u64]) -> [u8; LEN] {
     let mut out = [0; LEN];
     let combinations = combinations.iter().take(LEN / 8).enumerate();

@@ -1,7 +1,7 @@
 //! Identify data structures: what a target reports of itself and its namespaces, and what a host reads of them.
 //!
-//! Each is written by `to_bytes` and read by a strict `parse`: the exact length, and no value that makes no sense. What is
-//! not a field here is written as 0 ("not reported" or "not supported") and not read. A 0 that means "cannot" or "no
+//! Each is written by `to_bytes` and read by a strict `parse`: the exact length, and no value that makes no sense. What
+//! is not a field here is written as 0 ("not reported" or "not supported") and not read. A 0 that means "cannot" or "no
 //! limit" is `None`, a 0's based field a count. Layouts: NVM Express Base Specification 2.1, 5.1.13; NVM Command Set
 //! Specification 1.2, 4.1.5.
 

@@ -71,7 +71,8 @@ pub struct IdentifyNamespace {
     pub shared: bool,
     /// Reservations (RESCAP).
     pub rescap: u8,
-    /// Deallocated blocks: bits 2:0 read as (0 not reported, 1 zeroes, 2 ones), bit 3 Write Zeroes may deallocate (DLFEAT).
+    /// Deallocated blocks: bits 2:0 read as (0 not reported, 1 zeroes, 2 ones), bit 3 Write Zeroes may deallocate
+    /// (DLFEAT).
     pub dlfeat: u8,
     /// Blocks of a write that other commands see whole or not at all; `None`: as many as AWUN (NAWUN).
     pub nawun: Option<Blocks>,
@@ -115,8 +116,8 @@ const GENERATION_MARK: [u8; 8] = *b"blkcopy1";
 const OPTPERF: u8 = 1 << 4;
 
 impl IdentifyNamespace {
-    /// A namespace of `size_blocks` blocks of `1 << data_shift` bytes (9 to 31), all of them allocated, nothing optional;
-    /// the caller fills in the rest.
+    /// A namespace of `size_blocks` blocks of `1 << data_shift` bytes (9 to 31), all of them allocated, nothing
+    /// optional; the caller fills in the rest.
     pub fn new(size_blocks: u64, data_shift: u8) -> Self {
         Self {
             size_blocks,
@@ -216,8 +217,9 @@ impl IdentifyNamespace {
 
     /// Reads the structure.
     ///
-    /// Errors: `Io` for another length; for a namespace that is not there (a controller answers with zeroes for an inactive
-    /// one); for more than 64 formats; for a format in use that is not listed or has blocks below 512 bytes or above 2 GiB.
+    /// Errors: `Io` for another length; for a namespace that is not there (a controller answers with zeroes for an
+    /// inactive one); for more than 64 formats; for a format in use that is not listed or has blocks below 512 bytes or
+    /// above 2 GiB.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let b: &[u8; LEN] = exactly(bytes, "Identify Namespace")?;
         let wrong = |text: String| Err(malformed(format!("Identify Namespace: {text}")));

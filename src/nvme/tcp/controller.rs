@@ -16,7 +16,8 @@ use std::time::Duration;
 pub struct Config {
     /// Most data of one command, in bytes (what MDTS says). More fails the command with Invalid Field in Command.
     pub data_bytes_max: u32,
-    /// Most data inside an I/O command's capsule, in bytes (IOCCSZ * 16 - 64). Admin and fabrics commands always have 8192.
+    /// Most data inside an I/O command's capsule, in bytes (IOCCSZ * 16 - 64). Admin and fabrics commands always have
+    /// 8192.
     pub in_capsule_bytes_max: u32,
     /// Most data of one H2CData PDU, in bytes (MAXH2CDATA): a multiple of 4, at least 4096.
     pub h2c_data_bytes_max: u32,
@@ -106,7 +107,8 @@ struct Slot {
     to_host: bool,
     fabrics: bool,
     connect: bool,
-    /// A request for an event, and one that its host has forgotten: its id is another command's, and its end is not told.
+    /// A request for an event, and one that its host has forgotten: its id is another command's, and its end is not
+    /// told.
     event: bool,
     forgotten: bool,
     /// Bytes asked for by R2T; bytes that have come. Of data in the capsule: 0, and all there is of it.
@@ -186,8 +188,8 @@ impl Connection {
         );
         assert!(config.r2t_bytes_max > 0 && config.r2t_count_max > 0);
         let in_hand = usize::from(config.entries_max.max(SLOTS_BEFORE_CONNECT));
-        // A command that ends stages one C2HData and one response; one that gets a buffer, its R2Ts. The header looked at last may
-        // be refused, and end the connection.
+        // A command that ends stages one C2HData and one response; one that gets a buffer, its R2Ts. The header looked
+        // at last may be refused, and end the connection.
         let r2ts = usize::try_from(config.r2t_count_max).ok()?.checked_mul(R2T_LEN_MAX)?;
         let reserve = in_hand.checked_mul(RESPONSE_LEN_MAX + r2ts)? + 2 * pdu::TERM_MAX;
         let mut connection = Self {
@@ -220,8 +222,8 @@ impl Connection {
     }
 
     /// Where the next bytes from the socket go, in this order: the rest of a payload, if one is being received, and the
-    /// staging area. Take events with [`Connection::next`] until there are none before. Both empty: do not read now; the
-    /// host does not take what there is to send.
+    /// staging area. Take events with [`Connection::next`] until there are none before. Both empty: do not read now;
+    /// the host does not take what there is to send.
     pub fn space(&mut self) -> [IoSliceMut<'_>; 2] {
         let payload = match self.incoming.arriving().and_then(|arriving| arriving.slot) {
             Some(slot) => &mut self.slots[usize::from(slot)].buf[..],
@@ -274,8 +276,9 @@ impl Connection {
         }
     }
 
-    /// Commands in hand and answers whose data is still being sent are as many as the queue holds. A host that sends one more has
-    /// not read what it was sent (or the owner has not told yet): that command waits, and no host has more buffers than entries.
+    /// Commands in hand and answers whose data is still being sent are as many as the queue holds. A host that sends
+    /// one more has not read what it was sent (or the owner has not told yet): that command waits, and no host has more
+    /// buffers than entries.
     fn is_crowded(&self) -> bool {
         let referred = self.outgoing.referred();
         referred > 0
@@ -378,8 +381,9 @@ impl Connection {
         })
     }
 
-    /// The id is in use. When a request for an event has it, that is forgotten and the id free: a host that shuts the controller
-    /// down may have let go of its requests without a word (SPDK's does) and use their ids for the shutdown itself.
+    /// The id is in use. When a request for an event has it, that is forgotten and the id free: a host that shuts the
+    /// controller down may have let go of its requests without a word (SPDK's does) and use their ids for the shutdown
+    /// itself.
     #[cold]
     fn forget_event(&mut self, cid: u16) -> bool {
         let asked = |s: &&mut Slot| s.state == State::Executing && s.event && !s.forgotten && s.cid == cid;
@@ -389,7 +393,8 @@ impl Connection {
 
     /// Checks data direction, SGL and lengths of a command with `in_capsule` bytes of data in its capsule.
     fn need(&self, sqe: &Sqe, in_capsule: u32) -> Result<Need, Status> {
-        // PSDT: on fabrics there are SGLs only, with metadata (none here) behind a pointer. Fabrics commands have no such field.
+        // PSDT: on fabrics there are SGLs only, with metadata (none here) behind a pointer. Fabrics commands have no
+        // such field.
         if sqe.flags() >> 6 != 1 && sqe.opcode() != FABRICS {
             return Err(Status::INVALID_FIELD);
         }
@@ -443,7 +448,8 @@ impl Connection {
         if place.len > self.config.h2c_data_bytes_max {
             return Err(Fatal { status: fes::LIMIT_EXCEEDED, information: 0 });
         }
-        // The data of an R2T comes in order, and R2Ts of a command are answered in order: they reach to multiples of `each`.
+        // The data of an R2T comes in order, and R2Ts of a command are answered in order: they reach to multiples of
+        // `each`.
         let r2t_end = slot.asked.min((slot.received / each + 1).saturating_mul(each));
         if place.offset != slot.received || place.len > r2t_end - slot.received {
             return Err(Fatal { status: fes::OUT_OF_RANGE, information: 0 });
@@ -550,9 +556,9 @@ impl Connection {
         true
     }
 
-    /// Ends a command: exactly once for each [`Event::Command`], after its data was let go of. `data` goes to the host when
-    /// `cqe` says success; id, head and queue of `cqe` are filled in here. More data than the host has room for fails the
-    /// command with Data SGL Length Invalid. Gives `data` back unless it is sent from where it is.
+    /// Ends a command: exactly once for each [`Event::Command`], after its data was let go of. `data` goes to the host
+    /// when `cqe` says success; id, head and queue of `cqe` are filled in here. More data than the host has room for
+    /// fails the command with Data SGL Length Invalid. Gives `data` back unless it is sent from where it is.
     ///
     /// # Panics
     /// When the owner does not have that command.
@@ -654,12 +660,14 @@ impl Connection {
         self.outgoing.output(|buf| buf)
     }
 
-    /// True while it has buffers that only the host can free: by taking the data it was sent, or sending the data it was asked for.
+    /// True while it has buffers that only the host can free: by taking the data it was sent, or sending the data it
+    /// was asked for.
     pub fn waits_for_host(&self) -> bool {
         self.outgoing.referred() > 0 || self.slots.iter().any(|slot| slot.state == State::Receiving)
     }
 
-    /// The socket took the first `n` bytes of [`Connection::output`]. Buffers wholly sent are appended to `back`, and those of
+    /// The socket took the first `n` bytes of [`Connection::output`]. Buffers wholly sent are appended to `back`, and
+    /// those of
     /// [`Connection::give`] whose command failed before it was an event.
     pub fn sent(&mut self, n: usize, back: &mut Vec<Buf>) {
         back.append(&mut self.spared);
@@ -695,8 +703,8 @@ impl Connection {
         }
     }
 
-    /// The connection has ended: send what there is, then shut the sending side; go on reading (bytes are thrown away) until
-    /// the host closes or [`Connection::is_over`].
+    /// The connection has ended: send what there is, then shut the sending side; go on reading (bytes are thrown away)
+    /// until the host closes or [`Connection::is_over`].
     pub fn is_closing(&self) -> bool {
         self.life.is_closing()
     }

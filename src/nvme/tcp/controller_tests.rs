@@ -1,4 +1,5 @@
-//! The controller's end rule by rule: negotiation, R2Ts, SUCCESS, queue heads, errors that cost one command only, memory.
+//! The controller's end rule by rule: negotiation, R2Ts, SUCCESS, queue heads, errors that cost one command only,
+//! memory.
 
 use super::controller::{Config, Connection, Event, QueueFacts};
 use super::pdu::{IcReq, Kind, Place, flag, u32_at};

@@ -60,7 +60,8 @@ pub enum Event {
         cqe: Cqe,
         /// Its data as submitted.
         data: Data,
-        /// Bytes from the controller: the first of `Data::In`. May be fewer than wanted; what that means is the command's affair.
+        /// Bytes from the controller: the first of `Data::In`. May be fewer than wanted; what that means is the
+        /// command's affair.
         received: u32,
     },
     /// The connection has ended; no event follows. [`Connection::drain`] gives the commands back.
@@ -186,8 +187,8 @@ impl Connection {
         self.in_capsule_bytes_max = bytes_max;
     }
 
-    /// Sends a command from a free slot, after [`Event::Ready`]. Command id, PSDT and SGL of `sqe` are filled in here. On a
-    /// connection that is closing it is kept for [`Connection::drain`].
+    /// Sends a command from a free slot, after [`Event::Ready`]. Command id, PSDT and SGL of `sqe` are filled in here.
+    /// On a connection that is closing it is kept for [`Connection::drain`].
     ///
     /// # Panics
     /// When the slot is taken, or the connection not yet ready.
@@ -228,8 +229,8 @@ impl Connection {
     }
 
     /// Where the next bytes from the socket go, in this order: the rest of a payload, if one is being received, and the
-    /// staging area. Take events with [`Connection::next`] until there are none before. Both empty: do not read now; the
-    /// controller does not take what there is to send.
+    /// staging area. Take events with [`Connection::next`] until there are none before. Both empty: do not read now;
+    /// the controller does not take what there is to send.
     pub fn space(&mut self) -> [IoSliceMut<'_>; 2] {
         let payload = match self.incoming.arriving().and_then(|arriving| arriving.slot) {
             Some(slot) => self.slots[usize::from(slot)].fill(),
@@ -307,8 +308,8 @@ impl Connection {
         Ok(Event::Ready { h2c_data_bytes_max, digests })
     }
 
-    /// The slot of the command `cid`, which was sent and has not ended. Nobody can answer what is not wholly sent: ids are
-    /// easily guessed.
+    /// The slot of the command `cid`, which was sent and has not ended. Nobody can answer what is not wholly sent: ids
+    /// are easily guessed.
     fn running(&mut self, cid: u16, named_at: u32) -> Result<&mut Slot, Fatal> {
         let gone = self.outgoing.gone();
         self.slots
@@ -471,8 +472,8 @@ impl Connection {
         self.stop();
     }
 
-    /// The owner ends the connection (a command timed out, the socket failed): nothing is processed any more, no TermReq is
-    /// sent, and no event follows.
+    /// The owner ends the connection (a command timed out, the socket failed): nothing is processed any more, no
+    /// TermReq is sent, and no event follows.
     pub fn close(&mut self) {
         self.finish(None);
     }

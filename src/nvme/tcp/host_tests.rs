@@ -1,4 +1,5 @@
-//! The host's end rule by rule: what it sends for a command, what it takes from a controller, and what ends the connection.
+//! The host's end rule by rule: what it sends for a command, what it takes from a controller, and what ends the
+//! connection.
 
 use super::host::{Config, Connection, Data, Event, Unfinished};
 use super::pdu::{self, IcResp, Kind, Place, fes, flag, u32_at};
@@ -15,7 +16,8 @@ fn granted(digests: Digests) -> IcResp {
     IcResp { cpda: 0, digests, h2c_data_bytes_max: 8192 }
 }
 
-/// A machine in use: slot 1 reads 10000 bytes, slot 2 writes 20000 by R2T, slot 3 writes 512 in its capsule, slot 4 flushes.
+/// A machine in use: slot 1 reads 10000 bytes, slot 2 writes 20000 by R2T, slot 3 writes 512 in its capsule, slot 4
+/// flushes.
 fn machine(digests: Digests) -> Connection {
     let mut end = ready(&Config { digests, ..host_config() }, granted(digests));
     end.submit(1, Sqe::new(0x02, 1), Data::In(buf(10_000)));

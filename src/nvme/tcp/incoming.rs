@@ -88,7 +88,8 @@ impl Incoming {
         self.arriving = None;
     }
 
-    /// Where bytes from the socket go. `payload` is the buffer of the slot that [`Incoming::arriving`] names, if it has one.
+    /// Where bytes from the socket go. `payload` is the buffer of the slot that [`Incoming::arriving`] names, if it has
+    /// one.
     pub(super) fn space<'a>(&'a mut self, payload: &'a mut [u8]) -> [IoSliceMut<'a>; 2] {
         if self.head == self.tail || self.closed {
             (self.head, self.tail) = (0, 0);

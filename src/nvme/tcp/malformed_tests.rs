@@ -1,4 +1,5 @@
-//! Malformed PDUs of every kind to the controller's end: the right termination, the header at fault in it, and nothing after it.
+//! Malformed PDUs of every kind to the controller's end: the right termination, the header at fault in it, and nothing
+//! after it.
 
 use super::controller::{Config, Connection, Event};
 use super::pdu::{self, Form, IcReq, Kind, Place, fes, flag, u32_at};

@@ -20,8 +20,8 @@ enum Piece<P> {
 
 /// Bytes on their way out, in order. `P` names (or is) a buffer that is sent from where it is.
 ///
-/// The bound: copies stop at [`STAGED_MAX`]; whoever stages small things stops taking work when [`Outgoing::is_full`], and what
-/// its commands in hand may then still stage is within the reserve given at the start.
+/// The bound: copies stop at [`STAGED_MAX`]; whoever stages small things stops taking work when [`Outgoing::is_full`],
+/// and what its commands in hand may then still stage is within the reserve given at the start.
 pub(super) struct Outgoing<P> {
     /// A ring: staged bytes are `head..tail`, or, wrapped, `head..wrapped` and `..tail`.
     ring: Box<[u8]>,
@@ -41,7 +41,8 @@ pub(super) struct Outgoing<P> {
 impl<P> Outgoing<P> {
     /// `reserve`: bytes that commands in hand may stage after no more work is taken.
     pub(super) fn new(reserve: usize, pieces: usize) -> Self {
-        // With two of STAGE_MAX to spare, one of the two free parts always holds what is staged, whatever the wrap left unused.
+        // With two of STAGE_MAX to spare, one of the two free parts always holds what is staged, whatever the wrap left
+        // unused.
         let len = STAGED_MAX + 2 * reserve + 2 * STAGE_MAX;
         Self {
             ring: vec![0; len].into_boxed_slice(),

@@ -1,7 +1,9 @@
-//! The PDUs of the TCP transport: layouts, strict decoding, encoding, digests. Source: NVMe TCP Transport Specification 1.0.
+//! The PDUs of the TCP transport: layouts, strict decoding, encoding, digests. Source: NVMe TCP Transport Specification
+//! 1.0.
 //!
-//! A PDU is: common header (8 bytes), the rest of its header (HLEN bytes in all), header digest, padding up to PDO, data,
-//! data digest; PLEN counts them all. A decoder never reads what PLEN and HLEN do not cover and knows all lengths before.
+//! A PDU is: common header (8 bytes), the rest of its header (HLEN bytes in all), header digest, padding up to PDO,
+//! data, data digest; PLEN counts them all. A decoder never reads what PLEN and HLEN do not cover and knows all lengths
+//! before.
 
 use super::{Digests, Fatal};
 use crate::nvme::{Cqe, Sqe};
@@ -464,7 +466,8 @@ pub fn seal(out: &mut [u8], form: &Form, data_len: u32) {
     out[at..lead].fill(0);
 }
 
-/// Writes a TermReq with (the first [`HEADER_MAX`] bytes of) the header at fault; says how long it is, at most [`TERM_MAX`].
+/// Writes a TermReq with (the first [`HEADER_MAX`] bytes of) the header at fault; says how long it is, at most
+/// [`TERM_MAX`].
 pub fn encode_term_req(out: &mut [u8], kind: Kind, fatal: Fatal, at_fault: &[u8]) -> usize {
     let at_fault = &at_fault[..at_fault.len().min(HEADER_MAX)];
     out[..24].fill(0);

@@ -134,8 +134,8 @@ pub(super) fn host_config() -> host::Config {
     }
 }
 
-/// A controller's end after ICReq (asking for `digests`) and, unless `entries` is 0, after Connect to an I/O queue without flow
-/// control.
+/// A controller's end after ICReq (asking for `digests`) and, unless `entries` is 0, after Connect to an I/O queue
+/// without flow control.
 pub(super) fn opened(config: &controller::Config, digests: Digests, entries: u16) -> controller::Connection {
     let mut end = controller::Connection::new(config).unwrap();
     let mut request = [0; 128];

@@ -1,5 +1,5 @@
-//! Both machines on a wire that tears: whatever the cuts, the order of completions and the options, every command ends once,
-//! with the right data, and nothing is left behind.
+//! Both machines on a wire that tears: whatever the cuts, the order of completions and the options, every command ends
+//! once, with the right data, and nothing is left behind.
 
 use super::Digests;
 use super::controller::{self, Event};

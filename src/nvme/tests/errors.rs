@@ -102,7 +102,8 @@ fn what_a_target_says_a_host_understands() {
                 Kind::Unsupported => Kind::Unsupported,
                 Kind::TooLarge { .. } if doing == Doing::Copy => Kind::TooLarge { max_bytes: 1 << 20 },
                 Kind::Overlap if doing == Doing::Copy => Kind::Overlap,
-                // An Invalid Field of a Copy may be its format: the host tries another way and learns there what is wrong.
+                // An Invalid Field of a Copy may be its format: the host tries another way and learns there what is
+                // wrong.
                 Kind::InvalidInput | Kind::Misaligned if doing == Doing::Copy => Kind::Unsupported,
                 Kind::TooLarge { .. } | Kind::Misaligned | Kind::Overlap => Kind::InvalidInput,
                 Kind::NotFound | Kind::NoMemory | Kind::Aborted | Kind::Poisoned | Kind::SourceChanged => {

@@ -1,5 +1,5 @@
-//! Data structures as C headers of other projects declare them: names and sizes of fields in order. Offsets are sums, so no
-//! offset of this room is used twice.
+//! Data structures as C headers of other projects declare them: names and sizes of fields in order. Offsets are sums,
+//! so no offset of this room is used twice.
 
 /// Fields in order, and the size of the whole.
 pub(super) struct Layout {

@@ -1,4 +1,5 @@
-//! Tests of the types: bytes against layouts that do not come from this room, round trips, and parsers that take nothing wrong.
+//! Tests of the types: bytes against layouts that do not come from this room, round trips, and parsers that take
+//! nothing wrong.
 
 mod commands;
 mod errors;

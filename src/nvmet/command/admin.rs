@@ -9,7 +9,8 @@ use crate::nvme::{AdminCommand, Sqe, Status};
 use crate::nvmet::connections::WaitingAbort;
 use std::time::Duration;
 
-/// Longest time until an Abort is answered: whether its copy was aborted is known by then, or its device does not answer.
+/// Longest time until an Abort is answered: whether its copy was aborted is known by then, or its device does not
+/// answer.
 const ABORT_TIME: Duration = Duration::from_secs(1);
 
 /// Result of an Abort whose command was not aborted.
@@ -46,8 +47,8 @@ fn await_event(cx: &mut Context<'_>) -> Result<Outcome, Status> {
     Ok(Outcome::AwaitEvent)
 }
 
-/// Only a Copy and a request for events can be aborted: everything else is over before an Abort could help. Answered when
-/// it is known what became of the command: bit 0 of the result is 1 when it was not aborted.
+/// Only a Copy and a request for events can be aborted: everything else is over before an Abort could help. Answered
+/// when it is known what became of the command: bit 0 of the result is 1 when it was not aborted.
 fn abort(cx: &mut Context<'_>, sqid: u16, cid: u16) -> Result<Outcome, Status> {
     if sqid == 0 {
         let found = cx.connection.event_request(cid);

@@ -3,7 +3,8 @@
 //! The checks come in a fixed order, and the first that fails decides:
 //!
 //! 1. the destination may be written (0h/20h)
-//! 2. the format is claimed and enabled by the host (0h/02h); a reserved one is refused before all others, with the entry
+//! 2. the format is claimed and enabled by the host (0h/02h); a reserved one is refused before all others, with the
+//!    entry
 //! 3. the number of ranges (1h/83h)
 //! 4. the length of the list (0h/0Fh)
 //! 5. every SNSID, in the order of the list: a number that cannot be (0h/0Bh), not attached to this host (0h/02h)
@@ -12,7 +13,8 @@
 //! 8. the destination, then every source inside its namespace (0h/80h)
 //! 9. formats 2h and 3h: no source of the destination's namespace shares a block with the destination (1h/87h)
 //!
-//! Nothing is written when one fails, so dword 0 is 0, as the standard has it for that case, whichever range was at fault.
+//! Nothing is written when one fails, so dword 0 is 0, as the standard has it for that case, whichever range was at
+//! fault.
 
 use crate::block::{ByteRange, Method};
 use crate::copy::one_request::one_request;
@@ -115,7 +117,8 @@ impl CheckedCopy {
         count
     }
 
-    /// The method by which one request of the destination's device moves every range, and the ranges with neighbours joined.
+    /// The method by which one request of the destination's device moves every range, and the ranges with neighbours
+    /// joined.
     ///
     /// `None`: the planner has to cut it; several sources are one reason, the others are [`one_request`]'s.
     pub(in crate::nvmet) fn native(&self) -> Option<(Method, SmallVec<[ByteRange; 1]>)> {

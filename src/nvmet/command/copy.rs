@@ -8,7 +8,8 @@ use crate::nvme::{CopyCommand, Status};
 /// How a copy ends whose devices do not answer.
 pub(in crate::nvmet) const STALLED: Status = Status::COMMAND_INTERRUPTED.retryable();
 
-/// Checks a Copy onto the namespace of backend `at`. `list`: its source ranges; `through`: every write is to be durable.
+/// Checks a Copy onto the namespace of backend `at`. `list`: its source ranges; `through`: every write is to be
+/// durable.
 pub(super) fn begin(
     cx: &Context<'_>,
     at: u16,

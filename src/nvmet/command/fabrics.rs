@@ -62,7 +62,8 @@ pub(in crate::nvmet) fn connect(cx: &mut Context<'_>, asked: Box<(Connect, Conne
     }
 }
 
-/// `None`: the host has earlier operations in the backend, and a write of them must not land after one that it sends now.
+/// `None`: the host has earlier operations in the backend, and a write of them must not land after one that it sends
+/// now.
 fn try_connect(
     cx: &mut Context<'_>,
     connect: &Connect,

@@ -101,8 +101,9 @@ fn firmware_slots() -> Vec<u8> {
     slots.to_bytes().to_vec()
 }
 
-/// Commands Supported and Effects of a command set. Content changes and nothing else, so that Linux lets ordinary users pass
-/// them through. Of a set other than NVM there is no I/O command: nvme-cli asks for the zoned one too, and takes no error well.
+/// Commands Supported and Effects of a command set. Content changes and nothing else, so that Linux lets ordinary users
+/// pass them through. Of a set other than NVM there is no I/O command: nvme-cli asks for the zoned one too, and takes
+/// no error well.
 fn command_effects(set: u8) -> Vec<u8> {
     let plain = effect::SUPPORTED;
     let changes = effect::SUPPORTED | effect::CONTENT;

@@ -1,5 +1,5 @@
-//! Commands: one file for each family. A handler gets what it may use and the command, and returns what comes of it; the worker
-//! does that.
+//! Commands: one file for each family. A handler gets what it may use and the command, and returns what comes of it;
+//! the worker does that.
 
 pub(super) mod admin;
 pub(super) mod checked_copy;

@@ -4,7 +4,7 @@
 //!
 //! | words | what is done |
 //! |---|---|
-//! | `serve ARGS..` | `blkcopy serve ARGS`, on the last port; `disk:NAME:MIB`: a sparse file in its folder. Answer: the port |
+//! | `serve ARGS..` | `blkcopy serve ARGS` on the last port; `disk:NAME:MIB`: a sparse file there. Answer: the port |
 //! | `kill`, `term`, `stop`, `cont` | SIGKILL, SIGTERM (answer: its exit status), SIGSTOP, SIGCONT to the target |
 //! | `port` | the port of the target, for a guest that boots anew |
 //! | `run PROGRAM ARGS..` | runs it in the run's folder, `blkcopy` and `blkcopy-lab` on PATH. Answer: what it printed |

@@ -1,12 +1,14 @@
-//! Many threads on the same volumes at once: blocks carry stamps, and each stamp read must be one that some order allows.
+//! Many threads on the same volumes at once: blocks carry stamps, and each stamp read must be one that some order
+//! allows.
 //!
-//! Each volume is cut into groups of 16 KiB. A thread writes only groups of its own home and copies only to groups of its own
-//! den, from any home. A write fills its group with one word: where it is at home, and the writer's next number. So:
+//! Each volume is cut into groups of 16 KiB. A thread writes only groups of its own home and copies only to groups of
+//! its own den, from any home. A write fills its group with one word: where it is at home, and the writer's next
+//! number. So:
 //!
 //! - a read of a home group finds a number between the last one known done before it and the last one begun after it;
 //! - so does what a copy has made of it, looked at by the thread that copied;
-//! - where copies are whole, all groups of one copy are as they were at one moment: with `m` the highest number among them, each
-//!   holds the last number up to `m` that its writer, who does one thing after the other, gave it;
+//! - where copies are whole, all groups of one copy are as they were at one moment: with `m` the highest number among
+//!   them, each holds the last number up to `m` that its writer, who does one thing after the other, gave it;
 //! - after all threads have ended every way to read agrees with what was written and copied last.
 
 use super::model::{Fault, Judged, wrong};
@@ -222,7 +224,8 @@ fn shown(words: &[u64]) -> String {
     shown.join(", ")
 }
 
-/// Every word is `home`'s with a number from `least` to `most`; and they are all one where groups are whole. The number.
+/// Every word is `home`'s with a number from `least` to `most`; and they are all one where groups are whole. The
+/// number.
 fn judge_group(
     what: &str,
     words: &[u64],

@@ -4,8 +4,8 @@ use super::ops::Op;
 
 /// The positions of a short list of steps that still fails, found in at most `runs` tries of `fails`.
 ///
-/// `fails` runs the steps on fresh ground. Leaves out ever smaller parts (the ddmin algorithm, complements only). A failure
-/// that comes and goes ends with a list longer than need be, never with one that was not seen to fail.
+/// `fails` runs the steps on fresh ground. Leaves out ever smaller parts (the ddmin algorithm, complements only). A
+/// failure that comes and goes ends with a list longer than need be, never with one that was not seen to fail.
 pub(crate) fn minimise(steps: &[Op], mut runs: usize, fails: &mut dyn FnMut(&[Op]) -> bool) -> Vec<usize> {
     let mut kept: Vec<usize> = (0..steps.len()).collect();
     let mut parts = 2;

@@ -1,8 +1,8 @@
-//! The exerciser: seeded steps on a few volumes, each compared with byte vectors in memory; on a failure it says how to run
-//! the same again and finds a short list of steps that still fails.
+//! The exerciser: seeded steps on a few volumes, each compared with byte vectors in memory; on a failure it says how to
+//! run the same again and finds a short list of steps that still fails.
 //!
-//! The same steps run on plain files, where the kernel's file systems are trusted, and on mounted volumes: what goes wrong on
-//! the former is a fault of the exerciser.
+//! The same steps run on plain files, where the kernel's file systems are trusted, and on mounted volumes: what goes
+//! wrong on the former is a fault of the exerciser.
 
 #![allow(dead_code)] // each test file uses a part of it
 

@@ -1,8 +1,9 @@
-//! Threads side by side in one volume: each has segments of its own, of many lengths, that lie between those of the others, and a
-//! model of them alone. They write all sizes at once, so that blocks and pages are shared at every border.
+//! Threads side by side in one volume: each has segments of its own, of many lengths, that lie between those of the
+//! others, and a model of them alone. They write all sizes at once, so that blocks and pages are shared at every
+//! border.
 //!
-//! What one thread leaves in its segments no other may change: neither a write of a whole block or page round a neighbour's
-//! bytes, nor two ways to the same page below.
+//! What one thread leaves in its segments no other may change: neither a write of a whole block or page round a
+//! neighbour's bytes, nor two ways to the same page below.
 
 use super::model::{self, Fault, Judged, Model, index, judge_step, wrong};
 use super::ops::{Caps, Way};
@@ -26,8 +27,8 @@ pub(crate) struct Neighbours<'a> {
     pub(crate) path: &'a Path,
     pub(crate) beat: &'a AtomicU64,
     pub(crate) caps: Caps,
-    /// The volume is opened through the page cache: segments are whole pages, since the kernel keeps two ways of one page no
-    /// more apart than a file system does.
+    /// The volume is opened through the page cache: segments are whole pages, since the kernel keeps two ways of one
+    /// page no more apart than a file system does.
     pub(crate) cache: bool,
     pub(crate) seed: u64,
     pub(crate) threads: usize,

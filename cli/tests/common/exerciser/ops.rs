@@ -21,7 +21,8 @@ pub(crate) struct Caps {
     pub(crate) zero_range: bool,
     /// The size cannot change: what would change it is an error, and truncation only makes the rest read as zero.
     pub(crate) fixed_size: bool,
-    /// Sizes change with truncation, writes and copies, as POSIX has it. Else truncation is always followed by one back.
+    /// Sizes change with truncation, writes and copies, as POSIX has it. Else truncation is always followed by one
+    /// back.
     pub(crate) growing: bool,
 }
 
