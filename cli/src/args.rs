@@ -148,6 +148,9 @@ pub(crate) struct DemoArgs {
     /// Make the temporary folder here (the file system decides which methods are available)
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+    /// Print the receipts too
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Serve devices to NVMe/TCP hosts, Copy included

@@ -67,8 +67,17 @@ pub(crate) fn run(args: &DemoArgs) -> Result<Code, Fail> {
         receipts.push(receipt);
     }
     output::out(&table(&rows));
-    for (receipt, (what, ..)) in receipts.iter().zip(&CLONES) {
-        output::out(&format!("\nreceipt, {what}\n{}", output::json(receipt)));
+    if let [copied, read_and_written] = &receipts[..] {
+        let over_the_wire = |receipt: &Receipt| size(receipt.wire_bytes.sent + receipt.wire_bytes.received);
+        output::out(&format!(
+            "\nThe target made the first clone by itself: {} went over the connection.\n\
+             This process read and wrote the second one: {} went over it.\n",
+            over_the_wire(copied),
+            over_the_wire(read_and_written),
+        ));
+    }
+    if args.json {
+        receipts.iter().for_each(|receipt| output::out(&output::json(receipt)));
     }
     server.stop();
     Ok(code)

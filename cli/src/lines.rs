@@ -361,6 +361,6 @@ mod tests {
         let said = text.lines().filter(|l| l.starts_with("peer ")).count() as u64;
         // A slow machine may need more than one period.
         assert!(said >= u64::from(KIND_MAX) && said + left_out(&text) <= 1000, "{text}");
-        assert!(text.contains(", like: peer 20\n"), "{text}");
+        assert!(text.contains(", such as: peer 20\n"), "{text}");
     }
 }

@@ -122,7 +122,11 @@ fn the_demo_runs_and_cleans_up() {
     // The clone by Copy and the clone by read and write, both verified.
     assert_eq!(ran.out.matches(" equal  done").count(), 2, "{}", ran.out);
     assert!(ran.out.contains("256.0 MiB by NVMe Copy "), "{}", ran.out);
+    assert!(ran.out.contains("The target made the first clone by itself: "), "{}", ran.out);
+    assert!(!ran.out.contains("\"schema\""), "the receipts only with --json: {}", ran.out);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the demo cleans up");
+    let ran = blkcopy(dir.path(), &["demo", "--dir", ".", "--json"]);
+    assert_eq!(ran.out.matches("\"schema\"").count(), 2, "{}", ran.out);
 }
 
 //= promise 5

@@ -11,8 +11,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Calls and the error each gets.
-const KINDS: [(&str, &str); 10] = [
+const KINDS: [(&str, &str); 11] = [
     ("close", "ENOSPC"),
+    // All from then on: a file system that has lost bytes says so at each close of their file, until it was heard.
+    ("close+", "ENOSPC"),
     ("fsync", "EIO"),
     ("fdatasync", "EIO"),
     ("write", "ENOSPC"),
@@ -45,7 +47,7 @@ enum May {
 /// By the call and what its descriptor leads to.
 fn may(kind: &str, what: &str, dir: &str) -> May {
     let inside = what.strip_prefix(dir).map(|rest| rest.trim_start_matches('/'));
-    match (kind, inside) {
+    match (kind.trim_end_matches('+'), inside) {
         // The loader's files, /proc, /sys, rings, pipes; a source is only read.
         (_, None) | (_, Some("a")) => May::Anything,
         // A file that cannot have its length first gets it with its bytes.
@@ -60,14 +62,13 @@ fn may(kind: &str, what: &str, dir: &str) -> May {
     }
 }
 
-/// Runs a copy with the N-th such call of each thread failing (of closes, all from then on): exit code, stderr, and
+/// Runs a copy with the N-th such call of each thread failing (and with a `+`, all from then on): exit code, stderr, and
 /// (call, file) of what failed.
 fn run(dir: &Path, args: &[&str], kind: &str, error: &str, nth: u32) -> (Option<i32>, String, Vec<String>) {
     let file = |name: &str| std::fs::File::create(dir.join(name)).unwrap();
     let mut strace = Command::new("timeout");
     strace.args(["-k", "5", "60", "strace", "-f", "-y", "-qq", "-o", "trace"]);
-    // A file system that has lost bytes says so at each close of their file, until it was heard.
-    let on = if kind == "close" { "+" } else { "" };
+    let (kind, on) = kind.strip_suffix('+').map_or((kind, ""), |kind| (kind, "+"));
     let traced = format!("trace={kind},close,fsync,fdatasync,{}", WRITES.join(","));
     strace.args(["-e", &traced, "-e", &format!("inject={kind}:error={error}:when={nth}{on}")]);
     strace.arg(BIN).args(args).current_dir(dir).env_remove("BLKCOPY_LOG").stdin(Stdio::null());

@@ -56,7 +56,7 @@ fn an_interrupt_ends_a_limited_copy_at_once_with_a_true_receipt() {
         }
         assert_eq!(b.metadata().unwrap().len(), good, "what is not good is cut off");
         front_is_equal(&a, &b, good);
-        assert!(ran.err.contains("b: cut to "), "{}", ran.err);
+        assert!(ran.err.contains("b: truncated to "), "{}", ran.err);
         std::fs::remove_file(&b).unwrap();
     }
 }

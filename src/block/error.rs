@@ -143,10 +143,12 @@ impl fmt::Display for Error {
                 write!(f, " {range}")?;
             }
             write!(f, ": ")?;
-        } else if let Some(range) = self.0.range {
-            write!(f, "{range}: ")?;
         }
-        f.write_str(&self.0.message)
+        f.write_str(&self.0.message)?;
+        match self.0.range {
+            Some(range) if self.0.device.is_none() => write!(f, " (range {range})"),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -98,7 +98,7 @@ pub enum Outcome {
     Failed,
     /// Copied, but verification found a difference.
     Mismatch,
-    /// Nothing done: the answer is no (`--offload require` unmet).
+    /// Nothing done: refused (`--offload require` unmet).
     Refused,
 }
 

@@ -114,9 +114,10 @@ impl Mount {
             *shared.refresher() = Some(refresh::serve(dir.clone(), place).map_err(cannot)?);
         }
         mount.notifier = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
+        let place = mount.place;
         let serve = move || {
-            let served = session.run();
-            shared.ending.end(served.err().map(|error| Error::os("the mount ended", error)));
+            let why = session.run().err().filter(|error| !is_unmounted(error, &shared.dir, place));
+            shared.ending.end(why.map(|error| Error::os("the mount ended", error)));
         };
         let thread = thread::Builder::new().name("blkcopy-mount".into()).spawn(serve);
         mount.session = Some(thread.map_err(|e| Error::os("a thread cannot be started", e))?);
@@ -229,6 +230,13 @@ impl Mount {
         self.workers.join(None);
         flushed
     }
+}
+
+/// True when a session ended because its mount is gone: a reader that comes late to a mount that was unmounted lazily is
+/// told that the connection was aborted (Linux 6.18), as if that had been done to a mount that is still there.
+fn is_unmounted(error: &std::io::Error, dir: &Path, place: Option<(u32, u32)>) -> bool {
+    let is_aborted = error.raw_os_error() == Some(rustix::io::Errno::CONNABORTED.raw_os_error());
+    is_aborted && device_at(dir).is_some_and(|now| Some(now) != place)
 }
 
 impl Drop for Mount {

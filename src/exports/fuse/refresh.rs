@@ -1,13 +1,16 @@
 //! After a truncation: has the kernel take the size of the file anew.
 //!
-//! On a thread that no other waits for: it takes the file's inode lock, which a client may hold for as long as it
-//! likes.
+//! By a process of its own: it takes the file's inode lock, which a client may hold for as long as it likes. And a thread
+//! of this process that waits for the mount would keep a daemon that is killed from ending: its /dev/fuse stays open until
+//! the thread has its answer, which nobody is left to give.
 
 use super::attach::device_at;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
@@ -41,19 +44,19 @@ pub(super) fn serve(dir: PathBuf, place: (u32, u32)) -> std::io::Result<Sender<C
 ///
 /// Asking for attributes would not do. The kernel ignores a size that it gets while a truncation of the file is under
 /// way, and that is over only some time after we have answered it; a change of mode waits for it.
-fn refresh(dir: &PathBuf, place: (u32, u32), cut: &Cut) -> rustix::io::Result<()> {
-    // Step by step, never through a link: by now the folder's name may lead elsewhere, and what is there is not ours to
-    // change.
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let folder = ours(rustix::fs::openat(CWD, dir, flags | OFlags::DIRECTORY, Mode::empty())?, place)?;
-    let file = ours(rustix::fs::openat(&folder, &cut.name, flags, Mode::empty())?, place)?;
-    let mode = Mode::from_raw_mode(cut.mode.into());
-    rustix::fs::chmodat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), mode, AtFlags::empty())
-}
-
-/// The descriptor, if it is of the mount.
-fn ours(fd: OwnedFd, place: (u32, u32)) -> rustix::io::Result<OwnedFd> {
-    let seen = rustix::fs::fstat(&fd)?;
-    let dev = (rustix::fs::major(seen.st_dev), rustix::fs::minor(seen.st_dev));
-    if dev == place { Ok(fd) } else { Err(Errno::STALE) }
+fn refresh(dir: &Path, place: (u32, u32), cut: &Cut) -> io::Result<()> {
+    // Not through a link: by now the folder's name may lead elsewhere, and what is there is not ours to change.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat(CWD, dir, flags, Mode::empty())?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), folder.as_raw_fd());
+    if device_at(Path::new(&format!("{path}/."))) != Some(place) {
+        return Err(Errno::STALE.into());
+    }
+    let mut chmod = Command::new("chmod");
+    chmod.arg(format!("{:o}", cut.mode)).arg(format!("{path}/{}", cut.name)).stdin(Stdio::null());
+    let done = chmod.output()?;
+    if done.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&done.stderr).trim().to_owned()))
 }
