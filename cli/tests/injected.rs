@@ -62,7 +62,7 @@ fn may(kind: &str, what: &str, dir: &str) -> May {
     }
 }
 
-/// Runs a copy with the N-th such call of each thread failing (and with a `+`, all from then on): exit code, stderr, and
+/// Runs a copy with the N-th such call of each thread failing (with a `+`, all from then on): exit code, stderr, and
 /// (call, file) of what failed.
 fn run(dir: &Path, args: &[&str], kind: &str, error: &str, nth: u32) -> (Option<i32>, String, Vec<String>) {
     let file = |name: &str| std::fs::File::create(dir.join(name)).unwrap();
