@@ -232,8 +232,8 @@ impl Mount {
     }
 }
 
-/// True when a session ended because its mount is gone: a reader that comes late to a mount that was unmounted lazily is
-/// told that the connection was aborted (Linux 6.18), as if that had been done to a mount that is still there.
+/// True when a session ended because its mount is gone: a reader that comes late to a mount that was unmounted lazily
+/// is told that the connection was aborted (Linux 6.18), as if that had been done to a mount that is still there.
 fn is_unmounted(error: &std::io::Error, dir: &Path, place: Option<(u32, u32)>) -> bool {
     let is_aborted = error.raw_os_error() == Some(rustix::io::Errno::CONNABORTED.raw_os_error());
     is_aborted && device_at(dir).is_some_and(|now| Some(now) != place)
