@@ -1,8 +1,8 @@
 //! After a truncation: has the kernel take the size of the file anew.
 //!
-//! By a process of its own: it takes the file's inode lock, which a client may hold for as long as it likes. And a thread
-//! of this process that waits for the mount would keep a daemon that is killed from ending: its /dev/fuse stays open until
-//! the thread has its answer, which nobody is left to give.
+//! By a process of its own: it takes the file's inode lock, which a client may hold for as long as it likes. And a
+//! thread of this process that waits for the mount would keep a daemon that is killed from ending: its /dev/fuse stays
+//! open until the thread has its answer, which nobody is left to give.
 
 use super::attach::device_at;
 use rustix::fs::{CWD, Mode, OFlags};
