@@ -4,6 +4,7 @@ pub mod aligned;
 pub mod blkcopy;
 pub mod close;
 pub mod dm;
+pub mod fiemap;
 pub mod ioctl;
 pub mod mapped;
 pub mod owned;
