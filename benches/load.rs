@@ -58,6 +58,7 @@ impl Load {
                     sources,
                     dest: ByteRange::new(at, whole).ok_or("inside the device")?,
                     fua: false,
+                    must: None,
                     cancel: Cancel::default(),
                 }))
             }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 
+use blkcopy::block::Must;
 use blkcopy::block::lock::LockDomain;
 use blkcopy::block::receipt::{Outcome, Reason};
 use blkcopy::block::{Buf, ByteRange, Device, Kind, Method, Op};
@@ -87,7 +88,9 @@ fn memory_copies_by_itself_and_emulation_moves_the_same_bytes() {
         let bytes = pattern(3_000_000, 1);
         write(&source, 12_345, &bytes).await;
         write(&source, 33 << 20, &bytes).await;
-        for (offload, method) in [(Offload::Require, Method::Memory), (Offload::Never, Method::Emulated)] {
+        for (offload, method) in
+            [(Offload::Require(Must::Fast), Method::Memory), (Offload::Never, Method::Emulated)]
+        {
             let dest = mem(size, 1);
             write(&dest, 0, &pattern(size as usize, 2)).await;
             let segments = [seg(12_000, 77, 20 << 20), seg(32 << 20, 30 << 20, (8 << 20) - 1)];
@@ -228,7 +231,7 @@ fn require_is_refused_where_bytes_would_pass_through_this_host() {
         write(&source, 0, &pattern(1 << 20, 1)).await;
         write(&dest, 0, &pattern(1 << 20, 2)).await;
         let before = read_all(&dest).await;
-        let ended = run(&source, &dest, &[seg(0, 1, 4096)], &options(Offload::Require)).await;
+        let ended = run(&source, &dest, &[seg(0, 1, 4096)], &options(Offload::Require(Must::Fast))).await;
         assert_eq!(ended.error.unwrap().kind(), Kind::Unsupported);
         assert_eq!(ended.receipt.outcome, Outcome::Refused);
         assert!(read_all(&dest).await == before);

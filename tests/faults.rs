@@ -5,6 +5,7 @@
 
 mod common;
 
+use blkcopy::block::Must;
 use blkcopy::block::device::resolve_plain;
 use blkcopy::block::receipt::{Outcome, Reason};
 use blkcopy::block::{
@@ -193,13 +194,13 @@ fn a_method_refused_midway_is_emulated_from_there_and_the_receipt_says_so() {
             let fault =
                 Fault { ops: Ops::COPY, kind: Kind::Unsupported, good_bytes, forever, ..Fault::nth(nth) };
             let pair = Pair::of(16);
-            for offload in [Offload::Require, Offload::Auto] {
+            for offload in [Offload::Require(Must::Fast), Offload::Auto] {
                 let plan = FaultPlan::new(fault);
                 let dest = faulty(pair.dest.clone(), &plan);
                 limit(&*dest, 4);
                 let ended = run(&local, &pair.source, &dest, &options(offload));
                 let what = format!("{offload:?}, refused at {nth}, for ever: {forever}, {good_bytes} good");
-                if offload == Offload::Require {
+                if offload == Offload::Require(Must::Fast) {
                     assert_eq!(ended.error.as_ref().unwrap().kind(), Kind::Unsupported, "{what}");
                     assert_eq!(ended.receipt.host_bytes.read, 0, "{what}");
                     pair.check(ended.receipt.good_prefix_bytes, &what);
@@ -411,7 +412,7 @@ fn a_short_answer_is_not_taken_for_the_whole() {
     let mem = Arc::new(Mem::new("mem", (16 + 2 * MARGIN) * BLOCK, NonZeroU32::new(512).unwrap()).unwrap());
     fill(&(mem.clone() as Dev), &pair.old);
     let (dest, pair) = (Arc::new(Short(mem.clone())) as Dev, Pair { dest: mem as Dev, ..pair });
-    let ended = run(&local(), &pair.source, &dest, &options(Offload::Require));
+    let ended = run(&local(), &pair.source, &dest, &options(Offload::Require(Must::Fast)));
     pair.check_done(&ended, "a block at a time");
 }
 
@@ -473,7 +474,7 @@ fn a_copy_across_the_border_of_a_linear_is_two_steps() {
     let legs = [mem(20 + MARGIN), mem(44 + MARGIN)];
     let linear = Linear::new("linear", [legs[0].clone() as Dev, legs[1].clone()]).unwrap();
     let pair = Pair::new(mem(64), Arc::new(linear));
-    let ended = run(&local, &pair.source, &pair.dest, &options(Offload::Require));
+    let ended = run(&local, &pair.source, &pair.dest, &options(Offload::Require(Must::Fast)));
     pair.check_done(&ended, "onto a linear");
     assert_eq!((ended.receipt.plan_steps, ended.receipt.methods[&Method::Memory]), (2, pair.len()));
     let front = read(&(legs[0].clone() as Dev), range(MARGIN, 20));
@@ -562,7 +563,7 @@ fn data_past_2_and_4_gib_goes_where_it_belongs() {
     let local = local();
     let big = || Arc::new(Mem::new("big", 7 << 30, NonZeroU32::new(512).unwrap()).unwrap()) as Dev;
     let bytes = pattern(512, 1);
-    for offload in [Offload::Require, Offload::Never] {
+    for offload in [Offload::Require(Must::Fast), Offload::Never] {
         for (from, to) in [(1u64 << 31, 5u64 << 30), ((1 << 32) - 4096, 1 << 31), (6 << 30, (1 << 32) + 512)]
         {
             let (source, dest) = (big(), big());

@@ -342,6 +342,7 @@ fn copy(address: SocketAddr) {
             sources: [range(0)].into_iter().collect(),
             dest: range(8192),
             fua: false,
+            must: None,
             cancel: Cancel::default(),
         };
         drop(client.submit(Op::Copy(Box::new(copy))).await);

@@ -1,5 +1,6 @@
 //! Every flag, defined once.
 
+use blkcopy::block::Must;
 use blkcopy::copy::run::{Consistency, Verify};
 use blkcopy::copy::{Offload, Segment, Sparse};
 use blkcopy::reactor::EngineChoice;
@@ -21,6 +22,9 @@ pub(crate) struct EndsArgs {
     /// Whether devices and file systems make the copy themselves
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     pub(crate) offload: OffloadArg,
+    /// What must become of every byte; if that is impossible, nothing is copied and the exit code is 1
+    #[arg(long, value_enum, value_name = "WHAT", conflicts_with = "offload")]
+    pub(crate) require: Option<RequireArg>,
     /// Holes: kept (auto), also made of zeroes (always), or all blocks allocated (never)
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     pub(crate) sparse: SparseArg,
@@ -50,7 +54,7 @@ impl From<&EndsArgs> for EndsOptions {
             source: args.source.clone(),
             dest: args.dest.clone(),
             segments: args.segments.clone(),
-            offload: args.offload.into(),
+            offload: args.require.map_or(args.offload.into(), |must| Offload::Require(must.into())),
             sparse: args.sparse.into(),
             no_sync: args.no_sync,
             in_place: args.in_place,
@@ -69,7 +73,7 @@ Examples:
   blkcopy cp --yes golden.img /dev/vg0/vm7
   blkcopy cp --yes --verify digest /dev/nvme0n1@0+64GiB /dev/nvme0n1@64GiB
   blkcopy cp --segment 0:1MiB:64KiB --segment 1GiB:0:64KiB a.img b.img
-  blkcopy cp --offload require --json golden.img clone.img")]
+  blkcopy cp --require shared --json golden.img clone.img")]
 pub(crate) struct CpArgs {
     #[command(flatten)]
     pub(crate) ends: EndsArgs,
@@ -107,7 +111,7 @@ pub(crate) struct CpArgs {
 #[command(after_help = "\
 Examples:
   blkcopy plan golden.img vm7.img
-  blkcopy plan --offload require --json golden.img /dev/vg0/vm7
+  blkcopy plan --require offload --json golden.img /dev/vg0/vm7
 
 Exit code 1 when a line says FAIL.")]
 pub(crate) struct PlanArgs {
@@ -248,13 +252,13 @@ pub(crate) enum LogArg {
 }
 
 macro_rules! choices {
-    ($(#[$doc:meta])* $name:ident => $to:ident { $($(#[$help:meta])* $variant:ident => $value:ident),+ $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident => $to:ident { $($(#[$help:meta])* $variant:ident => $value:ident $(($with:expr))?),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, ValueEnum)]
         pub(crate) enum $name { $($(#[$help])* $variant),+ }
         impl From<$name> for $to {
             fn from(arg: $name) -> Self {
-                match arg { $($name::$variant => Self::$value),+ }
+                match arg { $($name::$variant => Self::$value $(($with))?),+ }
             }
         }
     };
@@ -263,10 +267,16 @@ macro_rules! choices {
 choices!(OffloadArg => Offload {
     /// Wherever it is possible and not slower
     Auto => Auto,
-    /// Everywhere; if that is impossible, nothing is copied and the exit code is 1
-    Require => Require,
+    /// Everywhere: another spelling of --require offload
+    Require => Require(Must::Offload),
     /// Nowhere: always read+write
     Never => Never,
+});
+choices!(RequireArg => Must {
+    /// No data is moved: source and destination share storage afterwards
+    Shared => Share,
+    /// Shared, or moved by a device or server: no data crosses this machine
+    Offload => Offload,
 });
 choices!(SparseArg => Sparse {
     /// Holes stay holes

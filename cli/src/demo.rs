@@ -6,7 +6,7 @@ use crate::fail::{Code, Fail};
 use crate::output::{self, by, note, seconds, table};
 use crate::signals::Interrupts;
 use blkcopy::block::receipt::{Outcome, Receipt};
-use blkcopy::block::{Error, Kind};
+use blkcopy::block::{Error, Kind, Must};
 use blkcopy::copy::Offload;
 use blkcopy::copy::run::Verify;
 use blkcopy::drivers::{File as FileDevice, FileOptions};
@@ -28,7 +28,7 @@ const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:6f6d6564-2d79-8f70-836b-6c622
 const GOLDEN: &str = "golden.img";
 /// A clone: what the row is called, its policy, its file; the namespaces are numbered in this order from 2.
 const CLONES: [(&str, Offload, &str); 2] = [
-    ("NVMe Copy: the target moves the bytes", Offload::Require, "clone-by-copy.img"),
+    ("NVMe Copy: the target moves the bytes", Offload::Require(Must::Offload), "clone-by-copy.img"),
     ("read+write: this process moves them", Offload::Never, "clone-by-hand.img"),
 ];
 

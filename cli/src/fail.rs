@@ -9,7 +9,7 @@ use std::process::ExitCode;
 pub(crate) enum Code {
     /// What was asked is done.
     Done,
-    /// The answer is no: verification found a difference, `--offload require` is unmet, the plan has a FAIL.
+    /// The answer is no: verification found a difference, `--require` is unmet, the plan has a FAIL.
     No,
     /// An error.
     Error,

@@ -1,8 +1,8 @@
 //! What is printed: sizes with units, the last line, tables. A closed pipe is not an error.
 
 use crate::lines;
-use blkcopy::block::Method;
 use blkcopy::block::receipt::{Outcome, Receipt, Verification};
+use blkcopy::block::{Fate, Method};
 use blkcopy::sys::process;
 use blkcopy::volume::{Level, size};
 use serde::Serialize;
@@ -93,19 +93,61 @@ pub(crate) fn by(method: Method) -> &'static str {
     }
 }
 
-/// "64.0 GiB by reflink, 0 B through this machine": the methods, most bytes first.
-fn methods(receipt: &Receipt) -> String {
-    let mut used: Vec<(Method, u64)> =
-        receipt.methods.iter().map(|(&m, &b)| (m, b)).filter(|m| m.1 > 0).collect();
-    used.sort_by_key(|&(method, bytes)| (std::cmp::Reverse(bytes), method));
-    let mut parts: Vec<String> = used.iter().map(|&(m, b)| format!("{} {}", size(b), by(m))).collect();
-    if !used.iter().any(|(m, _)| m.is_emulated()) {
-        parts.push(format!(
-            "{} through this machine",
-            size(receipt.host_bytes.read.max(receipt.host_bytes.written))
-        ));
+/// "64.0 GiB shared (reflink), 1.0 GiB left as holes": what became of the bytes, most of them first.
+fn became(receipt: &Receipt) -> String {
+    let moved = |fate| receipt.evidence.bytes(fate);
+    let fates = Fate::ALL.iter().filter(|&&fate| fate != Fate::NoData);
+    let mut parts: Vec<(u64, String)> = fates
+        .map(|&fate| {
+            (moved(fate), format!("{} {}{}", size(moved(fate)), word(fate), method_of(fate, receipt)))
+        })
+        .collect();
+    // Of what was no data, the method says what the destination has now.
+    let nothing = [Method::Skip, Method::WriteZeroes, Method::Null];
+    parts.extend(nothing.iter().filter_map(|method| {
+        let bytes = *receipt.methods.get(method)?;
+        Some((bytes, format!("{} {}", size(bytes), by(*method))))
+    }));
+    parts.retain(|(bytes, _)| *bytes > 0);
+    parts.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    if parts.is_empty() {
+        return "nothing to copy".to_owned();
     }
-    parts.join(", ")
+    parts.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(", ")
+}
+
+/// A fate after its bytes.
+pub(crate) fn word(fate: Fate) -> &'static str {
+    match fate {
+        Fate::ReadWrite => "by read+write",
+        other => other.text(),
+    }
+}
+
+/// The method behind a fate, in parentheses, where it was one.
+fn method_of(fate: Fate, receipt: &Receipt) -> String {
+    let could_be = |method: &Method| match method {
+        Method::Reflink | Method::CopyFileRange => fate != Fate::ReadWrite,
+        Method::NvmeCopy => matches!(fate, Fate::MovedElsewhere | Fate::ReadWrite),
+        Method::Memory => fate == Fate::ReadWrite,
+        _ => false,
+    };
+    let mut methods = receipt.methods.iter().filter(|(m, b)| **b > 0 && could_be(m)).map(|(m, _)| *m);
+    let emulated = receipt.methods.get(&Method::Emulated).is_some_and(|bytes| *bytes > 0);
+    match (methods.next(), methods.next()) {
+        (Some(method), None) if fate != Fate::ReadWrite || !emulated => format!(" ({})", called(method)),
+        _ => String::new(),
+    }
+}
+
+/// What a method is called in the last line.
+fn called(method: Method) -> &'static str {
+    match method {
+        Method::CopyFileRange => "copy_file_range",
+        Method::NvmeCopy => "NVMe Copy",
+        Method::Memory => "in memory",
+        other => other.name(),
+    }
 }
 
 /// The last line of a copy, without the line end.
@@ -115,11 +157,11 @@ pub(crate) fn last_line(receipt: &Receipt) -> String {
     let time = receipt.timings.total_s;
     let rate = rate(good, time).map_or(String::new(), |r| format!(" ({r})"));
     let mut line = match receipt.outcome {
-        Outcome::Done => format!("copied {} in {}{rate}: {}", size(good), seconds(time), methods(receipt)),
+        Outcome::Done => format!("copied {} in {}{rate}: {}", size(good), seconds(time), became(receipt)),
         Outcome::Mismatch => {
             let changed = receipt.error.as_ref().is_some_and(|e| e.kind == "source-changed");
             let what = if changed { "the source changed during the copy" } else { "the copy is wrong" };
-            format!("copied {} in {}{rate}, but {what}: {}", size(good), seconds(time), methods(receipt))
+            format!("copied {} in {}{rate}, but {what}: {}", size(good), seconds(time), became(receipt))
         }
         Outcome::Refused => format!("refused: nothing of {} copied", size(whole)),
         Outcome::Cancelled | Outcome::Failed => {
@@ -129,7 +171,7 @@ pub(crate) fn last_line(receipt: &Receipt) -> String {
                 size(good),
                 size(whole),
                 seconds(time),
-                methods(receipt)
+                became(receipt)
             )
         }
     };

@@ -124,7 +124,7 @@ impl Plan {
             self.findings.push(Shown::new(
                 Level::Fail,
                 text,
-                Some("leave out --offload require; the plan without it shows what can be offloaded"),
+                Some("leave out --require; the plan without it shows what can be offloaded"),
             ));
             return;
         }
@@ -194,7 +194,7 @@ fn fix(reason: Reason) -> &'static str {
              read+write"
         }
         Reason::Unaligned => "give ranges with the alignment that blkcopy info prints for the method",
-        Reason::MeasuredSlower => "none needed; --offload require uses it anyway",
+        Reason::MeasuredSlower => "none needed; --require uses it where it offloads",
         Reason::FullyAllocated | Reason::ZeroSearch => {
             "--sparse auto lets the file system share or copy the extents"
         }

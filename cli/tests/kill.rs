@@ -125,6 +125,7 @@ async fn load(client: Client, model: Shared, stop: Interrupt, seed: u64) {
                     sources: [at(from)].into_iter().collect(),
                     dest: at(to),
                     fua: false,
+                    must: None,
                     cancel: Cancel::default(),
                 };
                 client.submit(Op::Copy(Box::new(copy))).await.result.unwrap();

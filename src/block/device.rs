@@ -3,8 +3,8 @@
 use super::lazy::LazyZeroes;
 use super::storage::{Storage, Stored};
 use super::{
-    Access, ByteRange, Completion, Container, Counters, Error, Guard, Kind, Leg, Limits, LimitsChange, Piece,
-    Request, Resolution, Result,
+    Access, ByteRange, Completion, Container, Counters, Error, Fate, Guard, Kind, Leg, Limits, LimitsChange,
+    Piece, Request, Resolution, Result,
 };
 use num_integer::Integer as _;
 use serde::{Deserialize, Serialize};
@@ -346,6 +346,8 @@ pub struct CopyPath {
     /// False: slower than reading and writing by measurement once the bytes are durable, so used only when offload is
     /// required or nobody waits for that.
     pub preferred: bool,
+    /// What is expected to become of the bytes. [`Fate::Unknown`]: only trying tells.
+    pub fate: Fate,
     /// True when holes of the source become holes of the destination by themselves, so that the planner need not look.
     pub carries_holes: bool,
 }
@@ -364,6 +366,7 @@ impl CopyPath {
             tail_at_eof: self.tail_at_eof && theirs.tail_at_eof,
             carries_holes: self.carries_holes && theirs.carries_holes,
             preferred: self.preferred && theirs.preferred,
+            fate: self.fate.max(theirs.fate),
             ..*self
         })
     }

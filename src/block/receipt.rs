@@ -2,7 +2,7 @@
 //!
 //! Serialised as JSON by the command (`--json`, `--receipt`); the schema is described in `docs/receipt.md`.
 
-use super::{ByteRange, Counters, Error, Method};
+use super::{ByteRange, Counters, Error, Fate, Fates, Method};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 /// Version of the JSON schema: changes when a key changes its meaning or goes.
-pub const SCHEMA: &str = "blkcopy-receipt/1";
+pub const SCHEMA: &str = "blkcopy-receipt/2";
 
 /// Most deviations listed one by one; the rest are only counted.
 pub const DEVIATIONS_MAX: usize = 100;
@@ -48,6 +48,12 @@ pub enum Reason {
     Refused,
     /// The device answered "too large" and the step was cut to its present maximum.
     TooLarge,
+    /// It must not go through this machine, and the kernel would copy it.
+    KernelCopies,
+    /// It must not go through this machine, and would be copied in its memory.
+    InMemory,
+    /// It must be shared, and the method moves it.
+    NotShared,
 }
 
 impl Reason {
@@ -66,6 +72,9 @@ impl Reason {
             Self::ZeroSearch => "the data is searched for zeroes",
             Self::Overlap => "source and destination overlap",
             Self::HoleFilled => "the hole was written to after the plan was made",
+            Self::KernelCopies => "this kernel would copy the bytes itself",
+            Self::InMemory => "the bytes would be copied in this machine's memory",
+            Self::NotShared => "the method moves the bytes instead of sharing them",
             Self::Refused => "the device does not support it after all",
             Self::TooLarge => "shortened to the device's current maximum",
         }
@@ -98,7 +107,7 @@ pub enum Outcome {
     Failed,
     /// Copied, but verification found a difference.
     Mismatch,
-    /// Nothing done: refused (`--offload require` unmet).
+    /// Nothing done: refused (`--require` unmet).
     Refused,
 }
 
@@ -280,6 +289,12 @@ impl From<&Error> for Failure {
 pub struct Receipt {
     /// [`SCHEMA`].
     pub schema: Cow<'static, str>,
+    /// The program that wrote it, and its version.
+    pub version: Cow<'static, str>,
+    /// When the copy began: RFC 3339, in UTC.
+    pub begun_at: String,
+    /// The machine that it ran on.
+    pub machine: Machine,
     /// How it ended.
     pub outcome: Outcome,
     /// Where the bytes came from.
@@ -296,7 +311,11 @@ pub struct Receipt {
     pub cut_off_bytes: u64,
     /// Length of the job's front, in job order, of which every byte is good.
     pub good_prefix_bytes: u64,
-    /// Good bytes by method used, those cut off again too.
+    /// Good bytes by what became of them, those cut off again too; every fate is in it.
+    pub bytes: BTreeMap<Fate, u64>,
+    /// The same bytes, with how it is known.
+    pub evidence: Fates,
+    /// Good bytes by method used, those cut off again too. A method says what was asked for, not what became of it.
     pub methods: BTreeMap<Method, u64>,
     /// The plan's methods with their reasons.
     pub reasons: Vec<Why>,
@@ -333,13 +352,26 @@ pub struct Receipt {
     pub io_engine: String,
     /// Seconds.
     pub timings: Timings,
+    /// Codes of what was found before, during and after the copy and might matter, in order: `volume::Finding`.
+    pub findings: Vec<Cow<'static, str>>,
     /// The error, if it ended with one.
     pub error: Option<Failure>,
 }
 
 impl Receipt {
-    /// Bytes moved by devices, file systems or nothing at all: all good bytes that did not pass through this process.
+    /// Bytes that are known not to have crossed this machine: shared, moved elsewhere, or nothing to move.
     pub fn offloaded_bytes(&self) -> u64 {
-        self.methods.iter().filter(|(m, _)| !m.is_emulated()).map(|(_, b)| b).sum()
+        [Fate::Shared, Fate::MovedElsewhere, Fate::NoData].iter().map(|&fate| self.evidence.bytes(fate)).sum()
     }
+}
+
+/// Where a copy ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Its name in the network.
+    pub name: String,
+    /// Its kernel: name and release.
+    pub kernel: String,
+    /// Its processor's architecture, as the kernel calls it.
+    pub architecture: String,
 }

@@ -1,5 +1,6 @@
 //! One request, one completion.
 
+use super::fate::{Fates, Must};
 use super::{Buf, ByteRange, Counters, Device, Error, Identity, Kind, Method};
 use smallvec::SmallVec;
 use std::cell::RefCell;
@@ -117,6 +118,9 @@ pub struct CopyRequest {
     pub dest: ByteRange,
     /// Durable before completion.
     pub fua: bool,
+    /// What must become of the bytes; `None`: anything. A device that can tell beforehand refuses as `Unsupported`
+    /// without having changed anything; one that can tell only afterwards counts what went another way as not copied.
+    pub must: Option<Must>,
     /// Set by the caller to end a long copy early, between two system calls; it then completes as `Cancelled`.
     pub cancel: Cancel,
 }
@@ -180,6 +184,8 @@ impl Cancel {
 pub struct CopyReport {
     /// Calls made for this request.
     pub calls: Counters,
+    /// What became of the good bytes, as far as the device saw.
+    pub fates: Fates,
     /// True when blocks past the good prefix may hold anything (a foreign controller wrote them); false: old or new.
     pub rest_undefined: bool,
 }
@@ -355,6 +361,7 @@ mod tests {
             sources: smallvec::smallvec![all, all, ByteRange::to(12)],
             dest,
             fua: false,
+            must: None,
             cancel: Cancel::default(),
         };
         assert_eq!(copy.check(one).unwrap_err().kind(), Kind::InvalidInput);

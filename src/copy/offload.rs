@@ -31,6 +31,7 @@ pub(super) async fn offload(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize, fr
             sources: sources_of(step, good, len),
             dest: ByteRange::between(place.offset + good, place.offset + good + len),
             fua: false,
+            must: shared.options.policy.offload.must(),
             cancel: shared.options.cancel.clone(),
         };
         // The rate may have made it wait.
@@ -41,10 +42,11 @@ pub(super) async fn offload(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize, fr
         let done = shared.client(place.leaf).submit(Op::Copy(Box::new(request))).await;
         drop(in_flight);
         let moved = done.good_bytes.min(len);
-        if done.copy.is_some_and(|report| report.rest_undefined) && done.result.is_err() {
+        if done.copy.as_ref().is_some_and(|report| report.rest_undefined) && done.result.is_err() {
             touched = touched.max(good + len);
         }
-        shared.moved(leg, method, moved);
+        let fates = done.copy.map(|report| report.fates).unwrap_or_default();
+        shared.moved_as(leg, method, moved, &fates.of(moved));
         shared.good_so_far(step.dest + good, step.dest + good + moved);
         good += moved;
         break match done.result {

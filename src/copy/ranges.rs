@@ -11,7 +11,7 @@ use crate::block::lock::{Claim, Claims};
 use crate::block::places::is_one_device;
 use crate::block::receipt::HostBytes;
 use crate::block::request::Cancel;
-use crate::block::{Access, ByteRange, Device, Error, Kind, Method, Op, Result};
+use crate::block::{Access, ByteRange, Device, Error, Fates, Kind, Method, Must, Op, Result};
 use crate::reactor::away::look;
 use crate::reactor::local::{self, Client};
 use std::collections::BTreeMap;
@@ -37,6 +37,8 @@ pub struct WholeEnded {
     pub good_prefix_bytes: u64,
     /// Good bytes by method.
     pub methods: BTreeMap<Method, u64>,
+    /// What became of them.
+    pub fates: Fates,
     /// Bytes that passed through this process.
     pub host_bytes: HostBytes,
     /// How often the run left the plan.
@@ -76,22 +78,29 @@ pub async fn copy_ranges(parts: &[Part], dest: &Arc<dyn Device>, at: u64, option
     ended
 }
 
-/// Makes sure that no byte of such a copy would pass through this process. Nothing is written.
+/// Makes sure, as far as that can be told beforehand, that of all bytes of such a copy becomes what must. Nothing is
+/// written.
 ///
 /// Errors: `Unsupported` when some would; what the devices answer; `Cancelled` when it is stopped while they do not.
-pub async fn check_offloaded(parts: &[Part], dest: &Arc<dyn Device>, at: u64, cancel: &Cancel) -> Result<()> {
+pub async fn check_offloaded(
+    parts: &[Part],
+    dest: &Arc<dyn Device>,
+    at: u64,
+    must: Must,
+    cancel: &Cancel,
+) -> Result<()> {
     let (parts, dest) = (parts.to_vec(), dest.clone());
     let Some(source) = parts.iter().map(|part| &part.source).max_by_key(|source| source.may_wait()).cloned()
     else {
         return Ok(());
     };
-    let looked = look(&source, move |_| check(&parts, &dest, at));
+    let looked = look(&source, move |_| check(&parts, &dest, at, must));
     let stopped = || Error::new(Kind::Cancelled, "stopped on request");
     unless(|| cancel.is_set(), looked).await.ok_or_else(stopped)??
 }
 
-fn check(parts: &[Part], dest: &Arc<dyn Device>, at: u64) -> Result<()> {
-    let policy = Policy { offload: Offload::Require, ..Policy::default() };
+fn check(parts: &[Part], dest: &Arc<dyn Device>, at: u64, must: Must) -> Result<()> {
+    let policy = Policy { offload: Offload::Require(must), ..Policy::default() };
     for piece in pieces(parts, dest, at)? {
         let facts = DeviceFacts::new(piece.source, dest.clone());
         Planner::new(&piece.job, facts, policy).try_for_each(|step| step.map(drop))?;
@@ -126,6 +135,7 @@ async fn run(
         for (method, bytes) in one.receipt.methods {
             *ended.methods.entry(method).or_default() += bytes;
         }
+        ended.fates.merge(&one.receipt.evidence);
         ended.host_bytes.read += one.receipt.host_bytes.read;
         ended.host_bytes.written += one.receipt.host_bytes.written;
         ended.deviations += one.receipt.deviations_total;
@@ -148,6 +158,7 @@ async fn run(
             // What could not be written may be gone from the cache too.
             ended.good_prefix_bytes = 0;
             ended.methods.clear();
+            ended.fates = Fates::default();
             return Err(error);
         }
         ended.flushed = true;

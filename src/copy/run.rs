@@ -2,15 +2,15 @@
 
 use super::facts::{DeviceFacts, check_apart};
 pub use super::options::{Consistency, Options, Phase, Progress, Verify};
-use super::plan::{Offload, Planner};
+use super::plan::Planner;
 use super::settle;
 use super::shared::Shared;
 use super::step::run_step;
 use super::{Job, verify};
 use crate::block::receipt::{
-    End, HostBytes, Loss, Outcome, Receipt, SCHEMA, SourceState, Timings, WireBytes,
+    End, HostBytes, Loss, Machine, Outcome, Receipt, SCHEMA, SourceState, Timings, WireBytes,
 };
-use crate::block::{ByteRange, Device, Error, Kind, Method, Result};
+use crate::block::{ByteRange, Device, Error, Fates, Kind, Method, Result};
 use crate::reactor::local;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -117,6 +117,8 @@ pub async fn copy(
     receipt.outcome = outcome;
     receipt.good_bytes = tally.good;
     receipt.good_prefix_bytes = tally.prefix;
+    receipt.bytes = tally.fates.by_fate();
+    receipt.evidence = tally.fates.clone();
     receipt.methods = tally.methods.clone();
     receipt.reasons = summary.reasons;
     receipt.plan_digest = summary.digest;
@@ -157,7 +159,7 @@ fn check_verify(job: &Job, verify: Verify) -> Result<()> {
 }
 
 fn is_refusal(error: &Error, options: &Options) -> bool {
-    error.kind() == Kind::Unsupported && options.policy.offload == Offload::Require
+    error.kind() == Kind::Unsupported && options.policy.offload.must().is_some()
 }
 
 /// A receipt of a copy of which nothing is done yet.
@@ -173,6 +175,9 @@ fn blank(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job: &Job, options: &
     };
     Receipt {
         schema: SCHEMA.into(),
+        version: concat!("blkcopy ", env!("CARGO_PKG_VERSION")).into(),
+        begun_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string(),
+        machine: this_machine(),
         outcome: Outcome::Failed,
         source: end_of(source, job.source_span()),
         dest: end_of(dest, job.dest_span()),
@@ -180,6 +185,8 @@ fn blank(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job: &Job, options: &
         good_bytes: 0,
         cut_off_bytes: 0,
         good_prefix_bytes: 0,
+        bytes: Fates::default().by_fate(),
+        evidence: Fates::default(),
         methods: std::collections::BTreeMap::new(),
         reasons: Vec::new(),
         plan_digest: String::new(),
@@ -198,7 +205,19 @@ fn blank(source: &Arc<dyn Device>, dest: &Arc<dyn Device>, job: &Job, options: &
         copied_again_bytes: 0,
         io_engine: options.io_engine.clone(),
         timings: Timings::default(),
+        findings: Vec::new(),
         error: None,
+    }
+}
+
+/// What the kernel says of this machine.
+fn this_machine() -> Machine {
+    let uname = rustix::system::uname();
+    let text = |field: &std::ffi::CStr| field.to_string_lossy().into_owned();
+    Machine {
+        name: text(uname.nodename()),
+        kernel: format!("{} {}", text(uname.sysname()), text(uname.release())),
+        architecture: text(uname.machine()),
     }
 }
 

@@ -10,8 +10,8 @@ use super::wait::{LOOK_AGAIN, hold, unless};
 use crate::block::lock::{Claim, Claims, CopyTicket};
 use crate::block::receipt::{DEVIATIONS_MAX, Deviation, Reason, Span};
 use crate::block::{
-    Access, Buf, BufPool, ByteRange, Content, Counters, Device, Error, Identity, Kind, LeafId, Method, Op,
-    Result,
+    Access, Buf, BufPool, ByteRange, Content, Counters, Device, Error, Fates, Identity, Kind, LeafId, Method,
+    Op, Result,
 };
 use crate::reactor::away::look;
 use crate::reactor::local::{self, Client, Notify};
@@ -241,7 +241,7 @@ impl Shared {
         tally.undefined.extend(left.into_iter().filter(|range| !range.is_empty()).map(Span::from));
         // Emulated bytes are counted when their stretch ends.
         let uncounted = tally.good.saturating_sub(tally.methods.values().sum());
-        tally.by(Method::Emulated, uncounted);
+        tally.by(Method::Emulated, uncounted, &Fates::of_method(Method::Emulated, uncounted));
         self.progress.good_bytes.set(tally.good);
         self.progress.good_prefix_bytes.set(tally.prefix);
         drop(tally);
@@ -256,7 +256,7 @@ impl Shared {
 
     /// True when no byte may pass through this process.
     pub(super) fn requires_offload(&self) -> bool {
-        self.options.policy.offload == super::Offload::Require
+        self.options.policy.offload.must().is_some()
     }
 
     /// System calls on both ends so far.
@@ -503,8 +503,13 @@ impl Shared {
 
     /// Counts bytes moved to a leg; a byte that goes to several legs counts once, for the first.
     pub(super) fn moved(&self, leg: usize, method: Method, bytes: u64) {
+        self.moved_as(leg, method, bytes, &Fates::of_method(method, bytes));
+    }
+
+    /// The same, where the device has said what became of them.
+    pub(super) fn moved_as(&self, leg: usize, method: Method, bytes: u64, fates: &Fates) {
         if leg == 0 && !self.abandoned() {
-            self.tally.borrow_mut().by(method, bytes);
+            self.tally.borrow_mut().by(method, bytes, fates);
             // Emulated bytes were shown piece by piece.
             if !method.is_emulated() {
                 self.moving(bytes);

@@ -11,7 +11,7 @@ use super::shared::Shared;
 use super::zero;
 use super::{Job, Segment};
 use crate::block::receipt::Reason;
-use crate::block::{ByteRange, Error, Kind, Method, Result};
+use crate::block::{ByteRange, Error, Fates, Kind, Method, Result};
 use smallvec::SmallVec;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -78,7 +78,7 @@ async fn run_pinned(shared: &Rc<Shared>, step: &Rc<Step>, position: u64, locked:
     let results = move_step(shared, step).await;
     let committed = pins.commit(step, results, shared.dest.name());
     if let Some((method, bytes)) = committed.more {
-        shared.tally.borrow_mut().by(method, bytes);
+        shared.tally.borrow_mut().by(method, bytes, &Fates::of_method(method, bytes));
     }
     drop(ticket);
     shared.step_done(position, committed.good, step);

@@ -1,7 +1,7 @@
 //! What a copy has done so far.
 
-use crate::block::Method;
 use crate::block::receipt::{Deviation, HostBytes, Span};
+use crate::block::{Fates, Method};
 use std::collections::BTreeMap;
 
 /// What was done so far.
@@ -13,6 +13,7 @@ pub(super) struct Tally {
     pub(super) prefix: u64,
     stretches: BTreeMap<u64, u64>,
     pub(super) methods: BTreeMap<Method, u64>,
+    pub(super) fates: Fates,
     pub(super) host: HostBytes,
     pub(super) deviations: Vec<Deviation>,
     pub(super) deviations_total: u64,
@@ -22,10 +23,11 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Counts bytes moved by a method.
-    pub(super) fn by(&mut self, method: Method, bytes: u64) {
+    /// Counts bytes moved by a method, and what became of them.
+    pub(super) fn by(&mut self, method: Method, bytes: u64, fates: &Fates) {
         if bytes > 0 {
             *self.methods.entry(method).or_default() += bytes;
+            self.fates.merge(fates);
         }
     }
 
@@ -36,6 +38,7 @@ impl Tally {
             prefix: self.prefix,
             stretches: self.stretches.clone(),
             methods: self.methods.clone(),
+            fates: self.fates.clone(),
             ..Self::default()
         }
     }
@@ -43,7 +46,7 @@ impl Tally {
     /// No more than this is known to be good.
     pub(super) fn back_to(&mut self, before: Self) {
         (self.good, self.prefix) = (before.good, before.prefix);
-        (self.stretches, self.methods) = (before.stretches, before.methods);
+        (self.stretches, self.methods, self.fates) = (before.stretches, before.methods, before.fates);
     }
 
     pub(super) fn good_at(&mut self, position: u64, len: u64) {

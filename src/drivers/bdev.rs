@@ -97,6 +97,8 @@ impl Bdev {
             is_local: true,
             knows_no_wait: Some(true),
             copies_what_is_stored: false,
+            file_system: 0,
+            copies_here: false,
             is_new: false,
         });
         Ok(Self { core: Arc::new(core), claim, rdev, storage: OnceLock::new(), container: OnceLock::new() })

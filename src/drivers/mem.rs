@@ -6,8 +6,8 @@ use crate::block::device::{LeafId, check_range, resolve_plain};
 use crate::block::limits::LimitsCell;
 use crate::block::{
     Access, Buf, ByteRange, Completion, Container, Content, CopyPath, CopyReport, CopyRequest, Counters,
-    Device, Error, Extent, Identity, Kind, Limits, LimitsChange, Method, Op, Queue, Request, Resolution,
-    Result, Scope,
+    Device, Error, Extent, Fate, Fates, Identity, Kind, Limits, LimitsChange, Method, Op, Queue, Request,
+    Resolution, Result, Scope,
 };
 use crate::sys::aligned::copy_past_cache;
 use crate::sys::sync::held;
@@ -262,6 +262,7 @@ impl Mem {
             }
             Op::Flush => {}
             Op::Copy(copy) => {
+                let copy_method = copy.method;
                 let (good, result) = match copy.method {
                     Method::Memory => self.copy(copy),
                     other => (
@@ -270,7 +271,8 @@ impl Mem {
                     ),
                 };
                 let mut done = request.complete(good, result);
-                done.copy = Some(Box::<CopyReport>::default());
+                let fates = Fates::of_method(copy_method, good);
+                done.copy = Some(Box::new(CopyReport { fates, ..CopyReport::default() }));
                 return done;
             }
         }
@@ -305,6 +307,7 @@ impl Device for Mem {
             tail_at_eof: false,
             max_bytes: COPY_MAX.get(),
             preferred: true,
+            fate: Fate::ReadWrite,
             carries_holes: true,
         }]
     }

@@ -3,8 +3,8 @@
 use crate::block::device::{LeafId, check_range, resolve_plain};
 use crate::block::limits::LimitsCell;
 use crate::block::{
-    Access, ByteRange, Completion, CopyPath, Counters, Device, Error, Identity, Kind, Limits, LimitsChange,
-    Method, Op, Queue, Request, Resolution, Result, Scope,
+    Access, ByteRange, Completion, CopyPath, Counters, Device, Error, Fate, Identity, Kind, Limits,
+    LimitsChange, Method, Op, Queue, Request, Resolution, Result, Scope,
 };
 use std::any::Any;
 use std::collections::VecDeque;
@@ -90,6 +90,7 @@ impl Device for Null {
             tail_at_eof: false,
             max_bytes: COPY_MAX.get(),
             preferred: true,
+            fate: Fate::NoData,
             carries_holes: true,
         }]
     }

@@ -203,6 +203,7 @@ impl Driven {
             sources: smallvec::smallvec![ByteRange::new(from, len).unwrap()],
             dest: ByteRange::new(to, len).unwrap(),
             fua: false,
+            must: None,
             cancel: Cancel::default(),
         })))
     }

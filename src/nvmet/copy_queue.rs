@@ -12,7 +12,7 @@ use super::wakeup::Wakeup;
 use crate::block::lock::CoreLocks;
 use crate::block::receipt::HostBytes;
 use crate::block::request::Cancel;
-use crate::block::{ByteRange, Completion, CopyRequest, Device, Error, Kind, Method};
+use crate::block::{ByteRange, Completion, CopyRequest, Device, Error, Fates, Kind, Method, Must};
 use crate::copy::plan::{MethodSet, Offload, Policy};
 use crate::copy::ranges::{Part, WholeEnded, check_offloaded, copy_ranges};
 use crate::copy::run::Options;
@@ -76,6 +76,7 @@ struct QueuedCopy {
 pub(super) struct CopyEnd {
     good_bytes: u64,
     methods: BTreeMap<Method, u64>,
+    fates: Fates,
     host_bytes: HostBytes,
     deviations: u64,
     flushed: bool,
@@ -221,6 +222,7 @@ impl CopyQueue {
             sources: sources.clone(),
             dest: copy.checked.range,
             fua: copy.fua,
+            must: copy.checked.fast_only.then_some(Must::Fast),
             cancel: copy.cancel.clone(),
         };
         Some((copy.checked.dest.clone(), request))
@@ -252,13 +254,14 @@ impl CopyQueue {
             return CopyStep::Queued(due);
         }
         let methods = method.into_iter().map(|method| (method, good)).collect();
+        let fates = done.copy.map(|report| report.fates).unwrap_or_default().of(good);
         let reading = error.as_ref().is_some_and(|e| copy.is_source(e));
         let flushed = copy.fua && error.is_none();
         let error = error.map(|e| {
             let status = status_of(&e, reading);
             (e, status)
         });
-        CopyStep::Ended(CopyEnd { good_bytes: good, methods, flushed, error, ..CopyEnd::default() })
+        CopyStep::Ended(CopyEnd { good_bytes: good, methods, fates, flushed, error, ..CopyEnd::default() })
     }
 
     /// Starts the next task, if there is room for one.
@@ -305,6 +308,7 @@ impl CopyQueue {
             let end = CopyEnd {
                 good_bytes: end.good_prefix_bytes,
                 methods: end.methods,
+                fates: end.fates,
                 host_bytes: end.host_bytes,
                 deviations: end.deviations,
                 flushed: end.flushed,
@@ -408,7 +412,7 @@ impl QueuedCopy {
             source: run.namespace.device().clone(),
             ranges: sources.by_ref().take(run.ranges).collect(),
         });
-        let offload = if self.checked.fast_only { Offload::Require } else { Offload::Auto };
+        let offload = if self.checked.fast_only { Offload::Require(Must::Fast) } else { Offload::Auto };
         CopyTask {
             parts: parts.collect(),
             dest: self.checked.dest.device().clone(),
@@ -440,6 +444,7 @@ impl QueuedCopy {
             bytes: self.checked.range.len(),
             good_bytes: end.good_bytes,
             methods: end.methods,
+            fates: end.fates,
             host_bytes: end.host_bytes,
             deviations: end.deviations,
             flushed: end.flushed,
@@ -469,7 +474,7 @@ impl CopyTask {
         let mut work = pin!(async {
             if self.fast_only
                 && let Err(error) =
-                    check_offloaded(&self.parts, &self.dest, self.at, &self.options.cancel).await
+                    check_offloaded(&self.parts, &self.dest, self.at, Must::Fast, &self.options.cancel).await
             {
                 return WholeEnded { error: Some(error), ..WholeEnded::default() };
             }
@@ -521,6 +526,8 @@ pub struct CopyLine {
     pub good_bytes: u64,
     /// Good bytes by method.
     pub methods: BTreeMap<Method, u64>,
+    /// What became of them.
+    pub fates: Fates,
     /// Bytes that passed through buffers of the target.
     pub host_bytes: HostBytes,
     /// How often the run left its plan.
@@ -548,8 +555,9 @@ impl fmt::Display for CopyLine {
         for (method, bytes) in &self.methods {
             write!(f, ", {method} {bytes}")?;
         }
-        let HostBytes { read, written } = self.host_bytes;
-        write!(f, ", through this machine {read} read, {written} written")?;
+        for one in self.fates.iter() {
+            write!(f, ", {} {}", one.bytes, one.fate)?;
+        }
         if self.flushed {
             write!(f, ", durable")?;
         }

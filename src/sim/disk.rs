@@ -8,8 +8,9 @@ use super::Rng;
 use super::through::{enter_source, shorten};
 use crate::block::device::{check_range, resolve_plain};
 use crate::block::{
-    Access, ByteRange, Completion, CopyPath, CopyReport, CopyRequest, Counters, Device, Error, Identity,
-    Kind, LeafId, Limits, LimitsCell, LimitsChange, Method, Op, Queue, Request, Resolution, Result, Scope,
+    Access, ByteRange, Completion, CopyPath, CopyReport, CopyRequest, Counters, Device, Error, Fate,
+    Identity, Kind, LeafId, Limits, LimitsCell, LimitsChange, Method, Op, Queue, Request, Resolution, Result,
+    Scope,
 };
 use crate::sys::sync::lock;
 use std::any::Any;
@@ -246,6 +247,7 @@ impl Device for VolatileDisk {
             tail_at_eof: false,
             max_bytes: COPY_MAX.get(),
             preferred: true,
+            fate: Fate::ReadWrite,
             carries_holes: false,
         }]
     }

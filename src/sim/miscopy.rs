@@ -231,6 +231,7 @@ mod tests {
             sources: smallvec::smallvec![ByteRange::new(from, len).unwrap()],
             dest: ByteRange::new(to, len).unwrap(),
             fua: false,
+            must: None,
             cancel: Cancel::default(),
         }))
     }

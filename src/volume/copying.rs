@@ -282,7 +282,7 @@ impl ReadyCopy<'_> {
         // What is preserved is given at the end: until then the file is nobody else's.
         let mode = if builder.preserve { 0o600 } else { mode_of_new(ends) };
         ends.findings.iter().filter(|f| f.level() == Level::Warn).for_each(|f| (builder.tell)(f));
-        if builder.ends.offload == Offload::Require {
+        if builder.ends.offload.must().is_some() {
             require_offload(&builder.ends, ends)?;
         }
         self.bench = Some(bench(builder.engine, &mut builder.tell)?);

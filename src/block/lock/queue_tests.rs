@@ -159,6 +159,7 @@ fn copy(source: Dev, from: u64, to: u64, blocks: u64) -> Op {
         sources: smallvec![at(from, blocks)],
         dest: at(to, blocks),
         fua: false,
+        must: None,
         cancel: Cancel::default(),
     }))
 }

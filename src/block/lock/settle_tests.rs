@@ -303,7 +303,15 @@ fn a_request_is_only_begun_when_nothing_is_in_its_way() {
         let sources = smallvec::smallvec![at(0, 4)];
         let (method, cancel) = (Method::Memory, Cancel::default());
         let source = slow.clone();
-        Op::Copy(Box::new(CopyRequest { method, source, sources, dest: at(4, 4), fua: false, cancel }))
+        Op::Copy(Box::new(CopyRequest {
+            method,
+            source,
+            sources,
+            dest: at(4, 4),
+            fua: false,
+            must: None,
+            cancel,
+        }))
     };
     writer.submit(1, write(at(3, 1), 5));
     assert!(!user.tries(1, copy()));
@@ -342,7 +350,15 @@ fn a_copy_that_is_tried_swallows_no_news_of_others() {
         let sources = smallvec::smallvec![at(from, 1)];
         let (method, cancel) = (Method::Memory, Cancel::default());
         let source = device.clone();
-        Op::Copy(Box::new(CopyRequest { method, source, sources, dest: at(to, 1), fua: false, cancel }))
+        Op::Copy(Box::new(CopyRequest {
+            method,
+            source,
+            sources,
+            dest: at(to, 1),
+            fua: false,
+            must: None,
+            cancel,
+        }))
     };
     let before = locks.begin_copy([Claim::exclusive(leaf, at(9, 1))].into_iter().collect());
     waits.submit(1, copy(9, 10));

@@ -24,6 +24,7 @@ impl Holey {
             align: 4096,
             tail_at_eof: true,
             max_bytes: GIB,
+            fate: Fate::Shared,
             carries_holes: true,
             preferred: true,
         };

@@ -5,7 +5,9 @@
 
 use super::Job;
 use crate::block::receipt::{Reason, Why};
-use crate::block::{ByteRange, Content, CopyPath, Error, Extent, Identity, Kind, Limits, Method, Result};
+use crate::block::{
+    ByteRange, Content, CopyPath, Error, Extent, Fate, Identity, Kind, Limits, Method, Must, Result,
+};
 use serde::Serialize;
 use smallvec::{SmallVec, smallvec};
 
@@ -29,10 +31,20 @@ pub enum Offload {
     /// Wherever it is possible and not slower.
     #[default]
     Auto,
-    /// Everywhere, or the copy is refused.
-    Require,
+    /// Everywhere, and so that this becomes of the bytes, or the copy is refused.
+    Require(Must),
     /// Nowhere: every byte is read and written.
     Never,
+}
+
+impl Offload {
+    /// What must become of the bytes.
+    pub fn must(self) -> Option<Must> {
+        match self {
+            Self::Require(must) => Some(must),
+            Self::Auto | Self::Never => None,
+        }
+    }
 }
 
 /// What becomes of runs of zeroes.
@@ -250,8 +262,8 @@ pub struct PlanSummary {
 /// each byte before it is overwritten, with barriers between them. Lookups on the devices happen as the iterator goes
 /// on.
 ///
-/// Errors of an item: what the devices answered; `Unsupported` under [`Offload::Require`] where bytes would pass
-/// through this host. After an error the iterator ends.
+/// Errors of an item: what the devices answered; `Unsupported` under [`Offload::Require`] where bytes would not become
+/// what they must. After an error the iterator ends.
 pub struct Planner<F> {
     job: Job,
     facts: F,
@@ -469,11 +481,14 @@ impl<F: Facts> Planner<F> {
             };
             legs.extend(to.legs.iter().map(|&place| StepLeg { place, method, reason }));
         }
-        if self.policy.offload == Offload::Require
+        if let Some(must) = self.policy.offload.must()
             && let Some(leg) = legs.iter().find(|l| l.method.is_emulated())
         {
-            let text =
-                format!("--offload require: {len} bytes would take read+write ({})", leg.reason.text());
+            let text = format!(
+                "--require {}: {len} bytes would take read+write ({})",
+                must.name(),
+                leg.reason.text()
+            );
             return Err(Error::new(Kind::Unsupported, text).at(dest.prefix(len)));
         }
         Ok(Step {
@@ -518,7 +533,18 @@ impl<F: Facts> Planner<F> {
                 passed_over.get_or_insert(Reason::FullyAllocated);
                 continue;
             }
-            if !path.preferred && self.policy.offload != Offload::Require && !self.policy.unsynced {
+            let must = self.policy.offload.must();
+            if let Some(must) = must
+                && !must.may_try(path.method, path.fate)
+            {
+                passed_over.get_or_insert(match path.fate {
+                    Fate::ThroughKernel => Reason::KernelCopies,
+                    Fate::ReadWrite => Reason::InMemory,
+                    _ => Reason::NotShared,
+                });
+                continue;
+            }
+            if !path.preferred && must.is_none() && !self.policy.unsynced {
                 passed_over.get_or_insert(Reason::MeasuredSlower);
                 continue;
             }

@@ -1,6 +1,7 @@
 //! What file and block-device queues share: the descriptors, the size, and what is known to work on them.
 
 use super::closes::{Closes, Closing};
+use super::evidence::Looks;
 use super::policy::{self, After, Ask, Choice, Residency};
 use super::way::{self, Direct};
 use crate::block::device::{LeafSpace, check_range};
@@ -52,6 +53,12 @@ pub(crate) struct Core {
     pub(super) is_local: bool,
     /// Copies by the kernel take what is stored.
     pub(super) copies_what_is_stored: bool,
+    /// Number of the mounted file system: places of two files can be compared where it is the same.
+    pub(super) file_system: u64,
+    /// What the kernel copies between two such files and does not share passes through it.
+    pub(super) copies_here: bool,
+    /// What was seen of copies onto it.
+    pub(super) looks: Looks,
     size: AtomicU64,
     direct: OnceLock<Option<Closing>>,
     cachestat_off: AtomicBool,
@@ -76,6 +83,10 @@ pub(crate) struct Opened {
     pub(crate) knows_no_wait: Option<bool>,
     /// Copies by the kernel take what is stored, holes as holes: extents are shared, or a server copies.
     pub(crate) copies_what_is_stored: bool,
+    /// Number of the mounted file system.
+    pub(crate) file_system: u64,
+    /// What the kernel copies between two such files and does not share passes through it.
+    pub(crate) copies_here: bool,
     /// Made just now: nothing of it is cached.
     pub(crate) is_new: bool,
 }
@@ -130,6 +141,9 @@ impl Core {
             },
             is_local: opened.is_local,
             copies_what_is_stored: opened.copies_what_is_stored,
+            file_system: opened.file_system,
+            copies_here: opened.copies_here,
+            looks: Looks::default(),
             name: opened.name,
             identity: opened.identity,
             fd: Closing::new(opened.fd, &closes),

@@ -30,6 +30,8 @@ pub(super) struct Facts {
     pub(super) direct_align: Option<NonZeroU32>,
     /// Kept by this kernel alone, not by a server or another program.
     pub(super) is_local: bool,
+    /// The kernel copies between two such files by itself, if it does not share: the file system has no way of its own.
+    pub(super) copies_here: bool,
     /// Reads and writes can be asked not to wait; `None`: not known of this kind of file system.
     pub(super) knows_no_wait: Option<bool>,
 }
@@ -52,6 +54,22 @@ const KINDS: [(u32, bool, bool, bool); 15] = [
     (0x8584_58f6, false, false, true), // ramfs
     (0x9584_58f6, false, false, true), // hugetlbfs
     (EXT, false, false, false),        // ext2, ext3, ext4
+];
+
+/// File systems of this kernel that offer no `copy_file_range` of their own (Linux 6.18, `struct file_operations`): the
+/// kernel shares the extents, where it can, or copies through its page cache. Others may have a server copy, or share
+/// without saying so (ZFS).
+const COPIES_HERE: [u32; 10] = [
+    EXT,
+    XFS,
+    BTRFS,
+    0xca45_1a4e, // bcachefs
+    0x794c_7630, // overlayfs, over any of them: what has extents is kept by this kernel
+    0x0102_1994, // tmpfs
+    0x8584_58f6, // ramfs
+    0xf2f5_2010, // F2FS
+    0x0000_4d44, // FAT
+    0x2011_bab0, // exFAT
 ];
 
 /// ext2, ext3 and ext4.
@@ -103,6 +121,7 @@ impl Facts {
             sharing: if shares { Sharing::Yes } else { Sharing::No },
             copied_by_server: served,
             is_local: !served,
+            copies_here: COPIES_HERE.contains(&magic),
             knows_no_wait: match magic {
                 EXT | XFS | BTRFS => Some(true),
                 FUSE => Some(false),

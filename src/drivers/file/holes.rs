@@ -369,6 +369,7 @@ mod tests {
             sources: smallvec::smallvec![ByteRange::to(8 << 20)],
             dest: ByteRange::to(8 << 20),
             fua: false,
+            must: None,
             cancel: crate::block::request::Cancel::default(),
         };
         assert!(Driven::new(dest).run(Op::Copy(Box::new(copy))).result.is_ok());

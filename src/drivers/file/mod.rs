@@ -6,6 +6,7 @@
 mod blocking;
 mod closes;
 pub(crate) mod core;
+mod evidence;
 mod fresh;
 mod fs;
 mod holes;
@@ -27,7 +28,8 @@ use super::{container, stack};
 use crate::block::device::{LeafSpace, resolve_plain};
 use crate::block::{
     Access, ByteRange, Call, Container, Content, CopyPath, CopyRequest, Counters, Device, Error, Extent,
-    Identity, Kind, LEN_MAX, LeafId, Limits, LimitsChange, Method, Queue, Resolution, Result, Scope, Storage,
+    Fate, Identity, Kind, LEN_MAX, LeafId, Limits, LimitsChange, Method, Queue, Resolution, Result, Scope,
+    Storage,
 };
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -141,6 +143,8 @@ impl File {
             fs_block_bytes: facts.block_bytes,
             is_local: facts.is_local,
             knows_no_wait: facts.knows_no_wait,
+            file_system: facts.file_system,
+            copies_here: facts.copies_here,
             copies_what_is_stored: facts.sharing == Sharing::Yes || facts.copied_by_server,
             is_new: created,
         });
@@ -316,6 +320,7 @@ impl Device for File {
             max_bytes: CLONE_CALL_MAX,
             carries_holes: true,
             preferred: true,
+            fate: Fate::Shared,
         };
         let range = CopyPath {
             method: Method::CopyFileRange,
@@ -327,6 +332,7 @@ impl Device for File {
             // Where nobody but this kernel moves the bytes it is an in-kernel splice: measured no faster than reading
             // and writing, and it leaves both files in the page cache.
             preferred: self.facts.copied_by_server,
+            fate: if self.facts.copies_here { Fate::ThroughKernel } else { Fate::Unknown },
         };
         match self.facts.sharing {
             Sharing::Yes => vec![reflink, range],

@@ -3,13 +3,14 @@
 use super::blocking;
 use super::closes::Closing;
 use super::core::{Backing, Core};
+use super::evidence::Reported;
 use super::policy::After;
 use super::transfer::{Files, Transfer, ended_early};
 use super::way::{self, Direct};
 use crate::block::way::{Entered, Entry, Need, Pass, Switch, Ticket, Wake, Way};
 use crate::block::{
-    Buf, ByteRange, Call, Completion, CopyReport, CopyRequest, Counters, Error, Kind, Method, Op, Queue,
-    Request, Result,
+    Buf, ByteRange, Call, Completion, CopyReport, CopyRequest, Counters, Error, Fates, Kind, Method, Must,
+    Op, Queue, Request, Result,
 };
 use crate::reactor::{self, CallDone, IoDone, IoOp, Port, Reactor};
 use crate::sys::sync::lock;
@@ -19,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// Requests in flight at most; the rest waits with the submitter.
 const IN_FLIGHT_MAX: usize = 256;
@@ -110,6 +112,22 @@ struct Carried {
     poisons: bool,
     /// Direct I/O was refused, and nothing was done.
     refused: bool,
+    /// What became of the bytes of a copy.
+    fates: Fates,
+}
+
+/// Why bytes that were copied do not count: something else became of them than must.
+fn unmet(must: Option<Must>, fates: &Fates) -> Option<Error> {
+    let must = must?;
+    let other = fates.iter().find(|one| !must.is_met_by(one.fate))?;
+    let text = format!(
+        "--require {}: the file system answered the call, but what became of {} bytes is: {} ({})",
+        must.name(),
+        other.bytes,
+        other.fate.text(),
+        other.how.text()
+    );
+    Some(Error::new(Kind::Unsupported, text))
 }
 
 fn is_fua(request: &Request) -> bool {
@@ -370,13 +388,30 @@ impl FdQueue {
         let (fd, shared) = (self.sync_fd(), carried.clone());
         let brief = transfer.method == Method::Reflink && !fua;
         let stores = self.core.copies_what_is_stored;
+        let (dest, source, must) = (self.core.clone(), (self.find_source)(copy).cloned(), copy.must);
         let work = Box::new(move || {
             let mut counters = Counters::default();
             let stored = if stores { transfer.store_sources() } else { Ok(()) };
+            let begun = Instant::now();
             let (mut count, mut result) = match stored {
                 Ok(()) => transfer.run(&mut counters),
                 Err(error) => (0, Err(error)),
             };
+            if let Some(source) = &source {
+                let reported = Reported {
+                    method: transfer.method,
+                    source,
+                    dest: &dest,
+                    sources: &transfer.sources,
+                    to: transfer.dest,
+                    took: begun.elapsed(),
+                };
+                let fates = reported.fates(count);
+                if let Some(error) = unmet(must, &fates) {
+                    (count, result) = (0, Err(error));
+                }
+                lock(&shared).fates = fates;
+            }
             if fua && result.is_ok() {
                 counters.count(Call::Fdatasync);
                 if let Err(error) = rustix::fs::fdatasync(&*fd) {
@@ -463,7 +498,7 @@ impl FdQueue {
                 self.end(request.complete(0, result));
             }
             Step::Call { front, after, carried } => {
-                let Carried { buf, error, poisons, refused } = std::mem::take(&mut *lock(&carried));
+                let Carried { buf, error, poisons, refused, fates } = std::mem::take(&mut *lock(&carried));
                 if refused {
                     return self.again_through_the_cache(request, range, buf, passes);
                 }
@@ -478,8 +513,8 @@ impl FdQueue {
                     Op::Write { .. } => self.end_write(request, after, buf, good, result),
                     Op::Copy(_) => {
                         let mut done = request.complete(good, result);
-                        done.copy =
-                            Some(Box::new(CopyReport { calls: io.counters, ..CopyReport::default() }));
+                        let calls = io.counters;
+                        done.copy = Some(Box::new(CopyReport { calls, fates, ..CopyReport::default() }));
                         self.end(done);
                     }
                     _ => self.end(request.complete(good, result)),

@@ -583,6 +583,7 @@ fn a_cancelled_copy_says_what_was_done_and_force_unit_access_syncs() {
             sources: smallvec::smallvec![range(0, 4096), range(8192, 4096)],
             dest: range(100, 8192),
             fua: true,
+            must: None,
             cancel,
         }))
     };
@@ -642,6 +643,7 @@ fn every_engine_serves_files() {
                     sources: smallvec::smallvec![range(0, len as u64)],
                     dest: range(0, len as u64),
                     fua: true,
+                    must: None,
                     cancel: Cancel::default(),
                 })))
                 .await;

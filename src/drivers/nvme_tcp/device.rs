@@ -9,7 +9,7 @@ use crate::block::device::{LeafSpace, resolve_plain};
 use crate::block::limits::LimitsCell;
 use crate::block::storage::Stored;
 use crate::block::{
-    Access, ByteRange, CopyPath, Device, Error, Identity, Kind, LEN_MAX, LeafId, Limits, LimitsChange,
+    Access, ByteRange, CopyPath, Device, Error, Fate, Identity, Kind, LEN_MAX, LeafId, Limits, LimitsChange,
     Method, Queue, Resolution, Result, Scope, Storage,
 };
 use crate::nvme::identify::oncs;
@@ -391,6 +391,7 @@ fn copy_paths(
         max_bytes: max.get(),
         preferred: true,
         // Nobody can ask a namespace where its holes are, so that there is nothing to look for.
+        fate: Fate::MovedElsewhere,
         carries_holes: true,
     }]
 }

@@ -13,8 +13,8 @@ use super::wire::{Fresh, Wire};
 use super::work::{Most, Work, is_durable, uses_list};
 use crate::block::device::check_range;
 use crate::block::{
-    Buf, ByteRange, Completion, CopyReport, CopyRequest, Counters, Device, Error, Kind, Method, Op, Queue,
-    Request, Result,
+    Buf, ByteRange, Completion, CopyReport, CopyRequest, Counters, Device, Error, Evidence, Fate, Fates,
+    Kind, Method, Op, Queue, Request, Result,
 };
 use crate::nvme::copy::{LIST_LEN_MAX, whole_ranges};
 use crate::nvme::status::{Doing, Retry};
@@ -416,7 +416,8 @@ impl NvmeQueue {
         });
         let mut completion = request.complete_with(buf, done, result);
         if is_copy {
-            completion.copy = Some(Box::new(CopyReport { rest_undefined, ..CopyReport::default() }));
+            let fates = Fates::all(Fate::MovedElsewhere, Evidence::CopyCommand, done);
+            completion.copy = Some(Box::new(CopyReport { rest_undefined, fates, ..CopyReport::default() }));
         }
         self.done.push(completion);
     }

@@ -78,6 +78,7 @@ pub(super) fn copy_op(source: &Arc<Namespace>, sources: &[(u64, u64)], dest: u64
         sources,
         dest: range(dest, len),
         fua: false,
+        must: None,
         cancel: Cancel::default(),
     }))
 }

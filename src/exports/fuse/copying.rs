@@ -9,7 +9,9 @@ use super::volume::Copied;
 use super::worker::MountWorker;
 use crate::block::receipt::HostBytes;
 use crate::block::request::Cancel;
-use crate::block::{ByteRange, Completion, CopyRequest, Device, Error, Kind, Method, Op, Result};
+use crate::block::{
+    ByteRange, Completion, CopyRequest, Device, Error, Fates, Kind, Method, Must, Op, Result,
+};
 use crate::copy::one_request::one_request;
 use crate::copy::ranges::{Part, check_offloaded, copy_ranges};
 use crate::copy::run::Options;
@@ -33,6 +35,7 @@ const PAGES_MAX: usize = 16;
 struct End {
     good: u64,
     methods: SmallVec<[(Method, u64); 2]>,
+    fates: Fates,
     host: HostBytes,
     error: Option<Error>,
 }
@@ -94,6 +97,7 @@ pub(super) fn inline(
         sources,
         dest: ends.dest_range(),
         fua: false,
+        must: None,
         cancel: Cancel::default(),
     };
     let begun = Instant::now();
@@ -119,7 +123,8 @@ fn one_request_ended(method: Method, ends: &Ends, done: Completion) -> Option<En
         // Short without a reason: an answer may be that, and whoever wants the rest asks for it.
         other => other.err(),
     };
-    Some(End { good, methods: smallvec![(method, good)], error, ..End::default() })
+    let fates = done.copy.map(|report| report.fates).unwrap_or_default().of(good);
+    Some(End { good, methods: smallvec![(method, good)], fates, error, ..End::default() })
 }
 
 /// What `copy_file_range` answers: never 0, which would be the end of the file.
@@ -153,6 +158,7 @@ fn ended(
         to: ends.to,
         good: end.good,
         methods: end.methods,
+        fates: end.fates,
         host: end.host,
         flushed,
         time,
@@ -167,8 +173,8 @@ impl MountWorker {
         let source = self.volume(ends.source).device.clone();
         let dest = self.volume(ends.dest).device.clone();
         let parts = [Part { source, ranges: vec![ends.from] }];
-        if offload == Offload::Require
-            && let Err(error) = check_offloaded(&parts, &dest, ends.to, &Cancel::default()).await
+        if let Some(must) = offload.must()
+            && let Err(error) = check_offloaded(&parts, &dest, ends.to, must, &Cancel::default()).await
         {
             return End { error: Some(error), ..End::default() };
         }
@@ -188,6 +194,7 @@ impl MountWorker {
         End {
             good: ended.good_prefix_bytes,
             methods: ended.methods.into_iter().collect(),
+            fates: ended.fates,
             host: ended.host_bytes,
             error: ended.error,
         }
@@ -207,6 +214,7 @@ impl MountWorker {
             sources,
             dest: ends.dest_range(),
             fua: false,
+            must: None,
             cancel: Cancel::default(),
         };
         let done = self.client(ends.dest).ok()?.submit(Op::Copy(Box::new(request))).await;
@@ -249,7 +257,7 @@ impl MountWorker {
         let mut before = pages(source_ino, call.entries.iter().map(|e| e.source));
         before.extend(&dests);
         self.shared.notices.forget(before).wait().await;
-        let offload = if call.flags.offload_only { Offload::Require } else { Offload::Auto };
+        let offload = if call.flags.offload_only { Offload::Require(Must::Offload) } else { Offload::Auto };
         let name = if source == dest && call.token.is_none() { "BLKCOPY" } else { "BLKCOPY_FROM" };
         let mut done: Vec<(Ends, End, Duration)> = Vec::with_capacity(call.entries.len());
         let mut failed = None;

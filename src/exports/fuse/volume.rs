@@ -4,7 +4,7 @@ use super::abi::TOKEN;
 use super::options::{Serve, Volume};
 use super::pace::Pace;
 use crate::block::receipt::HostBytes;
-use crate::block::{ByteRange, Content, Device, Error, Identity, Kind, Method, Result};
+use crate::block::{ByteRange, Content, Device, Error, Fates, Identity, Kind, Method, Result};
 use crate::reactor::helpers::{self, Helpers};
 use crate::sys::sync::lock;
 use fuser::{FileAttr, FileType, INodeNo};
@@ -190,8 +190,9 @@ impl Vol {
         copies.count += 1;
         *(if inline { &mut copies.inline } else { &mut copies.handed_over }) += 1;
         for &(method, bytes) in &copied.methods {
-            *copies.bytes.entry(method).or_default() += bytes;
+            *copies.methods.entry(method).or_default() += bytes;
         }
+        copies.fates.merge(&copied.fates);
         copies.host.read += copied.host.read;
         copies.host.written += copied.host.written;
         if copies.last.len() == LAST_MAX {
@@ -217,7 +218,9 @@ impl Vol {
                 "dest_offset": c.to,
                 "requested_bytes": c.from.len(),
                 "good_bytes": c.good,
-                "bytes": methods(&mut c.methods.iter().copied()),
+                "bytes": c.fates.by_fate(),
+                "evidence": c.fates,
+                "methods": methods(&mut c.methods.iter().copied()),
                 "host_bytes": host(&c.host),
                 "flushed": c.flushed,
                 "seconds": c.time.as_secs_f64(),
@@ -225,11 +228,13 @@ impl Vol {
             })
         });
         json!({
-            "schema": "blkcopy-mount-receipt/1",
+            "schema": "blkcopy-mount-receipt/2",
             "copies": copies.count,
             "inline": copies.inline,
             "handed_over": copies.handed_over,
-            "bytes": methods(&mut copies.bytes.iter().map(|(&m, &b)| (m, b))),
+            "bytes": copies.fates.by_fate(),
+            "evidence": copies.fates,
+            "methods": methods(&mut copies.methods.iter().map(|(&m, &b)| (m, b))),
             "host_bytes": host(&copies.host),
             "last": last.collect::<Vec<_>>(),
         })
@@ -269,7 +274,8 @@ struct Copies {
     count: u64,
     inline: u64,
     handed_over: u64,
-    bytes: BTreeMap<Method, u64>,
+    methods: BTreeMap<Method, u64>,
+    fates: Fates,
     host: HostBytes,
     last: VecDeque<Copied>,
 }
@@ -285,6 +291,7 @@ pub(super) struct Copied {
     pub(super) to: u64,
     pub(super) good: u64,
     pub(super) methods: smallvec::SmallVec<[(Method, u64); 2]>,
+    pub(super) fates: Fates,
     pub(super) host: HostBytes,
     pub(super) flushed: bool,
     pub(super) time: Duration,

@@ -92,7 +92,15 @@ fn zero(range: ByteRange, lazy: bool) -> Op {
 
 fn copy(source: Dev, from: ByteRange, dest: ByteRange, method: Method) -> Op {
     let sources = smallvec::smallvec![from];
-    Op::Copy(Box::new(CopyRequest { method, source, sources, dest, fua: false, cancel: Cancel::default() }))
+    Op::Copy(Box::new(CopyRequest {
+        method,
+        source,
+        sources,
+        dest,
+        fua: false,
+        must: None,
+        cancel: Cancel::default(),
+    }))
 }
 
 /// The first byte of each block.

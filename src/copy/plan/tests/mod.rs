@@ -10,6 +10,15 @@ use crate::copy::Segment;
 use proptest::prelude::*;
 use std::num::{NonZeroU32, NonZeroU64};
 
+/// Each thing that can be asked for.
+const OFFLOADS: [Offload; 5] = [
+    Offload::Auto,
+    Offload::Require(Must::Share),
+    Offload::Require(Must::Offload),
+    Offload::Require(Must::Fast),
+    Offload::Never,
+];
+
 /// One run of a device: `len` bytes from `start`, on every leg.
 #[derive(Clone, Debug)]
 struct Mapped {
@@ -100,7 +109,17 @@ fn path(method: Method, align: u64) -> CopyPath {
         tail_at_eof: false,
         max_bytes: u64::MAX,
         preferred: true,
+        fate: fate_of(method),
         carries_holes: false,
+    }
+}
+
+/// What these methods do at their best.
+fn fate_of(method: Method) -> Fate {
+    match method {
+        Method::Reflink => Fate::Shared,
+        Method::Null => Fate::NoData,
+        _ => Fate::MovedElsewhere,
     }
 }
 
@@ -171,7 +190,7 @@ fn check_leg(world: &World, policy: Policy, step: &Step, leg: &StepLeg) {
     let context = || format!("{leg:?} of {step:?}");
     match leg.method {
         Method::Emulated => {
-            assert_ne!(policy.offload, Offload::Require, "{}", context());
+            assert_eq!(policy.offload.must(), None, "{}", context());
             assert!(step.len <= EMULATED_STEP, "{}", context());
             return;
         }
@@ -200,7 +219,9 @@ fn check_leg(world: &World, policy: Policy, step: &Step, leg: &StepLeg) {
                         && (p.len.is_multiple_of(align) || (i == last && ragged_tail))
                 })
         }) && step.len <= mine.max_bytes.min(theirs.max_bytes)
-            && (mine.preferred && theirs.preferred || policy.offload == Offload::Require)
+            && policy.offload.must().map_or(mine.preferred && theirs.preferred, |must| {
+                must.may_try(leg.method, mine.fate.max(theirs.fate))
+            })
     };
     let known = b.paths.iter().any(|mine| {
         a.paths.iter().any(|t| {
@@ -405,10 +426,10 @@ fn leaf_spec() -> impl Strategy<Value = LeafSpec> {
 
 fn build_leaf(spec: &LeafSpec, size: u64) -> LeafFacts {
     let kinds = [
-        (Method::Reflink, Scope::FileSystem(1)),
-        (Method::CopyFileRange, Scope::FileSystem(1)),
-        (Method::CopyFileRange, Scope::Files),
-        (Method::Memory, Scope::Process),
+        (Method::Reflink, Scope::FileSystem(1), Fate::Shared),
+        (Method::CopyFileRange, Scope::FileSystem(1), Fate::Unknown),
+        (Method::CopyFileRange, Scope::Files, Fate::ThroughKernel),
+        (Method::Memory, Scope::Process, Fate::ReadWrite),
     ];
     let paths: Vec<CopyPath> = spec
         .0
@@ -420,6 +441,7 @@ fn build_leaf(spec: &LeafSpec, size: u64) -> LeafFacts {
             tail_at_eof,
             max_bytes: MAXIMA[max],
             preferred,
+            fate: kinds[kind].2,
             carries_holes,
         })
         .collect();
@@ -461,7 +483,7 @@ fn case() -> impl Strategy<Value = Case> {
     let extents = prop::collection::vec((0..LENGTHS.len(), 0usize..3), 0..8);
     let segments = prop::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>()), 1..6);
     let shape = (any::<bool>(), any::<bool>(), any::<bool>(), 1u64..9000);
-    let policy = (0usize..3, 0usize..3, prop::option::of(0u64..200_000));
+    let policy = (0..OFFLOADS.len(), 0usize..3, prop::option::of(0u64..200_000));
     (specs, run(), run(), extents, segments, shape, policy).prop_map(
         |(specs, source_runs, dest_runs, extents, segments, (same, mirror, one, piece), policy)| {
             let mut used = [0u64; 5];
@@ -493,7 +515,7 @@ fn case() -> impl Strategy<Value = Case> {
                 }
             }
             let policy = Policy {
-                offload: [Offload::Auto, Offload::Require, Offload::Never][policy.0],
+                offload: OFFLOADS[policy.0],
                 sparse: [Sparse::Auto, Sparse::Always, Sparse::Never][policy.1],
                 dest_zero_from: policy.2.unwrap_or(u64::MAX),
                 ..Policy::default()
@@ -518,7 +540,7 @@ fn check_case(Case { world, job, policy, piece }: &Case) {
         steps.iter().map(|s| s.len).sum::<u64>()
     );
     if let Some(error) = error {
-        assert_eq!((policy.offload, error.kind()), (Offload::Require, Kind::Unsupported), "{error}");
+        assert!(policy.offload.must().is_some() && error.kind() == Kind::Unsupported, "{error}");
         return;
     }
     check_cover(job, &steps);
@@ -740,7 +762,8 @@ fn mirror_legs_share_a_length_both_can_copy() {
     world.leaves[1].limits = limits(5000, 5000, 1);
     world.dest[0].legs.push(place(2, 0));
     let job = Job::new(&[seg(0, 0, 8192)], 1 << 16, 1 << 16, false).unwrap();
-    let (steps, error, _) = world.plan(&job, Policy { offload: Offload::Require, ..Policy::default() });
+    let (steps, error, _) =
+        world.plan(&job, Policy { offload: Offload::Require(Must::Fast), ..Policy::default() });
     assert!(error.is_none(), "{error:?}");
     assert_eq!(shape(&steps), [(0, 4096, Method::Memory), (4096, 4096, Method::Memory)]);
 }
