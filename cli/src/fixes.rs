@@ -56,7 +56,7 @@ pub(crate) fn fix(finding: &Finding) -> Option<Cow<'static, str>> {
         Finding::NoPlace { .. } => "make the directory, or name another destination",
         Finding::DestHeld { .. } => "wait until the other program has finished, or name another destination",
         Finding::DestLenChanged { .. } => "copy again when that program has finished",
-        Finding::OffloadUnmet { .. } => "use --offload auto, or run blkcopy plan to see why",
+        Finding::OffloadUnmet { .. } => "leave out --require, or run blkcopy plan to see why",
         Finding::NothingToPreserve { .. } => "leave out --preserve",
         Finding::NoEngine { .. } => "--io-engine auto",
         Finding::ServedRange { .. } => "leave @offset+length out",

@@ -7,7 +7,7 @@ use crate::signals::Interrupts;
 use blkcopy::block::device::LeafSpace;
 use blkcopy::block::{ByteRange, Content, CopyPath, Device, Identity, Limits, Scope};
 use blkcopy::drivers::in_use;
-use blkcopy::volume::{self, Found, Level, Name, Place, size, size_exact};
+use blkcopy::volume::{self, Found, Level, Name, Place, TrialResult, Trials, size, size_exact};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -126,13 +126,27 @@ impl Info {
             holes: holes(device, range).ok().filter(|_| !matches!(name.place, Place::NvmeTcp(_))),
             findings: Vec::new(),
         };
-        info.findings = info.judge();
+        info.findings = info.judge(&volume::try_beside(device));
         Ok(info)
     }
 
-    fn judge(&self) -> Vec<Shown> {
+    fn judge(&self, trials: &Trials) -> Vec<Shown> {
         let mut all = Vec::new();
-        let native: Vec<&str> = self.copy_paths.iter().filter(|p| p.preferred).map(|p| p.method).collect();
+        let tried =
+            |method: &str| trials.iter().find(|trial| trial.method.name() == method).map(|t| &t.result);
+        let native: Vec<String> = self
+            .copy_paths
+            .iter()
+            .filter(|p| p.preferred)
+            .filter_map(|p| match tried(p.method) {
+                None => Some(p.method.to_owned()),
+                Some(TrialResult::Refused(_)) => None,
+                Some(TrialResult::Fate(fate, _)) => Some(format!("{} (tried here: {fate})", p.method)),
+                Some(TrialResult::NotTried(why)) => {
+                    Some(format!("{} (expected, not tried: {why})", p.method))
+                }
+            })
+            .collect();
         all.push(match (native.is_empty(), self.limits.copy_offload) {
             (false, true) => Shown::pass(format!("can copy without read+write: {}", native.join(", "))),
             (false, false) => Shown::warn("copy_offload is off", "turn copy_offload on"),

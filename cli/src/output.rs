@@ -116,6 +116,15 @@ fn became(receipt: &Receipt) -> String {
     parts.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(", ")
 }
 
+/// What is planned for bytes, after them.
+pub(crate) fn planned(fate: Fate, method: Method) -> String {
+    match fate {
+        Fate::NoData => by(method).to_owned(),
+        Fate::ReadWrite if method.is_emulated() => word(fate).to_owned(),
+        _ => format!("{} ({})", word(fate), called(method)),
+    }
+}
+
 /// A fate after its bytes.
 pub(crate) fn word(fate: Fate) -> &'static str {
     match fate {

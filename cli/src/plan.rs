@@ -5,9 +5,9 @@ use crate::fail::{Code, Fail};
 use crate::output::{self, Shown, table};
 use crate::signals::Interrupts;
 use blkcopy::block::receipt::{Reason, Why};
-use blkcopy::block::{Kind, Method};
+use blkcopy::block::{CopyPath, Evidence, Fate, Fates, Kind, Method};
 use blkcopy::copy::{DeviceFacts, Offload, PlanSummary, Planner, Step};
-use blkcopy::volume::{EndsOptions, Level, Purpose, Rehearsal, look, size};
+use blkcopy::volume::{EndsOptions, Level, Purpose, Rehearsal, TrialResult, Trials, look, size};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -25,6 +25,17 @@ struct Run {
     steps: u64,
 }
 
+/// What a method is expected to do.
+#[derive(Serialize)]
+struct Expected {
+    method: Method,
+    fate: Fate,
+    bytes: u64,
+    /// False: only the copy itself tells.
+    certain: bool,
+    how: String,
+}
+
 /// The plan, as `--json` prints it.
 #[derive(Serialize)]
 struct Plan {
@@ -36,6 +47,10 @@ struct Plan {
     #[serde(flatten)]
     summary: Option<PlanSummary>,
     methods: BTreeMap<Method, u64>,
+    /// What is to become of the bytes.
+    bytes_by_fate: BTreeMap<Fate, u64>,
+    /// The same by method, and whether it is certain.
+    expected: Vec<Expected>,
     extents: Vec<Run>,
     extents_total: u64,
     findings: Vec<Shown>,
@@ -48,19 +63,25 @@ pub(crate) fn run(args: &PlanArgs) -> Result<Code, Fail> {
     let options = EndsOptions::from(&args.ends);
     let looked = look(&options, Purpose::Plan)?;
     let mut plan = Plan {
-        schema: "blkcopy-plan/1",
+        schema: "blkcopy-plan/2",
         source: source.into_owned(),
         dest: dest.into_owned(),
         bytes: looked.segments.iter().fold(0, |sum, s| sum.saturating_add(s.len)),
         summary: None,
         methods: BTreeMap::new(),
+        bytes_by_fate: BTreeMap::new(),
+        expected: Vec::new(),
         extents: Vec::new(),
         extents_total: 0,
         findings: looked.findings.iter().map(Shown::from).collect(),
     };
     if plan.findings.iter().all(|f| f.level != Level::Fail) {
         match looked.rehearse()? {
-            Ok(rehearsal) => plan.make(&options, args.all, rehearsal)?,
+            Ok(rehearsal) => {
+                let trials = looked.trials(false)?;
+                plan.make(&options, args.all, rehearsal, &trials)?;
+                plan.check_room(looked.room());
+            }
             Err(finding) => plan.findings.push(Shown::from(&finding)),
         }
     }
@@ -74,10 +95,18 @@ pub(crate) fn run(args: &PlanArgs) -> Result<Code, Fail> {
 }
 
 impl Plan {
-    fn make(&mut self, options: &EndsOptions, all: bool, ready: Rehearsal) -> Result<(), Fail> {
+    fn make(
+        &mut self,
+        options: &EndsOptions,
+        all: bool,
+        ready: Rehearsal,
+        trials: &Trials,
+    ) -> Result<(), Fail> {
         let most = if all { usize::MAX } else { LINES_MAX };
+        let paths = ready.source.copy_paths();
         let facts = DeviceFacts::new(ready.source, ready.dest);
-        let mut planner = Planner::new(&ready.job, facts, options.policy(ready.dest_zero_from));
+        let policy = trials.limit(options.policy(ready.dest_zero_from));
+        let mut planner = Planner::new(&ready.job, facts, policy);
         let mut last: Option<Run> = None;
         let mut unmet = None;
         for step in planner.by_ref() {
@@ -106,9 +135,71 @@ impl Plan {
         let summary = planner.summary();
         let met = unmet.is_none();
         self.judge(&summary.reasons, unmet, options.offload);
+        if met {
+            self.expect(&paths, trials);
+        }
         // A plan that cannot be carried out has no totals.
         self.summary = Some(summary).filter(|_| met);
         Ok(())
+    }
+
+    /// What is to become of the bytes, and whether that is certain.
+    fn expect(&mut self, paths: &[CopyPath], trials: &Trials) {
+        for (&method, &bytes) in &self.methods {
+            let by_itself = Fates::of_method(method, bytes);
+            let listed = || paths.iter().find(|path| path.method == method).map_or(Fate::Unknown, |p| p.fate);
+            let (fate, certain, how) = match (by_itself.iter().next(), trials.of(method)) {
+                (Some(one), _) if one.fate != Fate::Unknown => {
+                    (one.fate, true, "nothing else can happen".to_owned())
+                }
+                (_, Some(TrialResult::Fate(fate, how))) => {
+                    let text = format!("tried on a scratch file in the destination's folder: {}", how.text());
+                    (*fate, *fate != Fate::Unknown, text)
+                }
+                (_, Some(TrialResult::NotTried(why))) => (listed(), false, format!("not tried: {why}")),
+                // This kernel's own way, or what a controller says of itself.
+                (_, _) if listed() == Fate::ThroughKernel => {
+                    (Fate::ThroughKernel, true, Evidence::FileSystemKind.text().to_owned())
+                }
+                _ => (listed(), false, "only the copy itself tells".to_owned()),
+            };
+            *self.bytes_by_fate.entry(fate).or_default() += bytes;
+            if fate != Fate::NoData && fate != Fate::ReadWrite {
+                let word = if certain {
+                    "certain"
+                } else if fate == Fate::Unknown {
+                    "unknown"
+                } else {
+                    "expected"
+                };
+                let text = format!("{word}: {} {} by {method} ({how})", size(bytes), fate.text());
+                self.findings.push(Shown::new(
+                    if certain || fate != Fate::Unknown { Level::Pass } else { Level::Warn },
+                    text,
+                    (!certain).then_some("give --require to copy only if it turns out so"),
+                ));
+            }
+            self.expected.push(Expected { method, fate, bytes, certain, how });
+        }
+    }
+
+    /// Says no where the bytes that take room have none.
+    fn check_room(&mut self, room: Option<u64>) {
+        let Some(room) = room else { return };
+        let takes = |fate: &Fate| !matches!(fate, Fate::Shared | Fate::NoData);
+        let need: u64 =
+            self.bytes_by_fate.iter().filter(|(fate, _)| takes(fate)).map(|(_, bytes)| bytes).sum();
+        if need > room {
+            self.findings.push(Shown::new(
+                Level::Fail,
+                format!(
+                    "the destination's file system has {} free, and the copy takes {}",
+                    size(room),
+                    size(need)
+                ),
+                Some("free space there, or name another destination"),
+            ));
+        }
     }
 
     fn keep(&mut self, run: Option<Run>, most: usize) {
@@ -171,8 +262,11 @@ impl Plan {
             }
         }
         if let Some(summary) = &self.summary {
-            let mut parts: Vec<String> =
-                self.methods.iter().map(|(&m, &b)| format!("{} {}", size(b), output::by(m))).collect();
+            let mut parts: Vec<String> = self
+                .expected
+                .iter()
+                .map(|one| format!("{} {}", size(one.bytes), output::planned(one.fate, one.method)))
+                .collect();
             if parts.is_empty() {
                 parts.push("nothing to copy".to_owned());
             }

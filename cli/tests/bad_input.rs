@@ -199,7 +199,7 @@ fn an_unmet_require_leaves_the_old_destination_alone() {
     for dest in ["b", "new"] {
         let ran = blkcopy(dir.path(), &["cp", "--offload", "require", "--sparse", "always", "a", dest]);
         assert_eq!(ran.code, Some(1), "{ran:?}");
-        assert!(ran.err.contains("--offload require: 10000 bytes would take read+write"), "{}", ran.err);
+        assert!(ran.err.contains("--require offload: 10000 bytes would take read+write"), "{}", ran.err);
         assert_eq!(snapshot(dir.path()), before, "{dest}");
     }
 }

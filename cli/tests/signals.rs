@@ -33,12 +33,12 @@ fn an_interrupt_ends_a_limited_copy_at_once_with_a_true_receipt() {
     let dir = common::folder();
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));
     std::fs::write(&a, bytes(64 << 20, 5)).unwrap();
-    for (name, offload) in [("INT", "never"), ("TERM", "never"), ("INT", "require")] {
-        let args = ["cp", "--json", "--receipt", "r", "--offload", offload, "--limit-rate", "4MiB", "a", "b"];
+    for (name, offload) in [("INT", "--offload=never"), ("TERM", "--offload=never"), ("INT", "--no-sync")] {
+        let args = ["cp", "--json", "--receipt", "r", offload, "--limit-rate", "4MiB", "a", "b"];
         let child = start(dir.path(), &args);
         under_way(&b);
         let (ran, took) = interrupt(child, name);
-        eprintln!("SIG{name}, --offload {offload}, --limit-rate: ended after {took:?}");
+        eprintln!("SIG{name}, {offload}, --limit-rate: ended after {took:?}");
         assert_eq!(ran.code, Some(130), "{ran:?}");
         assert!(took < Duration::from_secs(5), "{took:?}");
         assert_eq!(std::fs::read_to_string(dir.path().join("r")).unwrap(), ran.out);

@@ -7,6 +7,7 @@ use super::ends::{self, Ends, EndsOptions, Purpose, Ready};
 use super::file_dest::Made;
 use super::findings::{Finding, Level, Obstacle};
 use super::preserve::Kept;
+use super::trial::Trials;
 use super::watch::{CancelHandle, CopyWatch};
 use super::watched::{self, What, fail_after_all};
 use crate::block::receipt::{Outcome, Receipt};
@@ -16,6 +17,7 @@ use crate::copy::{DeviceFacts, Offload, Planner, Segment, Sparse};
 use crate::drivers::File;
 use crate::reactor::EngineChoice;
 use crate::workers::Workbench;
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::ffi::OsStr;
 use std::fmt;
@@ -186,7 +188,7 @@ impl<'a> CopyBuilder<'a> {
     /// Opens both ends and checks everything that can be checked without changing anything.
     pub fn look(self) -> Result<ReadyCopy<'a>, CopyError> {
         let ends = ends::look(&self.ends, Purpose::Copy).map_err(CopyError::before)?;
-        Ok(ReadyCopy { builder: self, ends, bench: None, made: None })
+        Ok(ReadyCopy { builder: self, ends, bench: None, made: None, codes: Vec::new() })
     }
 
     /// Copies, on this thread. `Ok` when all was copied (and found equal, when asked).
@@ -206,6 +208,8 @@ pub struct ReadyCopy<'a> {
     bench: Option<Workbench>,
     /// A new file that has no name goes when this is dropped.
     made: Option<Made>,
+    /// Codes of what was found before the copy.
+    codes: Vec<Cow<'static, str>>,
 }
 
 impl ReadyCopy<'_> {
@@ -219,11 +223,11 @@ impl ReadyCopy<'_> {
     /// # Panics
     /// When the thread has an executor of this library already.
     pub fn run(&mut self) -> Result<Receipt, CopyError> {
-        let (ready, preserve) = self.begin().map_err(CopyError::before)?;
+        let (ready, preserve, trials) = self.begin().map_err(CopyError::before)?;
         let Some(bench) = &self.bench else { return Err(CopyError::before(again().into())) };
         let builder = &mut self.builder;
         let options = Options {
-            policy: builder.ends.policy(ready.dest_zero_from),
+            policy: trials.limit(builder.ends.policy(ready.dest_zero_from)),
             consistency: builder.consistency,
             verify: builder.verify,
             limit_rate: builder.limit_rate,
@@ -244,16 +248,23 @@ impl ReadyCopy<'_> {
             hold: ready.source_hold,
             watch: &builder.watch,
         };
-        let ended = watched::run(bench, what, &options, &mut builder.tell);
+        let mut codes = std::mem::take(&mut self.codes);
+        let mut tell = |finding: &Finding| {
+            codes.push(finding.code().into());
+            (builder.tell)(finding);
+        };
+        let ended = watched::run(bench, what, &options, &mut tell);
         let (mut receipt, mut error) = (ended.receipt, ended.error);
         let shown = |name: &OsStr| name.to_string_lossy().into_owned();
         receipt.source.name = shown(&builder.ends.source);
         receipt.dest.name = shown(&builder.ends.dest);
         if let Some(made) = &ready.made
-            && let Err(failed) = finish(made, preserve.as_ref(), builder, &mut receipt)
+            && let Err(failed) =
+                finish(made, preserve.as_ref(), !builder.ends.no_sync, &mut tell, &mut receipt)
         {
             error = Some(failed);
         }
+        receipt.findings = codes;
         self.made = ready.made;
         drop(ready.dest_hold);
         match error {
@@ -273,7 +284,7 @@ impl ReadyCopy<'_> {
     }
 
     /// All that can fail before anything is changed, and then the first change.
-    fn begin(&mut self) -> Result<(Ready, Option<Kept>), Obstacle> {
+    fn begin(&mut self) -> Result<(Ready, Option<Kept>, Trials), Obstacle> {
         if self.bench.is_some() {
             return Err(again().into());
         }
@@ -281,12 +292,20 @@ impl ReadyCopy<'_> {
         let preserve = if builder.preserve { Some(kept(ends)?) } else { None };
         // What is preserved is given at the end: until then the file is nobody else's.
         let mode = if builder.preserve { 0o600 } else { mode_of_new(ends) };
-        ends.findings.iter().filter(|f| f.level() == Level::Warn).for_each(|f| (builder.tell)(f));
-        if builder.ends.offload.must().is_some() {
-            require_offload(&builder.ends, ends)?;
+        for finding in ends.findings.iter().filter(|f| f.level() == Level::Warn) {
+            self.codes.push(finding.code().into());
+            (builder.tell)(finding);
+        }
+        let must = builder.ends.offload.must();
+        let trials = match builder.ends.offload {
+            Offload::Never => Trials::default(),
+            _ => ends.trials(must.is_some())?,
+        };
+        if must.is_some() {
+            require(&builder.ends, ends, &trials)?;
         }
         self.bench = Some(bench(builder.engine, &mut builder.tell)?);
-        Ok((ends.begin(mode)?, preserve))
+        Ok((ends.begin(mode)?, preserve, trials))
     }
 }
 
@@ -309,28 +328,30 @@ fn again() -> Error {
 fn finish(
     made: &Made,
     preserve: Option<&Kept>,
-    builder: &mut CopyBuilder<'_>,
+    sync: bool,
+    tell: &mut dyn FnMut(&Finding),
     receipt: &mut Receipt,
 ) -> Result<(), Error> {
     let mut failed = Ok(());
     if receipt.outcome == Outcome::Done {
-        match made.settle().and_then(|()| made.finish(!builder.ends.no_sync, preserve)) {
-            Ok(warnings) => warnings.iter().for_each(|f| (builder.tell)(f)),
+        match made.settle().and_then(|()| made.finish(sync, preserve)) {
+            Ok(warnings) => warnings.iter().for_each(&mut *tell),
             Err(error) => failed = Err(fail_after_all(receipt, error)),
         }
     }
     if let Some(left) = made.put_right(receipt) {
-        (builder.tell)(&left);
+        tell(&left);
     }
     failed
 }
 
-/// Makes sure, before anything is cut or written, that no byte would pass this machine.
-fn require_offload(options: &EndsOptions, ends: &Ends) -> Result<(), Obstacle> {
+/// Makes sure, before anything is cut or written, that what must become of the bytes can.
+fn require(options: &EndsOptions, ends: &Ends, trials: &Trials) -> Result<(), Obstacle> {
     // Where there is no stand-in the copy itself finds out; it refuses at the first such byte.
     let Ok(rehearsal) = ends.rehearse()? else { return Ok(()) };
     let facts = DeviceFacts::new(rehearsal.source, rehearsal.dest);
-    for step in Planner::new(&rehearsal.job, facts, options.policy(rehearsal.dest_zero_from)) {
+    let policy = trials.limit(options.policy(rehearsal.dest_zero_from));
+    for step in Planner::new(&rehearsal.job, facts, policy) {
         if let Err(error) = step {
             let unmet = error.kind() == Kind::Unsupported;
             return Err(if unmet { Finding::OffloadUnmet { error }.into() } else { error.into() });

@@ -10,6 +10,7 @@ use super::name::{Name, Place};
 use super::open::{self, Found};
 use super::size::size_exact;
 use super::spool::{self, Spooled};
+use super::trial::{self, Trials};
 use crate::block::places::is_one_device;
 use crate::block::{Device, Kind, LEN_MAX};
 use crate::copy::{Job, Offload, Policy, Segment, Sparse};
@@ -179,7 +180,10 @@ pub fn look(args: &EndsOptions, purpose: Purpose) -> Result<Ends, Obstacle> {
             if exists && at > 0 && !args.in_place && args.segments.is_empty() {
                 checks.found(Finding::WritesInto { dest: dest_name.device_text(), offset: at })?;
             }
-            let dest = FileDest::look(path, exists, in_place, end)?;
+            let dest = FileDest::look(path, exists, in_place, end, purpose == Purpose::Copy)?;
+            if exists && purpose == Purpose::Plan && open::read_only(path) {
+                checks.found(Finding::ReadOnly { dest: dest_name.device_text(), planned: true })?;
+            }
             Dest::File(dest)
         }
         _ => Dest::Device(open_device(&dest_name, args, purpose, &mut checks)?),
@@ -456,5 +460,24 @@ impl Ends {
             },
         };
         Ok(Ok(Rehearsal { source: self.source.clone(), dest, job, dest_zero_from }))
+    }
+
+    /// Bytes that a destination file has room for; `None`: not known, or it is not a file.
+    pub fn room(&self) -> Option<u64> {
+        match &self.dest {
+            Dest::File(dest) => dest.room(),
+            Dest::Device(_) => None,
+        }
+    }
+
+    /// What the two ends can do together where only trying tells. `may_name`: the file that is made for that may have a
+    /// hidden name for a moment, where it cannot be without; a plan makes no names.
+    pub fn trials(&self, may_name: bool) -> Result<Trials, Obstacle> {
+        match &self.dest {
+            Dest::File(dest) if !self.same => {
+                Ok(trial::try_out(&self.source, dest, &self.job(self.dest_size())?, may_name))
+            }
+            _ => Ok(Trials::default()),
+        }
     }
 }

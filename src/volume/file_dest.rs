@@ -9,7 +9,8 @@ use crate::block::receipt::{Outcome, Receipt};
 use crate::block::{Device, Error, Kind, Result};
 use crate::copy::Segment;
 use crate::drivers::{File, FileOptions, Fresh, Hold, hold};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -51,11 +52,33 @@ pub(super) struct Made {
     segments: Vec<Segment>,
 }
 
+/// A file that was made to try things out on.
+pub(super) enum Scratch {
+    Nameless(File),
+    Hidden(Fresh),
+}
+
+impl Scratch {
+    pub(super) fn file(&self) -> &File {
+        match self {
+            Self::Nameless(file) => file,
+            Self::Hidden(fresh) => fresh.file(),
+        }
+    }
+}
+
 impl FileDest {
-    /// Opens it if it exists; changes nothing. `end`: where the last copied byte ends.
-    pub(super) fn look(path: &Path, exists: bool, in_place: bool, end: u64) -> Result<Self, Obstacle> {
+    /// Opens it if it exists; changes nothing. `end`: where the last copied byte ends. Only what is `to_be_written` is
+    /// opened for writing: an overlay copies a file up for that.
+    pub(super) fn look(
+        path: &Path,
+        exists: bool,
+        in_place: bool,
+        end: u64,
+        to_be_written: bool,
+    ) -> Result<Self, Obstacle> {
         let existing = match exists {
-            true => Some(File::open(path, FileOptions { write: true, create: false })?),
+            true => Some(File::open(path, FileOptions { write: to_be_written, create: false })?),
             false => None,
         };
         if !exists {
@@ -111,6 +134,17 @@ impl FileDest {
         Ok(grown)
     }
 
+    /// Bytes that can be written before its file system is full, those of a file that is cut first among them. `None`: not
+    /// known, or some of it is written over.
+    pub(super) fn room(&self) -> Option<u64> {
+        let kept = self.existing.as_ref().map(|file| file.allocated_bytes().unwrap_or(0));
+        if self.in_place && kept.is_some() {
+            return None;
+        }
+        let fs = rustix::fs::statvfs(self.folder()).ok().filter(|fs| fs.f_blocks > 0)?;
+        fs.f_bavail.checked_mul(fs.f_frsize)?.checked_add(kept.unwrap_or(0))
+    }
+
     /// A file for the planner to look at, like the destination will be; the destination itself when that stays as it
     /// is.
     pub(super) fn stand_in(&self) -> Result<(Arc<dyn Device>, u64), Finding> {
@@ -126,6 +160,22 @@ impl FileDest {
             Ok(device) => Ok((Arc::new(device), zero_from)),
             Err(error) => Err(Finding::ExtentsNotPlanned { dest: self.path.clone(), error }),
         }
+    }
+
+    /// A file in the destination's folder to try things out on: it is like the destination, and goes when it is dropped.
+    ///
+    /// Errors: why there is none.
+    pub(super) fn scratch(&self, may_name: bool) -> Result<Scratch, String> {
+        let shown = self.path.display().to_string();
+        let scratch = match nameless(&self.folder(), &shown) {
+            Ok(file) => Scratch::Nameless(file),
+            Err(error) if !may_name => return Err(error.to_string()),
+            Err(_) => Scratch::Hidden(Fresh::create(&self.path, 0o600).map_err(|e| e.to_string())?),
+        };
+        if let Some(file) = &self.existing {
+            scratch.file().be_like(file);
+        }
+        Ok(scratch)
     }
 
     fn folder(&self) -> PathBuf {
@@ -156,7 +206,14 @@ fn check_place(path: &Path) -> Result<(), Obstacle> {
         Ok(meta) if holds_device_nodes(&meta) => {
             return Err(Finding::NoSuchDevice { dest, folder: folder.to_owned() }.into());
         }
-        Ok(_) => return Ok(()),
+        Ok(_) => {
+            match rustix::fs::accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+                Err(error @ (Errno::ACCESS | Errno::ROFS | Errno::PERM)) => {
+                    Error::os(format!("cannot be made in {}", folder.display()), error)
+                }
+                _ => return Ok(()),
+            }
+        }
         Err(error) => Error::os(format!("cannot be made in {}", folder.display()), error),
     };
     Err(Finding::NoPlace { error: problem.on(&dest) }.into())

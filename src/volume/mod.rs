@@ -17,6 +17,7 @@ mod preserve;
 mod served;
 pub mod size;
 mod spool;
+pub mod trial;
 pub mod watch;
 mod watched;
 
@@ -28,4 +29,5 @@ pub use name::{Name, Part, Place};
 pub use open::{Found, find, model_of, open_dest, open_source, read_only, storage_of_folder};
 pub use served::{ServeOptions, Served, ServedName};
 pub use size::{parse_size, size, size_exact};
+pub use trial::{Trial, TrialResult, Trials, try_beside};
 pub use watch::{CancelHandle, CopyWatch, HowFar};

@@ -204,7 +204,7 @@ pub(crate) fn attribute(file: &Path, name: &str) -> Value {
 
 /// Bytes moved onto a volume by `method` so far.
 pub(crate) fn moved(receipt: &Value, method: &str) -> u64 {
-    receipt["bytes"][method].as_u64().unwrap_or(0)
+    receipt["methods"][method].as_u64().unwrap_or(0)
 }
 
 /// Bytes that copies onto a volume carried through the server.

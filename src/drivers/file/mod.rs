@@ -14,6 +14,7 @@ pub(crate) mod medium;
 mod policy;
 pub(crate) mod queue;
 mod transfer;
+mod trial;
 mod way;
 
 pub use self::closes::Closes;
