@@ -3,10 +3,10 @@
 
 use crate::args::DemoArgs;
 use crate::fail::{Code, Fail};
-use crate::output::{self, by, note, seconds, table};
+use crate::output::{self, became, note, seconds, table};
 use crate::signals::Interrupts;
 use blkcopy::block::receipt::{Outcome, Receipt};
-use blkcopy::block::{Error, Kind, Must};
+use blkcopy::block::{Error, Kind};
 use blkcopy::copy::Offload;
 use blkcopy::copy::run::Verify;
 use blkcopy::drivers::{File as FileDevice, FileOptions};
@@ -28,7 +28,7 @@ const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:6f6d6564-2d79-8f70-836b-6c622
 const GOLDEN: &str = "golden.img";
 /// A clone: what the row is called, its policy, its file; the namespaces are numbered in this order from 2.
 const CLONES: [(&str, Offload, &str); 2] = [
-    ("NVMe Copy: the target moves the bytes", Offload::Require(Must::Offload), "clone-by-copy.img"),
+    ("NVMe Copy: the target moves the bytes", Offload::Auto, "clone-by-copy.img"),
     ("read+write: this process moves them", Offload::Never, "clone-by-hand.img"),
 ];
 
@@ -132,9 +132,6 @@ fn worst(code: Code, outcome: Outcome) -> Code {
 }
 
 fn row(what: &str, receipt: &Receipt) -> Vec<String> {
-    let mut methods: Vec<_> = receipt.methods.iter().filter(|m| *m.1 > 0).collect();
-    methods.sort_by_key(|&(_, &bytes)| std::cmp::Reverse(bytes));
-    let methods: Vec<String> = methods.iter().map(|&(&m, &b)| format!("{} {}", size(b), by(m))).collect();
     let digest = receipt.verification.as_ref().map_or("none".to_owned(), |v| {
         let short: String = v.dest_digest.iter().flat_map(|d| d.chars()).take(8).collect();
         format!("{short} {}", if v.equal { "equal" } else { "DIFFERENT" })
@@ -145,7 +142,7 @@ fn row(what: &str, receipt: &Receipt) -> Vec<String> {
         seconds(receipt.timings.copy_s + receipt.timings.flush_s),
         size(receipt.wire_bytes.sent),
         size(receipt.wire_bytes.received),
-        methods.join(", "),
+        became(receipt),
         digest,
         outcome.as_ref().and_then(|o| o.as_str()).unwrap_or("unknown").to_owned(),
     ]

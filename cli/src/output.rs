@@ -94,7 +94,7 @@ pub(crate) fn by(method: Method) -> &'static str {
 }
 
 /// "64.0 GiB shared (reflink), 1.0 GiB left as holes": what became of the bytes, most of them first.
-fn became(receipt: &Receipt) -> String {
+pub(crate) fn became(receipt: &Receipt) -> String {
     let moved = |fate| receipt.evidence.bytes(fate);
     let fates = Fate::ALL.iter().filter(|&&fate| fate != Fate::NoData);
     let mut parts: Vec<(u64, String)> = fates
@@ -108,6 +108,9 @@ fn became(receipt: &Receipt) -> String {
         let bytes = *receipt.methods.get(method)?;
         Some((bytes, format!("{} {}", size(bytes), by(*method))))
     }));
+    let skipped: u64 = nothing.iter().filter_map(|method| receipt.methods.get(method)).sum();
+    let left_out = moved(Fate::NoData).saturating_sub(skipped);
+    parts.push((left_out, format!("{} without data{}", size(left_out), method_of(Fate::NoData, receipt))));
     parts.retain(|(bytes, _)| *bytes > 0);
     parts.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
     if parts.is_empty() {
@@ -136,8 +139,8 @@ pub(crate) fn word(fate: Fate) -> &'static str {
 /// The method behind a fate, in parentheses, where it was one.
 fn method_of(fate: Fate, receipt: &Receipt) -> String {
     let could_be = |method: &Method| match method {
-        Method::Reflink | Method::CopyFileRange => fate != Fate::ReadWrite,
-        Method::NvmeCopy => matches!(fate, Fate::MovedElsewhere | Fate::ReadWrite),
+        Method::Reflink | Method::CopyFileRange => true,
+        Method::NvmeCopy => true,
         Method::Memory => fate == Fate::ReadWrite,
         _ => false,
     };

@@ -119,7 +119,7 @@ fn the_demo_runs_and_cleans_up() {
     assert_eq!(ran.code, Some(0), "{ran:?}");
     // The clone by Copy and the clone by read and write, both verified.
     assert_eq!(ran.out.matches(" equal  done").count(), 2, "{}", ran.out);
-    assert!(ran.out.contains("256.0 MiB moved elsewhere (NVMe Copy) "), "{}", ran.out);
+    assert!(ran.out.contains(" (NVMe Copy)"), "{}", ran.out);
     assert!(ran.out.contains("The target made the first clone by itself: "), "{}", ran.out);
     assert!(!ran.out.contains("\"schema\""), "the receipts only with --json: {}", ran.out);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the demo cleans up");

@@ -42,10 +42,7 @@ fn the_last_line_word_for_word() {
         ),
         (&["holes", "b"], "copied 3.0 MiB in TIME: 3.0 MiB left as holes\n".into()),
         (&["nothing", "b"], "copied 0 B in TIME: nothing to copy\n".into()),
-        (
-            &["null:1MiB", "null:1MiB"],
-            "copied 1.0 MiB in TIME: 1.0 MiB by the null device\n".into(),
-        ),
+        (&["null:1MiB", "null:1MiB"], "copied 1.0 MiB in TIME: 1.0 MiB by the null device\n".into()),
     ] {
         let mut all = vec!["cp"];
         all.extend(args);
@@ -414,12 +411,7 @@ fn require_is_a_clone_where_extents_are_shared() {
     let ran = blkcopy(&xfs, &["cp", "--require", "shared", "--verify", "digest", "a", "b"]);
     assert_eq!(
         (ran.code, ran.timeless(), ran.err.as_str()),
-        (
-            Some(0),
-            "copied 8.0 MiB in TIME: 8.0 MiB shared (reflink), verified by digest\n"
-                .into(),
-            ""
-        )
+        (Some(0), "copied 8.0 MiB in TIME: 8.0 MiB shared (reflink), verified by digest\n".into(), "")
     );
     let plan = blkcopy(&xfs, &["plan", "--require", "shared", "a", "c"]);
     assert_eq!(plan.code, Some(0), "{plan:?}");

@@ -323,7 +323,9 @@ fn the_receipt_counts_what_strace_counts() {
             );
             match (best, offload) {
                 ("", _) => {}
-                ("reflink", "--offload=auto" | "--no-sync") | (_, "--no-sync") => assert!(by(best) >= 20 * MIB, "{name}: {receipt:#}"),
+                ("reflink", "--offload=auto" | "--no-sync") | (_, "--no-sync") => {
+                    assert!(by(best) >= 20 * MIB, "{name}: {receipt:#}")
+                }
                 _ => assert!(by("emulated") >= 20 * MIB, "{name}: {receipt:#}"),
             }
         }

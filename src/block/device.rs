@@ -3,8 +3,8 @@
 use super::lazy::LazyZeroes;
 use super::storage::{Storage, Stored};
 use super::{
-    Access, ByteRange, Completion, Container, Counters, Error, Fate, Guard, Kind, Leg, Limits, LimitsChange,
-    Piece, Request, Resolution, Result,
+    Access, ByteRange, Completion, Container, Counters, Error, Evidence, Fate, Fates, Guard, Kind, Leg,
+    Limits, LimitsChange, Piece, Request, Resolution, Result,
 };
 use num_integer::Integer as _;
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,12 @@ pub trait Device: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// What the machine behind it says became of the bytes of all copies that were made through this handle's connection:
+    /// of a device that is served by another process. May wait for about a second. `None`: it does not say.
+    fn copy_statement(&self) -> Option<CopyStatement> {
+        None
+    }
+
     /// How often what was written here and not flushed may have been lost without any request having failed: a target
     /// that lost power with its volatile cache, say, and was connected to again. The number only grows. `None`: it
     /// cannot be lost so, for what this machine keeps goes only with this process.
@@ -138,6 +144,34 @@ pub trait Device: Send + Sync + 'static {
     /// For a driver to find its own kind behind [`super::CopyRequest::source`]. A device that is another one, seen
     /// through (not a map), may give that one's.
     fn as_any(&self) -> &dyn Any;
+}
+
+/// What a server says of the copies it made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CopyStatement {
+    /// What became of all bytes so far, as seen from the server.
+    pub fates: Fates,
+    /// The server runs on this machine.
+    pub is_here: bool,
+}
+
+impl CopyStatement {
+    /// What became of `bytes` bytes that were copied between `before` and this, as seen from this machine. `None`: it
+    /// cannot be told, such as when other copies were made in the meantime.
+    pub fn since(&self, before: &Self, bytes: u64) -> Option<Fates> {
+        let mut fates = Fates::default();
+        for fate in Fate::ALL {
+            let more = self.fates.bytes(fate).checked_sub(before.fates.bytes(fate))?;
+            // What another machine did with them did not cross this one.
+            let seen = if self.is_here || matches!(fate, Fate::Shared | Fate::NoData) {
+                fate
+            } else {
+                Fate::MovedElsewhere
+            };
+            fates.add(seen, Evidence::Statement, more);
+        }
+        (fates.total() == bytes).then_some(fates)
+    }
 }
 
 /// Most losses of a connection kept one by one.

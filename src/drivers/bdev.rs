@@ -99,6 +99,7 @@ impl Bdev {
             copies_what_is_stored: false,
             file_system: 0,
             copies_here: false,
+            is_ours: false,
             is_new: false,
         });
         Ok(Self { core: Arc::new(core), claim, rdev, storage: OnceLock::new(), container: OnceLock::new() })

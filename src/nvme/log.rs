@@ -20,6 +20,50 @@ pub mod lid {
     pub const COMMAND_EFFECTS: u8 = 0x05;
     pub const FEATURE_EFFECTS: u8 = 0x12;
     pub const DISCOVERY: u8 = 0x70;
+    /// Vendor specific: [`super::CopyOutcomes`].
+    pub const COPY_OUTCOMES: u8 = 0xc2;
+}
+
+/// What became of the bytes of the copies of one controller (LID C2h, of this target only): what a host compares before
+/// and after a copy. `docs/notes/015-what-became-of-the-bytes.md` has the table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CopyOutcomes {
+    /// Digest of the boot of the machine the target runs on: a host on the same machine has the same.
+    pub machine: [u8; 16],
+    /// Bytes shared, moved elsewhere, copied by the target's kernel, read and written by the target, unknown, no data.
+    pub bytes: [u64; 6],
+}
+
+impl CopyOutcomes {
+    /// Bytes of the page.
+    pub const LEN: usize = 128;
+    /// Its first bytes: a name, and the version of the layout.
+    const MAGIC: [u8; 8] = *b"blkcopy\x01";
+
+    /// The page.
+    pub fn to_bytes(&self) -> [u8; Self::LEN] {
+        let mut page = [0; Self::LEN];
+        page[..8].copy_from_slice(&Self::MAGIC);
+        page[8..24].copy_from_slice(&self.machine);
+        for (bytes, place) in self.bytes.iter().zip(page[24..].chunks_exact_mut(8)) {
+            place.copy_from_slice(&bytes.to_le_bytes());
+        }
+        page
+    }
+
+    /// Reads the page; `None` for another vendor's.
+    pub fn parse(page: &[u8]) -> Option<Self> {
+        let page = page.get(..Self::LEN)?;
+        if page[..8] != Self::MAGIC {
+            return None;
+        }
+        let mut outcomes = Self::default();
+        outcomes.machine.copy_from_slice(&page[8..24]);
+        for (bytes, place) in outcomes.bytes.iter_mut().zip(page[24..].chunks_exact(8)) {
+            *bytes = u64_at(place, 0);
+        }
+        Some(outcomes)
+    }
 }
 
 /// Fills `out` with the bytes of `page` from `offset` on, and with 0 behind its end.

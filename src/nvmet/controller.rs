@@ -7,14 +7,15 @@ use super::features::Features;
 use super::namespace_set::NamespaceSet;
 use super::wakeup::Wakeup;
 use crate::block::request::Cancel;
+use crate::block::{Fate, Fates};
 use crate::nvme::fabrics::{Refusal, Width};
-use crate::nvme::log::ErrorEntry;
+use crate::nvme::log::{CopyOutcomes, ErrorEntry};
 use crate::nvme::property::{self, Cap, Cc, Csts, Shutdown, ShutdownStatus, Version};
 use crate::nvme::{Nqn, Status};
 use crate::sys::sync::lock;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The version of the base specification that controllers report.
@@ -153,9 +154,24 @@ pub struct Controller {
     write_through: AtomicBool,
     inner: Mutex<Registers>,
     running: Mutex<Vec<RunningCopy>>,
+    /// What became of the bytes of its copies, in the order of [`Fate::ALL`].
+    copied: [AtomicU64; Fate::ALL.len()],
 }
 
 impl Controller {
+    /// Takes down what became of the bytes of a copy.
+    pub(super) fn copy_became(&self, fates: &Fates) {
+        for (count, fate) in self.copied.iter().zip(Fate::ALL) {
+            count.fetch_add(fates.bytes(fate), Ordering::Relaxed);
+        }
+    }
+
+    /// What became of the bytes of all its copies so far.
+    pub(super) fn copy_outcomes(&self) -> CopyOutcomes {
+        let bytes = self.copied.each_ref().map(|count| count.load(Ordering::Relaxed));
+        CopyOutcomes { machine: crate::sys::process::boot_digest(), bytes }
+    }
+
     pub(super) fn new(id: u16, namespaces: Arc<NamespaceSet>, host: Arc<TargetHost>, cap: CapParts) -> Self {
         let features = Features::new(cap.io_queues);
         Self {
@@ -179,6 +195,7 @@ impl Controller {
                 errors_seen: 0,
             }),
             running: Mutex::default(),
+            copied: Default::default(),
         }
     }
 

@@ -12,7 +12,7 @@ use super::wakeup::Wakeup;
 use crate::block::lock::CoreLocks;
 use crate::block::receipt::HostBytes;
 use crate::block::request::Cancel;
-use crate::block::{ByteRange, Completion, CopyRequest, Device, Error, Fates, Kind, Method, Must};
+use crate::block::{ByteRange, Completion, CopyRequest, Device, Error, Fate, Fates, Kind, Method, Must};
 use crate::copy::plan::{MethodSet, Offload, Policy};
 use crate::copy::ranges::{Part, WholeEnded, check_offloaded, copy_ranges};
 use crate::copy::run::Options;
@@ -327,6 +327,7 @@ impl CopyQueue {
         let status = end.error.as_ref().map_or(Status::SUCCESS, |(_, status)| *status);
         let whole = copy.checked.whole_ranges(end.good_bytes);
         let dword0 = if status.is_success() { 0 } else { whole };
+        copy.origin.controller.copy_became(&copy.stated(&end.fates));
         if let Some(hook) = &self.hook {
             hook(&copy.line(status, end, now.saturating_sub(copy.begun)));
         }
@@ -430,6 +431,17 @@ impl QueuedCopy {
                 ..Options::default()
             },
         }
+    }
+
+    /// What is said to its host of the bytes: those copied within memory of the target were moved by the device.
+    fn stated(&self, fates: &Fates) -> Fates {
+        let mut stated = Fates::default();
+        let is_memory = self.native.as_ref().is_some_and(|(method, _)| *method == Method::Memory);
+        for one in fates.iter() {
+            let fate = if is_memory && one.fate == Fate::ReadWrite { Fate::MovedElsewhere } else { one.fate };
+            stated.add(fate, one.how, one.bytes);
+        }
+        stated
     }
 
     fn line(&self, status: Status, end: CopyEnd, time: Duration) -> CopyLine {

@@ -33,6 +33,17 @@ pub fn close(fd: OwnedFd) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A digest of this boot of this machine: two processes have the same only if they run on one machine. All zero where
+/// the kernel does not say. The boot's own number is not for others to see.
+pub fn boot_digest() -> [u8; 16] {
+    let mut digest = [0; 16];
+    if let Ok(boot) = std::fs::read("/proc/sys/kernel/random/boot_id") {
+        let hash = blake3::derive_key("blkcopy boot of a machine", &boot);
+        digest.copy_from_slice(&hash[..16]);
+    }
+    digest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,8 +10,9 @@ use super::preserve::Kept;
 use super::trial::Trials;
 use super::watch::{CancelHandle, CopyWatch};
 use super::watched::{self, What, fail_after_all};
+use crate::block::device::CopyStatement;
 use crate::block::receipt::{Outcome, Receipt};
-use crate::block::{Error, Kind};
+use crate::block::{Error, Evidence, FateBytes, Fates, Kind};
 use crate::copy::run::{Consistency, Options, Verify};
 use crate::copy::{DeviceFacts, Offload, Planner, Segment, Sparse};
 use crate::drivers::File;
@@ -253,8 +254,15 @@ impl ReadyCopy<'_> {
             codes.push(finding.code().into());
             (builder.tell)(finding);
         };
+        let dest = what.dest.clone();
+        let before = dest.copy_statement();
         let ended = watched::run(bench, what, &options, &mut tell);
         let (mut receipt, mut error) = (ended.receipt, ended.error);
+        if let Some(before) = before
+            && !builder.cancel.flag().is_set()
+        {
+            state(&mut receipt, &before, || dest.copy_statement());
+        }
         let shown = |name: &OsStr| name.to_string_lossy().into_owned();
         receipt.source.name = shown(&builder.ends.source);
         receipt.dest.name = shown(&builder.ends.dest);
@@ -343,6 +351,23 @@ fn finish(
         tell(&left);
     }
     failed
+}
+
+/// Puts what the target says of its copies into the receipt, if it is about the bytes of this copy.
+fn state(receipt: &mut Receipt, before: &CopyStatement, ask: impl FnOnce() -> Option<CopyStatement>) {
+    let is_command = |one: &FateBytes| matches!(one.how, Evidence::CopyCommand | Evidence::FastCopyOnly);
+    let copied: u64 = receipt.evidence.iter().filter(is_command).map(|one| one.bytes).sum();
+    if copied == 0 {
+        return;
+    }
+    let Some(stated) = ask().and_then(|after| after.since(before, copied)) else { return };
+    let mut evidence = Fates::default();
+    for one in receipt.evidence.iter().filter(|one| !is_command(one)) {
+        evidence.add(one.fate, one.how, one.bytes);
+    }
+    evidence.merge(&stated);
+    receipt.bytes = evidence.by_fate();
+    receipt.evidence = evidence;
 }
 
 /// Makes sure, before anything is cut or written, that what must become of the bytes can.

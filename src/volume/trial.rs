@@ -82,7 +82,11 @@ pub fn try_beside(device: &Arc<dyn Device>) -> Trials {
 }
 
 fn try_piece(from: &File, piece: ByteRange, scratch: impl FnOnce() -> Result<Scratch, String>) -> Trials {
-    let of_interest = |path: &CopyPath| matches!(path.fate, Fate::Shared | Fate::Unknown);
+    let of_interest = |path: &CopyPath| match path.fate {
+        Fate::Shared => true,
+        Fate::Unknown => !from.refuses_by_itself(),
+        _ => false,
+    };
     let paths: Vec<CopyPath> = from.copy_paths().into_iter().filter(of_interest).collect();
     if paths.is_empty() {
         return Trials::default();

@@ -57,6 +57,8 @@ pub(crate) struct Core {
     pub(super) file_system: u64,
     /// What the kernel copies between two such files and does not share passes through it.
     pub(super) copies_here: bool,
+    /// A file of a mount of ours.
+    pub(super) is_ours: bool,
     /// What was seen of copies onto it.
     pub(super) looks: Looks,
     size: AtomicU64,
@@ -87,6 +89,8 @@ pub(crate) struct Opened {
     pub(crate) file_system: u64,
     /// What the kernel copies between two such files and does not share passes through it.
     pub(crate) copies_here: bool,
+    /// A file of a mount of ours.
+    pub(crate) is_ours: bool,
     /// Made just now: nothing of it is cached.
     pub(crate) is_new: bool,
 }
@@ -143,6 +147,7 @@ impl Core {
             copies_what_is_stored: opened.copies_what_is_stored,
             file_system: opened.file_system,
             copies_here: opened.copies_here,
+            is_ours: opened.is_ours,
             looks: Looks::default(),
             name: opened.name,
             identity: opened.identity,

@@ -5,6 +5,7 @@
 //! [`SHARE_OF_TIME`] of the time of the copies themselves; beyond that it is sampled, and says so.
 
 use super::core::Core;
+use super::statement::Said;
 use crate::block::{ByteRange, Evidence, Fate, Fates, Method};
 use crate::sys::fiemap::{self, FileExtent};
 use std::os::fd::OwnedFd;
@@ -35,6 +36,15 @@ const FATES: [(u64, Fate); 4] =
     [(2, Fate::Shared), (3, Fate::ThroughKernel), (4, Fate::Unknown), (5, Fate::NoData)];
 
 impl Looks {
+    /// What the daemon of our own mount says before a copy, if that is asked for now: always where something `must` become
+    /// of the bytes.
+    pub(super) fn ask_before(&self, dest: &Core, must: bool) -> Option<Said> {
+        if !dest.is_ours || !(must || self.is_affordable()) {
+            return None;
+        }
+        Said::of(&*dest.fd)
+    }
+
     /// The fate of all bytes looked at, if they had one.
     fn alike(&self) -> Option<Fate> {
         let value = self.alike.load(Ordering::Relaxed);
@@ -71,6 +81,8 @@ pub(super) struct Reported<'a> {
     pub(super) to: ByteRange,
     /// How long the calls took.
     pub(super) took: Duration,
+    /// What the daemon of our own mount had said before, where the destination is one of its files.
+    pub(super) before: Option<Said>,
 }
 
 impl Reported<'_> {
@@ -81,6 +93,12 @@ impl Reported<'_> {
         looks.copied.fetch_add(nanos(self.took), Ordering::Relaxed);
         if good == 0 {
             return Fates::default();
+        }
+        if let Some(before) = &self.before {
+            let begun = Instant::now();
+            let said = Said::of(&*self.dest.fd).and_then(|after| after.since(before, good));
+            looks.looked.fetch_add(nanos(begun.elapsed()).max(1), Ordering::Relaxed);
+            return said.unwrap_or_else(|| Fates::all(Fate::Unknown, Evidence::Nothing, good));
         }
         if looks.is_off.load(Ordering::Relaxed) {
             return self.without_looking(good);

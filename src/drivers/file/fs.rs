@@ -32,6 +32,8 @@ pub(super) struct Facts {
     pub(super) is_local: bool,
     /// The kernel copies between two such files by itself, if it does not share: the file system has no way of its own.
     pub(super) copies_here: bool,
+    /// A mount of ours: its daemon says what it does, and copies only by offload when asked to.
+    pub(super) is_ours: bool,
     /// Reads and writes can be asked not to wait; `None`: not known of this kind of file system.
     pub(super) knows_no_wait: Option<bool>,
 }
@@ -101,8 +103,8 @@ impl Facts {
         let mask = StatxFlags::DIOALIGN | StatxFlags::MNT_ID;
         let statx = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask).ok();
         let has = |flag: StatxFlags| statx.filter(|s| s.stx_mask & flag.bits() != 0);
-        let mounted = has(StatxFlags::MNT_ID)
-            .and_then(|s| mounts::mounts().into_iter().find(|m| m.id == s.stx_mnt_id).map(|m| m.dev));
+        let mounted =
+            has(StatxFlags::MNT_ID).and_then(|s| mounts::mounts().into_iter().find(|m| m.id == s.stx_mnt_id));
         let align = has(StatxFlags::DIOALIGN).map_or(0, |s| {
             if s.stx_dio_mem_align == 0 || s.stx_dio_offset_align == 0 {
                 return 0;
@@ -117,7 +119,8 @@ impl Facts {
             }
         });
         Self {
-            file_system: mounted.unwrap_or(stat.st_dev),
+            file_system: mounted.as_ref().map_or(stat.st_dev, |m| m.dev),
+            is_ours: mounted.is_some_and(|m| m.kind == "fuse.blkcopy"),
             sharing: if shares { Sharing::Yes } else { Sharing::No },
             copied_by_server: served,
             is_local: !served,

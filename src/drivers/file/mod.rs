@@ -13,6 +13,7 @@ mod holes;
 pub(crate) mod medium;
 mod policy;
 pub(crate) mod queue;
+mod statement;
 mod transfer;
 mod trial;
 mod way;
@@ -146,6 +147,7 @@ impl File {
             knows_no_wait: facts.knows_no_wait,
             file_system: facts.file_system,
             copies_here: facts.copies_here,
+            is_ours: facts.is_ours,
             copies_what_is_stored: facts.sharing == Sharing::Yes || facts.copied_by_server,
             is_new: created,
         });

@@ -392,6 +392,7 @@ impl FdQueue {
         let work = Box::new(move || {
             let mut counters = Counters::default();
             let stored = if stores { transfer.store_sources() } else { Ok(()) };
+            let before = dest.looks.ask_before(&dest, must.is_some());
             let begun = Instant::now();
             let (mut count, mut result) = match stored {
                 Ok(()) => transfer.run(&mut counters),
@@ -405,6 +406,7 @@ impl FdQueue {
                     sources: &transfer.sources,
                     to: transfer.dest,
                     took: begun.elapsed(),
+                    before,
                 };
                 let fates = reported.fates(count);
                 if let Some(error) = unmet(must, &fates) {
@@ -448,7 +450,11 @@ impl FdQueue {
                 .map_err(|e| e.on(&source.name))?;
         }
         Ok(Transfer {
-            kernel: Files { source: source.fd.clone(), dest: self.core.fd.clone() },
+            kernel: Files {
+                source: source.fd.clone(),
+                dest: self.core.fd.clone(),
+                offload_only: self.core.is_ours && copy.must.is_some(),
+            },
             method: copy.method,
             sources: copy.sources.clone(),
             dest: copy.dest,

@@ -16,7 +16,7 @@ impl File {
     pub fn try_copy(&self, source: &Self, range: ByteRange, method: Method) -> Result<Fates> {
         self.need_write()?;
         let transfer = Transfer {
-            kernel: Files { source: source.core.fd.clone(), dest: self.core.fd.clone() },
+            kernel: Files { source: source.core.fd.clone(), dest: self.core.fd.clone(), offload_only: false },
             method,
             sources: smallvec::smallvec![range],
             dest: ByteRange::to(range.len()),
@@ -39,8 +39,14 @@ impl File {
             sources: &transfer.sources,
             to: transfer.dest,
             took: begun.elapsed(),
+            before: None,
         };
         Ok(reported.fates(good))
+    }
+
+    /// True for a file of a mount of ours, whose daemon refuses by itself, and before anything is written, what must not be.
+    pub fn refuses_by_itself(&self) -> bool {
+        self.facts.is_ours
     }
 
     /// Makes this file, empty and new, like `other` in what decides whether extents can be shared: on Btrfs, a file

@@ -10,6 +10,7 @@ use super::wire::{Fresh, Wire};
 use super::{Options, Why};
 use crate::block::{Error, Kind, Result};
 use crate::nvme::Sqe;
+use crate::nvme::log::{CopyOutcomes, lid};
 use crate::nvme::tcp::host::Data;
 use crate::sys::sync::{held, lock};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -30,6 +31,8 @@ const PAUSE_FIRST: Duration = Duration::from_millis(10);
 pub(super) const GOODBYE: Duration = Duration::from_secs(1);
 /// How long a queue id that was in use before may still be in use at the controller.
 const QUEUE_LINGERS: Duration = Duration::from_secs(1);
+/// How long a target is waited for that is asked what became of its copies.
+const OUTCOMES_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Controllers of this process that somebody uses.
 static CONTROLLERS: Mutex<Vec<Weak<Controller>>> = Mutex::new(Vec::new());
@@ -194,7 +197,7 @@ impl Controller {
         let (_, facts) =
             self.wait_up(Instant::now() + self.shared.options.reconnect_timeout, Patience::AlsoWhileAway)?;
         let looks = lock(&self.shared.state).looks;
-        let mut remote = Remote(&self.shared);
+        let mut remote = Remote { shared: &self.shared, patience: None };
         let now = admin::namespace(&mut remote, &facts, nsid)?;
         now.check_plain()?;
         // Outside the lock: the last user of a controller may end here.
@@ -215,6 +218,16 @@ impl Controller {
         state.namespaces.push(Arc::downgrade(&made));
         drop(state);
         Ok(made)
+    }
+
+    /// What the target says became of the bytes of this controller's copies so far. `None`: it is not a target of ours, or
+    /// does not answer soon.
+    pub(super) fn copy_outcomes(&self) -> Option<CopyOutcomes> {
+        // Others are not asked for what they do not have: they would take the error down.
+        self.last()?.1.identify.model.to_string().starts_with("blkcopy").then_some(())?;
+        let mut remote = Remote { shared: &self.shared, patience: Some(OUTCOMES_PATIENCE) };
+        let page = admin::log_page(&mut remote, lid::COPY_OUTCOMES, 0, CopyOutcomes::LEN).ok()?;
+        CopyOutcomes::parse(&page)
     }
 
     /// The present or last association, and what was found out on it. `None` before the first.
@@ -379,23 +392,31 @@ pub(super) struct Patiences {
 }
 
 /// Asks through the controller's thread.
-struct Remote<'a>(&'a Shared);
+struct Remote<'a> {
+    shared: &'a Shared,
+    /// How long an answer is waited for; `None`: until there is one, or the connection is lost.
+    patience: Option<Duration>,
+}
 
 impl Ask for Remote<'_> {
     fn ask(&mut self, doing: &'static str, sqe: Sqe, data: Data) -> Result<Answer> {
         let (answer, wait): (_, Receiver<Result<Answer>>) = sync_channel(1);
         {
-            let mut state = lock(&self.0.state);
+            let mut state = lock(&self.shared.state);
             // Under the lock: nobody looks at questions any more.
             if let Phase::Dead(why) | Phase::Away(why) = &state.phase {
                 return Err(why.error());
             }
             state.questions.push_back(Question { sqe, data, answer });
         }
-        self.0.ring();
+        self.shared.ring();
         // The thread drops the question or answers it within the command time-out.
-        let answer = wait.recv().unwrap_or_else(|_| Err(Error::new(Kind::Io, "the connection was lost")));
-        answer.map_err(|e| Error::new(e.kind(), doing).because(e).on(&self.0.peer.address.to_string()))
+        let lost = || Err(Error::new(Kind::Io, "the connection was lost"));
+        let answer = match self.patience {
+            None => wait.recv().unwrap_or_else(|_| lost()),
+            Some(patience) => wait.recv_timeout(patience).unwrap_or_else(|_| lost()),
+        };
+        answer.map_err(|e| Error::new(e.kind(), doing).because(e).on(&self.shared.peer.address.to_string()))
     }
 }
 

@@ -5,14 +5,16 @@ use super::controller::Controller;
 use super::identity::Host;
 use super::queue::NvmeQueue;
 use super::{Options, Url, Why};
+use crate::block::device::CopyStatement;
 use crate::block::device::{LeafSpace, resolve_plain};
 use crate::block::limits::LimitsCell;
 use crate::block::storage::Stored;
 use crate::block::{
-    Access, ByteRange, CopyPath, Device, Error, Fate, Identity, Kind, LEN_MAX, LeafId, Limits, LimitsChange,
-    Method, Queue, Resolution, Result, Scope, Storage,
+    Access, ByteRange, CopyPath, Device, Error, Evidence, Fate, Fates, Identity, Kind, LEN_MAX, LeafId,
+    Limits, LimitsChange, Method, Queue, Resolution, Result, Scope, Storage,
 };
 use crate::nvme::identify::oncs;
+use crate::sys::process::boot_digest;
 use crate::sys::sync::lock;
 use std::any::Any;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -422,6 +424,15 @@ impl Device for Namespace {
             None => own,
         }
     }
+    fn copy_statement(&self) -> Option<CopyStatement> {
+        let said = self.controller.copy_outcomes()?;
+        let mut fates = Fates::default();
+        for (fate, bytes) in Fate::ALL.into_iter().zip(said.bytes) {
+            fates.add(fate, Evidence::Statement, bytes);
+        }
+        Some(CopyStatement { fates, is_here: said.machine == boot_digest() && said.machine != [0; 16] })
+    }
+
     fn losses(&self) -> Vec<String> {
         self.controller.losses()
     }

@@ -10,7 +10,7 @@ use super::controller::SCANS;
 use super::device::Namespace;
 use super::link::buf_of;
 use super::wire::{Fresh, Wire};
-use super::work::{Most, Work, is_durable, uses_list};
+use super::work::{Most, Work, asks_for_fast, is_durable, uses_list};
 use crate::block::device::check_range;
 use crate::block::{
     Buf, ByteRange, Completion, CopyReport, CopyRequest, Counters, Device, Error, Evidence, Fate, Fates,
@@ -397,7 +397,11 @@ impl NvmeQueue {
         } else {
             buf.narrow(shown.0, shown.1);
         }
-        let is_copy = matches!(request.op(), Op::Copy(_));
+        let copied_by = match request.op() {
+            Op::Copy(copy) if asks_for_fast(copy, &self.namespace) => Some(Evidence::FastCopyOnly),
+            Op::Copy(_) => Some(Evidence::CopyCommand),
+            _ => None,
+        };
         let range = request.op().range();
         match request.op() {
             Op::Read { .. } | Op::Compare { .. } => self.counters.read_bytes += done,
@@ -415,8 +419,8 @@ impl NvmeQueue {
             if let Some(range) = range { e.at(range) } else { e }
         });
         let mut completion = request.complete_with(buf, done, result);
-        if is_copy {
-            let fates = Fates::all(Fate::MovedElsewhere, Evidence::CopyCommand, done);
+        if let Some(how) = copied_by {
+            let fates = Fates::all(Fate::MovedElsewhere, how, done);
             completion.copy = Some(Box::new(CopyReport { rest_undefined, fates, ..CopyReport::default() }));
         }
         self.done.push(completion);

@@ -2,7 +2,7 @@
 
 use super::admin::Facts;
 use super::device::Namespace;
-use crate::block::{Buf, ByteRange, Error, Op, Request};
+use crate::block::{Buf, ByteRange, CopyRequest, Error, Op, Request};
 use crate::nvme::copy::{Format, SourceRange, write_ranges};
 use crate::nvme::io::{DsmRange, Extent};
 use crate::nvme::tcp::host::Data;
@@ -128,7 +128,8 @@ impl Work {
             Op::Copy(copy) => {
                 let source =
                     copy.source.as_any().downcast_ref::<Namespace>().expect("checked by `check_copy`");
-                let inside = source.nsid() == nsid && namespace.abilities.copies_inside;
+                let fast = asks_for_fast(copy, namespace);
+                let inside = source.nsid() == nsid && namespace.abilities.copies_inside && !fast;
                 let format = if inside { Format::F0 } else { Format::F2 };
                 let ranges: SmallVec<[SourceRange; 8]> = copy
                     .sources
@@ -140,7 +141,7 @@ impl Work {
                             .ok()
                             .and_then(Blocks::new)
                             .expect("1 to MSSRL, checked by `check_copy`"),
-                        fco: false,
+                        fco: fast,
                     })
                     .collect();
                 let count = u32::try_from(ranges.len()).ok().and_then(Count8::new);
@@ -164,6 +165,12 @@ impl Work {
         buf.narrow(self.shown.0 + done, part);
         buf
     }
+}
+
+/// True for a copy that is sent with Fast Copy Only: something must become of its bytes, and the controller has a format
+/// that says so.
+pub(super) fn asks_for_fast(copy: &CopyRequest, namespace: &Namespace) -> bool {
+    copy.must.is_some() && namespace.abilities.copies_across
 }
 
 /// The data of the command is a list of ranges.

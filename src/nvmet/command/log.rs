@@ -39,6 +39,7 @@ pub(super) fn log_page(cx: &Context<'_>, command: &GetLogPage, mut out: Buf) -> 
         }
         lid::COMMAND_EFFECTS => command_effects(command.csi),
         lid::FEATURE_EFFECTS => feature_effects(),
+        lid::COPY_OUTCOMES => controller.copy_outcomes().to_bytes().to_vec(),
         _ => cx.target.discovery_log(controller.host_nqn().as_str(), cx.connection.local),
     };
     read_page(&page, command.offset, &mut out)?;
@@ -58,6 +59,7 @@ fn log_pages(discovery: bool) -> &'static [u8] {
             lid::CHANGED_NAMESPACES,
             lid::COMMAND_EFFECTS,
             lid::FEATURE_EFFECTS,
+            lid::COPY_OUTCOMES,
         ]
     }
 }
