@@ -51,6 +51,13 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
 
     let mut late = None;
     let mut code = code_of(receipt.outcome);
+    let unmet = |error: &Error| {
+        error.kind() == Kind::Unsupported && EndsOptions::from(&args.ends).offload.must().is_some()
+    };
+    if code == Code::Error && error.as_ref().is_some_and(unmet) {
+        // Only trying could tell, and the answer is no.
+        code = Code::No;
+    }
     let text = output::json(&receipt);
     if let Some(mut file) = receipt_file
         && let Err(error) = file.write(&text, !args.ends.no_sync)

@@ -190,6 +190,16 @@ pub struct CopyReport {
     pub rest_undefined: bool,
 }
 
+impl Completion {
+    /// What became of the `good` bytes of a copy by `method`: what its device saw, else what the method says by itself.
+    pub fn fates(&self, method: Method, good: u64) -> Fates {
+        match &self.copy {
+            Some(report) if report.fates != Fates::default() => report.fates.clone().of(good),
+            _ => Fates::of_method(method, good),
+        }
+    }
+}
+
 /// One operation on its way down. Consumed by [`Request::complete`]; dropped instead, it completes as `Aborted`.
 pub struct Request {
     op: Op,

@@ -45,8 +45,7 @@ pub(super) async fn offload(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize, fr
         if done.copy.as_ref().is_some_and(|report| report.rest_undefined) && done.result.is_err() {
             touched = touched.max(good + len);
         }
-        let fates = done.copy.map(|report| report.fates).unwrap_or_default();
-        shared.moved_as(leg, method, moved, &fates.of(moved));
+        shared.moved_as(leg, method, moved, &done.fates(method, moved));
         shared.good_so_far(step.dest + good, step.dest + good + moved);
         good += moved;
         break match done.result {

@@ -233,6 +233,7 @@ impl CopyQueue {
         let copy = &mut self.copies[key.0];
         let (len, good) = (copy.checked.range.len(), done.good_bytes);
         let method = copy.native.as_ref().map(|(method, _)| *method);
+        let fates = method.map_or_else(Fates::default, |method| done.fates(method, good));
         let error = match done.result {
             Ok(()) if good >= len => None,
             // Asked again: what is left may be an error, or another short answer.
@@ -254,7 +255,6 @@ impl CopyQueue {
             return CopyStep::Queued(due);
         }
         let methods = method.into_iter().map(|method| (method, good)).collect();
-        let fates = done.copy.map(|report| report.fates).unwrap_or_default().of(good);
         let reading = error.as_ref().is_some_and(|e| copy.is_source(e));
         let flushed = copy.fua && error.is_none();
         let error = error.map(|e| {

@@ -209,7 +209,7 @@ fn check_place(path: &Path) -> Result<(), Obstacle> {
         Ok(_) => {
             match rustix::fs::accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
                 Err(error @ (Errno::ACCESS | Errno::ROFS | Errno::PERM)) => {
-                    Error::os(format!("cannot be made in {}", folder.display()), error)
+                    return Err(Error::os("cannot be created", error).on(&dest).into());
                 }
                 _ => return Ok(()),
             }

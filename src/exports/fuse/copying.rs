@@ -117,13 +117,13 @@ pub(super) fn inline(
 /// from the front.
 fn one_request_ended(method: Method, ends: &Ends, done: Completion) -> Option<End> {
     let good = done.good_bytes.min(ends.from.len());
+    let fates = done.fates(method, good);
     let error = match done.result {
         Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::TooLarge { .. }) => return None,
         Ok(()) if good == 0 => return None,
         // Short without a reason: an answer may be that, and whoever wants the rest asks for it.
         other => other.err(),
     };
-    let fates = done.copy.map(|report| report.fates).unwrap_or_default().of(good);
     Some(End { good, methods: smallvec![(method, good)], fates, error, ..End::default() })
 }
 
