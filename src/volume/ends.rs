@@ -181,6 +181,9 @@ pub fn look(args: &EndsOptions, purpose: Purpose) -> Result<Ends, Obstacle> {
                 checks.found(Finding::WritesInto { dest: dest_name.device_text(), offset: at })?;
             }
             let dest = FileDest::look(path, exists, in_place, end, purpose == Purpose::Copy)?;
+            if exists && purpose == Purpose::Plan {
+                open::check_may_write(path)?;
+            }
             if exists && purpose == Purpose::Plan && open::read_only(path) {
                 checks.found(Finding::ReadOnly { dest: dest_name.device_text(), planned: true })?;
             }

@@ -4,6 +4,8 @@ use super::name::{Name, Place};
 use crate::block::{Device, Error, Kind, Result, Storage};
 use crate::drivers::nvme_tcp::Namespace;
 use crate::drivers::{self, Bdev, BdevOptions, File, FileOptions, mem::Mem, null::Null};
+use rustix::fs::{Access, AtFlags, CWD};
+use rustix::io::Errno;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -116,6 +118,17 @@ fn model(path: &Path) -> Option<String> {
         Some(format!("loop device over {}", file.trim()))
     };
     text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).or_else(backing)
+}
+
+/// Checks this user's right to write a file without opening it for writing: an overlay would copy it up.
+///
+/// Errors: `Permission`, in the words that opening it has.
+pub fn check_may_write(path: &Path) -> Result<()> {
+    let may = rustix::fs::accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS);
+    match may {
+        Err(error @ Errno::ACCESS) => Err(Error::os("cannot be opened", error).on(&path.display().to_string())),
+        _ => Ok(()),
+    }
 }
 
 /// True when `path` cannot be written: by this user's rights, by its mount, or because the block device is set
