@@ -109,7 +109,10 @@ fn check(what: &str, ran: &Ran, grew: u64) -> String {
     assert_eq!(count(&receipt, "moved-elsewhere"), 0, "{what}: {receipt:#}");
     let shared = count(&receipt, "shared") + count(&receipt, "no-data");
     let seen = LEN.saturating_sub(grew.saturating_sub(BOOKS.min(grew)));
-    assert!(shared == 0 || shared <= seen, "{what}: {shared} bytes are called shared, and {grew} were used: {receipt:#}");
+    assert!(
+        shared == 0 || shared <= seen,
+        "{what}: {shared} bytes are called shared, and {grew} were used: {receipt:#}"
+    );
     words(&receipt)
 }
 
@@ -148,7 +151,9 @@ fn what_is_claimed_is_what_is_seen() {
         std::fs::write(cell.dir.join("a"), bytes(LEN as usize, 7)).unwrap();
         std::fs::write(cell.dir.join("old"), b"an old file").unwrap();
         let mut row = format!("| {} |", cell.name);
-        for (at, how) in [&["--offload=auto"][..], &["--no-sync"], &["--offload=never"]].into_iter().enumerate() {
+        for (at, how) in
+            [&["--offload=auto"][..], &["--no-sync"], &["--offload=never"]].into_iter().enumerate()
+        {
             let dest = format!("d{at}");
             let space = used(&cell.below);
             let ran = blkcopy(&cell.dir, &[&["cp", "--json", "a", &dest], how].concat());
@@ -160,7 +165,12 @@ fn what_is_claimed_is_what_is_seen() {
         }
         let answers = [("shared", "n1"), ("offload", "n2"), ("shared", "old"), ("offload", "old")];
         let answers = answers.map(|(must_be, dest)| require(&cell, must_be, dest));
-        assert_eq!((answers[0], answers[1]), (answers[2], answers[3]), "{}: a new and an old file", cell.name);
+        assert_eq!(
+            (answers[0], answers[1]),
+            (answers[2], answers[3]),
+            "{}: a new and an old file",
+            cell.name
+        );
         let _ = writeln!(table, "{row} {} | {} |", answers[0], answers[1]);
         for name in names(&cell.dir).iter().filter(|n| n.as_str() != "a" && n.starts_with(['n', 'o'])) {
             let _ = std::fs::remove_file(cell.dir.join(name));

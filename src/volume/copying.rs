@@ -355,7 +355,9 @@ fn finish(
 
 /// Puts what the target says of its copies into the receipt, if it is about the bytes of this copy.
 fn state(receipt: &mut Receipt, before: &CopyStatement, ask: impl FnOnce() -> Option<CopyStatement>) {
-    let is_command = |one: &FateBytes| matches!(one.how, Evidence::CopyCommand | Evidence::FastCopyOnly);
+    let is_command = |one: &FateBytes| {
+        matches!(one.how, Evidence::CopyCommand | Evidence::FastCopyOnly | Evidence::Nothing)
+    };
     let copied: u64 = receipt.evidence.iter().filter(is_command).map(|one| one.bytes).sum();
     if copied == 0 {
         return;

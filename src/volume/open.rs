@@ -126,7 +126,9 @@ fn model(path: &Path) -> Option<String> {
 pub fn check_may_write(path: &Path) -> Result<()> {
     let may = rustix::fs::accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS);
     match may {
-        Err(error @ Errno::ACCESS) => Err(Error::os("cannot be opened", error).on(&path.display().to_string())),
+        Err(error @ Errno::ACCESS) => {
+            Err(Error::os("cannot be opened", error).on(&path.display().to_string()))
+        }
         _ => Ok(()),
     }
 }

@@ -36,15 +36,6 @@ const FATES: [(u64, Fate); 4] =
     [(2, Fate::Shared), (3, Fate::ThroughKernel), (4, Fate::Unknown), (5, Fate::NoData)];
 
 impl Looks {
-    /// What the daemon of our own mount says before a copy, if that is asked for now: always where something `must` become
-    /// of the bytes.
-    pub(super) fn ask_before(&self, dest: &Core, must: bool) -> Option<Said> {
-        if !dest.is_ours || !(must || self.is_affordable()) {
-            return None;
-        }
-        Said::of(&*dest.fd)
-    }
-
     /// The fate of all bytes looked at, if they had one.
     fn alike(&self) -> Option<Fate> {
         let value = self.alike.load(Ordering::Relaxed);

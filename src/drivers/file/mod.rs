@@ -25,9 +25,10 @@ use self::core::{Backing, Core, Opened};
 use self::fs::{Facts, Sharing};
 use self::holes::Holes;
 use self::queue::FdQueue;
+use self::statement::Said;
 use self::transfer::{CLONE_CALL_MAX, RANGE_CALL_MAX};
 use super::{container, stack};
-use crate::block::device::{LeafSpace, resolve_plain};
+use crate::block::device::{CopyStatement, LeafSpace, resolve_plain};
 use crate::block::{
     Access, ByteRange, Call, Container, Content, CopyPath, CopyRequest, Counters, Device, Error, Extent,
     Fate, Identity, Kind, LEN_MAX, LeafId, Limits, LimitsChange, Method, Queue, Resolution, Result, Scope,
@@ -371,6 +372,10 @@ impl Device for File {
         // Blocks of 512 bytes, whatever the file system's are (stat(2)).
         let stat = rustix::fs::fstat(&*self.core.fd).ok()?;
         u64::try_from(stat.st_blocks).ok()?.checked_mul(512)
+    }
+    fn copy_statement(&self) -> Option<CopyStatement> {
+        let said = if self.facts.is_ours { Said::of(&*self.core.fd) } else { None };
+        said.map(|said| CopyStatement { fates: said.fates(), is_here: true })
     }
     fn container(&self) -> Option<Container> {
         Some(self.container.get_or_init(|| container::of_file(&*self.core.fd)).clone())

@@ -5,6 +5,7 @@ use super::closes::Closing;
 use super::core::{Backing, Core};
 use super::evidence::Reported;
 use super::policy::After;
+use super::statement::Said;
 use super::transfer::{Files, Transfer, ended_early};
 use super::way::{self, Direct};
 use crate::block::way::{Entered, Entry, Need, Pass, Switch, Ticket, Wake, Way};
@@ -392,7 +393,8 @@ impl FdQueue {
         let work = Box::new(move || {
             let mut counters = Counters::default();
             let stored = if stores { transfer.store_sources() } else { Ok(()) };
-            let before = dest.looks.ask_before(&dest, must.is_some());
+            // Else the daemon is asked once, about the whole copy: `Device::copy_statement`.
+            let before = (dest.is_ours && must.is_some()).then(|| Said::of(&*dest.fd)).flatten();
             let begun = Instant::now();
             let (mut count, mut result) = match stored {
                 Ok(()) => transfer.run(&mut counters),

@@ -1,6 +1,7 @@
 //! What one of our own mounts says it did with the copies onto one of its files: the daemon knows, the kernel does not
 //! say.
 
+use crate::block::device::CopyStatement;
 use crate::block::{Evidence, Fate, Fates};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -33,15 +34,18 @@ impl Said {
         (receipt.schema == "blkcopy-mount-receipt/2").then_some(Self(receipt.bytes))
     }
 
+    /// What became of all these bytes.
+    pub(super) fn fates(&self) -> Fates {
+        let mut fates = Fates::default();
+        self.0.iter().for_each(|(&fate, &bytes)| fates.add(fate, Evidence::Statement, bytes));
+        fates
+    }
+
     /// What became of `good` bytes that were copied between `before` and this. `None`: others copied onto the file in the
     /// meantime, so that it cannot be told.
     pub(super) fn since(&self, before: &Self, good: u64) -> Option<Fates> {
-        let mut fates = Fates::default();
-        for fate in Fate::ALL {
-            let count = |said: &Self| said.0.get(&fate).copied().unwrap_or(0);
-            fates.add(fate, Evidence::Statement, count(self).checked_sub(count(before))?);
-        }
-        (fates.total() == good).then_some(fates)
+        let said = |said: &Self| CopyStatement { fates: said.fates(), is_here: true };
+        said(self).since(&said(before), good)
     }
 }
 
