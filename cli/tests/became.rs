@@ -6,6 +6,8 @@
 
 mod common;
 
+use blkcopy::block::{ByteRange, Evidence, Fate, Fates, Method};
+use blkcopy::drivers::{File, FileOptions};
 use common::mounted::{Mounted, mounts_or_why};
 use common::{MIB, Ran, Undo, blkcopy, bytes, folder, loops_or_why, mount_loop, mount_tmpfs, must, sh, skip};
 use std::collections::BTreeSet;
@@ -225,5 +227,28 @@ fn our_own_daemons_say_what_they_did() {
         assert_eq!(ran.code, Some(1), "the daemon would read and write: {ran:?}");
         let ran = cp(&[&a, &mem]);
         assert_eq!(count(&ran.json(), "read-write"), LEN, "{ran:?}");
+    }
+}
+
+//= promise 2
+#[test]
+fn one_call_that_shares_once_and_copies_once_is_told_apart() {
+    let test = "one_call_that_shares_once_and_copies_once_is_told_apart";
+    let base = folder();
+    let mut undo = Undo::default();
+    let made = loops_or_why()
+        .and_then(|()| mount_loop(&mut undo, base.path(), "xfs", "mkfs.xfs -q -m reflink=1", "400M"));
+    let dir = match made {
+        Ok(dir) => dir,
+        Err(why) => return skip(test, &why),
+    };
+    std::fs::write(dir.join("a"), bytes(LEN as usize, 7)).unwrap();
+    let open = |name: &str| File::open(dir.join(name), FileOptions { write: true, create: true }).unwrap();
+    let source = open("a");
+    // The same call on the same file: at a block's border XFS shares, elsewhere it copies, and it answers the same.
+    for (from, fate) in [(4096, Fate::Shared), (4097, Fate::ThroughKernel), (8192, Fate::Shared)] {
+        let piece = ByteRange::between(from, from + MIB);
+        let fates = open(&format!("d{from}")).try_copy(&source, piece, Method::CopyFileRange).unwrap();
+        assert_eq!(fates, Fates::all(fate, Evidence::Extents, MIB), "from byte {from}");
     }
 }
