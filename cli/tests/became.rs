@@ -1,6 +1,6 @@
-//! What a receipt says became of the bytes, on every kind of storage to be had here, beside what an observer sees that is
-//! not ours: the space that the file system says is used. No claim is wider than what was seen, and `--require` that is
-//! unmet leaves nothing behind.
+//! What a receipt says became of the bytes, on every kind of storage to be had here, beside what an observer sees that
+//! is not ours: the space that the file system says is used. No claim is wider than what was seen, and `--require` that
+//! is unmet leaves nothing behind.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a test may
 

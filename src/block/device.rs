@@ -97,8 +97,8 @@ pub trait Device: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// What the machine behind it says became of the bytes of all copies that were made through this handle's connection:
-    /// of a device that is served by another process. May wait for about a second. `None`: it does not say.
+    /// What the machine behind it says became of the bytes of all copies that were made through this handle's
+    /// connection: of a device that is served by another process. May wait for about a second. `None`: it does not say.
     fn copy_statement(&self) -> Option<CopyStatement> {
         None
     }

@@ -1,8 +1,8 @@
 //! What became of the bytes of a copy, apart from the method that was asked for: five words, each with how it is known.
 //!
 //! The same call may share once and copy the next time (`copy_file_range` on XFS does), so what a method is called says
-//! nothing about where the bytes went. Each driver says what it saw; nothing is claimed that was not seen. The rules are
-//! in `docs/notes/015-what-became-of-the-bytes.md`.
+//! nothing about where the bytes went. Each driver says what it saw; nothing is claimed that was not seen. The rules
+//! are in `docs/notes/015-what-became-of-the-bytes.md`.
 
 use super::Method;
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,8 @@ pub enum Evidence {
     NothingThere,
     /// FIEMAP after the call: each byte at both ends has the same place and the shared flag, or it has not.
     Extents,
-    /// The same for some of the calls or extents; the others are taken to be like them, because all of those were alike.
+    /// The same for some of the calls or extents; the others are taken to be like them, because all of those were
+    /// alike.
     ExtentsSampled,
     /// `FICLONERANGE` succeeded, which shares or fails; this file system does not say where the bytes are.
     CloneCall,
@@ -214,8 +215,8 @@ pub enum Must {
     Share,
     /// Shared, or moved elsewhere.
     Offload,
-    /// Not read and written, nor copied by the kernel: what an NVMe controller promises with Fast Copy Only. It may copy
-    /// in its own memory.
+    /// Not read and written, nor copied by the kernel: what an NVMe controller promises with Fast Copy Only. It may
+    /// copy in its own memory.
     Fast,
 }
 

@@ -109,8 +109,8 @@ pub fn extents(fd: impl AsFd, start: u64, len: u64, out: &mut Vec<FileExtent>) -
         reserved: 0,
         extents: [RawExtent::default(); EXTENTS_A_CALL],
     };
-    // SAFETY: FS_IOC_FIEMAP reads the head and writes it and at most `extent_count` extents, for which there is room; all
-    // lives across the call.
+    // SAFETY: FS_IOC_FIEMAP reads the head and writes it and at most `extent_count` extents, for which there is room;
+    // all lives across the call.
     if unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_FIEMAP, &raw mut map) } < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -54,7 +54,7 @@ pub(super) struct Made {
 
 /// A file that was made to try things out on.
 pub(super) enum Scratch {
-    Nameless(File),
+    Nameless(Box<File>),
     Hidden(Fresh),
 }
 
@@ -134,8 +134,8 @@ impl FileDest {
         Ok(grown)
     }
 
-    /// Bytes that can be written before its file system is full, those of a file that is cut first among them. `None`: not
-    /// known, or some of it is written over.
+    /// Bytes that can be written before its file system is full, those of a file that is cut first among them. `None`:
+    /// not known, or some of it is written over.
     pub(super) fn room(&self) -> Option<u64> {
         let kept = self.existing.as_ref().map(|file| file.allocated_bytes().unwrap_or(0));
         if self.in_place && kept.is_some() {
@@ -162,13 +162,14 @@ impl FileDest {
         }
     }
 
-    /// A file in the destination's folder to try things out on: it is like the destination, and goes when it is dropped.
+    /// A file in the destination's folder to try things out on: it is like the destination, and goes when it is
+    /// dropped.
     ///
     /// Errors: why there is none.
     pub(super) fn scratch(&self, may_name: bool) -> Result<Scratch, String> {
         let shown = self.path.display().to_string();
         let scratch = match nameless(&self.folder(), &shown) {
-            Ok(file) => Scratch::Nameless(file),
+            Ok(file) => Scratch::Nameless(Box::new(file)),
             Err(error) if !may_name => return Err(error.to_string()),
             Err(_) => Scratch::Hidden(Fresh::create(&self.path, 0o600).map_err(|e| e.to_string())?),
         };

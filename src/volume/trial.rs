@@ -61,8 +61,8 @@ impl Trials {
     }
 }
 
-/// Tries the methods of two files of which trying alone tells. `may_name`: the scratch file may have a hidden name for a
-/// moment, where it cannot be without.
+/// Tries the methods of two files of which trying alone tells. `may_name`: the scratch file may have a hidden name for
+/// a moment, where it cannot be without.
 pub(super) fn try_out(source: &Arc<dyn Device>, dest: &FileDest, job: &Job, may_name: bool) -> Trials {
     let Some(from) = source.as_any().downcast_ref::<File>() else { return Trials::default() };
     let mut pieces = job.segments().iter().map(|s| from.piece_to_try(s.source_range()).ok().flatten());
@@ -77,7 +77,9 @@ pub fn try_beside(device: &Arc<dyn Device>) -> Trials {
     let Ok(Some(piece)) = file.piece_to_try(ByteRange::to(file.size())) else { return Trials::default() };
     let folder = folder_of(file.path()).to_owned();
     try_piece(file, piece, || {
-        nameless(&folder, file.name()).map(Scratch::Nameless).map_err(|e| e.to_string())
+        nameless(&folder, file.name())
+            .map(|file| Scratch::Nameless(Box::new(file)))
+            .map_err(|e| e.to_string())
     })
 }
 

@@ -22,7 +22,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("drivers", &["block", "net", "nvme", "reactor", "sys"]),
     ("map", &["block", "sys::sync"]),
     ("volume", &["block", "copy", "drivers", "map", "reactor", "workers", "sys::sync"]),
-    ("nvmet", &["block", "copy", "nvme", "reactor", "sys::sync"]),
+    ("nvmet", &["block", "copy", "nvme", "reactor", "sys::process", "sys::sync"]),
     ("workers", &["block", "reactor", "sys::sync"]),
     ("exports", &["nvmet", "workers", "copy", "net", "nvme", "block", "reactor", "sys"]),
     ("sim", &["block", "reactor", "sys::sync"]),

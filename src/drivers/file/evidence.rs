@@ -1,8 +1,8 @@
 //! What became of the bytes that a copy call of the kernel reported as copied: the file system is asked where they are.
 //!
-//! `copy_file_range` on XFS shares when it can and copies when it cannot, and answers the same. FIEMAP tells them apart:
-//! bytes that are shared have one place at both ends and the shared flag. Looking costs system calls, so it is held to
-//! [`SHARE_OF_TIME`] of the time of the copies themselves; beyond that it is sampled, and says so.
+//! `copy_file_range` on XFS shares when it can and copies when it cannot, and answers the same. FIEMAP tells them
+//! apart: bytes that are shared have one place at both ends and the shared flag. Looking costs system calls, so it is
+//! held to [`SHARE_OF_TIME`] of the time of the copies themselves; beyond that it is sampled, and says so.
 
 use super::core::Core;
 use super::statement::Said;
@@ -162,7 +162,8 @@ impl Reported<'_> {
         }
     }
 
-    /// Counts what became of the front of one pair of ranges: as much as one call on each end shows. Its length, above 0.
+    /// Counts what became of the front of one pair of ranges: as much as one call on each end shows. Its length, above
+    /// 0.
     fn look_at(&self, from: ByteRange, to: ByteRange, fates: &mut Fates) -> Option<u64> {
         let there = Extents::of(&self.dest.fd, to)?;
         let comparable = self.source.file_system == self.dest.file_system;

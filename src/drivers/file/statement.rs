@@ -41,8 +41,8 @@ impl Said {
         fates
     }
 
-    /// What became of `good` bytes that were copied between `before` and this. `None`: others copied onto the file in the
-    /// meantime, so that it cannot be told.
+    /// What became of `good` bytes that were copied between `before` and this. `None`: others copied onto the file in
+    /// the meantime, so that it cannot be told.
     pub(super) fn since(&self, before: &Self, good: u64) -> Option<Fates> {
         let said = |said: &Self| CopyStatement { fates: said.fates(), is_here: true };
         said(self).since(&said(before), good)

@@ -44,7 +44,8 @@ impl File {
         Ok(reported.fates(good))
     }
 
-    /// True for a file of a mount of ours, whose daemon refuses by itself, and before anything is written, what must not be.
+    /// True for a file of a mount of ours, whose daemon refuses by itself, and before anything is written, what must
+    /// not be.
     pub fn refuses_by_itself(&self) -> bool {
         self.facts.is_ours
     }

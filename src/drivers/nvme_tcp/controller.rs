@@ -220,8 +220,8 @@ impl Controller {
         Ok(made)
     }
 
-    /// What the target says became of the bytes of this controller's copies so far. `None`: it is not a target of ours, or
-    /// does not answer soon.
+    /// What the target says became of the bytes of this controller's copies so far. `None`: it is not a target of ours,
+    /// or does not answer soon.
     pub(super) fn copy_outcomes(&self) -> Option<CopyOutcomes> {
         // Others are not asked for what they do not have: they would take the error down.
         self.last()?.1.identify.model.to_string().starts_with("blkcopy").then_some(())?;

@@ -167,8 +167,8 @@ impl Work {
     }
 }
 
-/// True for a copy that is sent with Fast Copy Only: something must become of its bytes, and the controller has a format
-/// that says so.
+/// True for a copy that is sent with Fast Copy Only: something must become of its bytes, and the controller has a
+/// format that says so.
 pub(super) fn asks_for_fast(copy: &CopyRequest, namespace: &Namespace) -> bool {
     copy.must.is_some() && namespace.abilities.copies_across
 }
