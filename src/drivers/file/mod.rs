@@ -359,9 +359,7 @@ impl Device for File {
         counters
     }
     fn allocated_bytes(&self) -> Option<u64> {
-        // Blocks of 512 bytes, whatever the file system's are (stat(2)).
-        let stat = rustix::fs::fstat(&*self.core.fd).ok()?;
-        u64::try_from(stat.st_blocks).ok()?.checked_mul(512)
+        stack::allocated_bytes(&*self.core.fd)
     }
     fn container(&self) -> Option<Container> {
         Some(self.container.get_or_init(|| container::of_file(&*self.core.fd)).clone())
