@@ -199,7 +199,7 @@ impl Vol {
         Ok((!data).then_some(size))
     }
 
-    // --- plain I/O, counted -------------------------------------------------------------------------------------------
+    // --- plain I/O, counted ------------------------------------------------------------------------------------------
 
     /// So many bytes answered a read.
     pub(super) fn was_read(&self, bytes: u64) {
