@@ -202,6 +202,9 @@ pub(crate) struct ServeArgs {
     /// Mount through the page cache
     #[arg(long, requires = "mount")]
     pub(crate) cache: bool,
+    /// Let du and stat of a mounted volume show the storage it takes, not its size
+    #[arg(long, requires = "mount")]
+    pub(crate) show_allocated: bool,
     /// Engine for reads and writes
     #[arg(long, value_enum, default_value = "auto", value_name = "ENGINE")]
     pub(crate) io_engine: EngineArg,
@@ -230,6 +233,10 @@ pub(crate) struct MountArgs {
     /// Through the page cache: repeated reads are faster, and writes through other exports are seen a little later
     #[arg(long)]
     pub(crate) cache: bool,
+    /// Let du and stat show the storage a volume takes, not its size: a sparse volume is copied to other file systems
+    /// with its holes, but cp 9.1 then reads and writes it between volumes
+    #[arg(long)]
+    pub(crate) show_allocated: bool,
     /// Threads that read requests, 2 to 16; by default one for each core
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,

@@ -23,6 +23,8 @@ struct Info {
     model: Option<String>,
     identity: String,
     size_bytes: u64,
+    /// `None`: unknown.
+    allocated_bytes: Option<u64>,
     block_size: u32,
     read_only: bool,
     direct_io_align: Option<u32>,
@@ -107,6 +109,7 @@ impl Info {
             model: volume::model_of(name, &**device),
             identity: identity(device.identity()),
             size_bytes: device.size(),
+            allocated_bytes: device.allocated_bytes(),
             block_size: limits.block_size.get(),
             // It was opened for reading only and may still be writable.
             read_only: path.map_or_else(|| device.read_only(), volume::read_only),
@@ -181,6 +184,7 @@ impl Info {
         rows.extend([
             row("identity", self.identity.clone()),
             row("size", size_exact(self.size_bytes)),
+            row("allocated", self.allocated_bytes.map_or("unknown".into(), size_exact)),
             row("block size", size(self.block_size.into())),
             row(
                 "direct I/O",

@@ -31,6 +31,7 @@ pub(crate) fn run(args: &MountArgs) -> Result<Code, Fail> {
     let mut options = MountOptions {
         cache: args.cache,
         owner: args.owner,
+        show_allocated: args.show_allocated,
         engine: args.io_engine.into(),
         ..MountOptions::default()
     };

@@ -33,7 +33,13 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
     let mount = match &args.mount {
         Some(dir) => {
             let engine = args.io_engine.into();
-            let options = MountOptions { cache: args.cache, shared: true, engine, ..MountOptions::default() };
+            let options = MountOptions {
+                cache: args.cache,
+                shared: true,
+                show_allocated: args.show_allocated,
+                engine,
+                ..MountOptions::default()
+            };
             Some(mount::start(dir, &served, options)?)
         }
         None => None,

@@ -16,6 +16,10 @@ const RUNS_MAX: usize = 1 << 16;
 /// tool carries it to another file.
 pub const ATTRIBUTE: &str = "user.blkcopy.storage";
 
+/// Attribute by which a file of our mounts tells how many bytes of storage its volume takes, in digits: its `st_blocks`
+/// tells the size. Not listed either.
+pub const ALLOCATED: &str = "user.blkcopy.allocated";
+
 /// `SPACE NUMBER NUMBER BASE`: a leaf and the device's first byte on it; `None` for what exists in its process only.
 pub fn leaf_words(identity: Identity) -> Option<String> {
     let Identity::Leaf { leaf, base } = identity else { return None };

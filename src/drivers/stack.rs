@@ -8,7 +8,7 @@
 use super::in_use::{Disk, entries, sys_dir};
 use super::mounts::{self, Mount, dev_of};
 use crate::block::device::LeafSpace;
-use crate::block::storage::{ATTRIBUTE, Decides, Storage, Stored, parse_leaf};
+use crate::block::storage::{ALLOCATED, ATTRIBUTE, Decides, Storage, Stored, parse_leaf};
 use crate::block::{ByteRange, LEN_MAX, LeafId};
 use crate::sys::{dm, ioctl};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -17,7 +17,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Longest value of [`ATTRIBUTE`] that is looked at, in bytes.
+/// `f_type` of FUSE (statfs(2)).
+const FUSE: rustix::fs::FsWord = 0x6573_5546;
+/// Longest value of an attribute of our mounts that is looked at, in bytes.
 const ATTRIBUTE_MAX: usize = 256;
 /// Most things below each other that are looked into.
 const DEPTH_MAX: u32 = 12;
@@ -51,6 +53,22 @@ pub(crate) fn of_file(fd: &impl AsFd, stat: &Stat, path: &Path) -> Storage {
     let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()));
     let file = look.file((stat.st_dev, stat.st_ino), mount, &real.unwrap_or_else(|_| path.to_owned()));
     Storage::at(file, 0, LEN_MAX)
+}
+
+/// Bytes of storage that an open regular file takes. By its blocks a file of our mounts takes its size, so the mount is
+/// asked.
+pub(crate) fn allocated_bytes(fd: &impl AsFd) -> Option<u64> {
+    let stat = rustix::fs::fstat(fd).ok()?;
+    // Blocks of 512 bytes, whatever the file system's are (stat(2)).
+    let blocks = u64::try_from(stat.st_blocks).ok()?.checked_mul(512)?;
+    let is_less = |bytes: &u64| *bytes < blocks && rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type == FUSE);
+    if u64::try_from(stat.st_size).is_ok_and(|size| size > blocks) {
+        return Some(blocks);
+    }
+    let mut value = [0; ATTRIBUTE_MAX];
+    let read = rustix::fs::fgetxattr(fd, ALLOCATED, &mut value[..]).ok();
+    let text = read.and_then(|len| std::str::from_utf8(value.get(..len)?).ok());
+    Some(text.and_then(|text| text.parse().ok()).filter(is_less).unwrap_or(blocks))
 }
 
 /// What a block device is stored in.

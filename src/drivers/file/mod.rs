@@ -369,9 +369,7 @@ impl Device for File {
         counters
     }
     fn allocated_bytes(&self) -> Option<u64> {
-        // Blocks of 512 bytes, whatever the file system's are (stat(2)).
-        let stat = rustix::fs::fstat(&*self.core.fd).ok()?;
-        u64::try_from(stat.st_blocks).ok()?.checked_mul(512)
+        stack::allocated_bytes(&*self.core.fd)
     }
     fn copy_statement(&self) -> Option<CopyStatement> {
         let said = if self.facts.is_ours { Said::of(&*self.core.fd) } else { None };

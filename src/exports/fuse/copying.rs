@@ -10,12 +10,13 @@ use super::worker::MountWorker;
 use crate::block::receipt::HostBytes;
 use crate::block::request::Cancel;
 use crate::block::{
-    ByteRange, Completion, CopyRequest, Device, Error, Fates, Kind, Method, Must, Op, Result,
+    ByteRange, Completion, Content, CopyRequest, Device, Error, Fates, Kind, Method, Must, Op, Result,
 };
 use crate::copy::one_request::one_request;
 use crate::copy::ranges::{Part, check_offloaded, copy_ranges};
 use crate::copy::run::Options;
 use crate::copy::{Offload, Policy};
+use crate::reactor::away::look;
 use fuser::{INodeNo, ReplyWrite};
 use smallvec::{SmallVec, smallvec};
 use std::sync::Arc;
@@ -40,12 +41,11 @@ struct End {
     error: Option<Error>,
 }
 
-/// How much one answer copies, given what is asked for and the room on both sides: `Ok(0)` only at the end of the
-/// source.
+/// How much of what is asked for there is, and room for: `Ok(0)` only at the end of the source.
 ///
 /// Errors: ENOSPC at or past the end of the destination; EINVAL where both overlap (the kernel looks too, at its own
 /// sizes).
-pub(super) fn answer_len(shared: &MountShared, ends: &Ends, asked: u64) -> Result<u64, fuser::Errno> {
+pub(super) fn most_of(shared: &MountShared, ends: &Ends, asked: u64) -> Result<u64, fuser::Errno> {
     let (source, dest) = (&shared.volumes[ends.source], &shared.volumes[ends.dest]);
     let left = source.size().saturating_sub(ends.from.offset()).min(asked);
     let room = dest.capacity.saturating_sub(ends.to);
@@ -63,7 +63,12 @@ pub(super) fn answer_len(shared: &MountShared, ends: &Ends, asked: u64) -> Resul
     if overlaps(len) {
         return Err(fuser::Errno::EINVAL);
     }
-    Ok(len.min(dest.pace.answer_max()))
+    Ok(len)
+}
+
+/// How much one answer copies of what there is.
+pub(super) fn answer_len(shared: &MountShared, ends: &Ends, most: u64) -> u64 {
+    most.min(shared.volumes[ends.dest].pace.answer_max())
 }
 
 /// A copy in one request, and so short that a reader makes it itself.
@@ -221,13 +226,35 @@ impl MountWorker {
         one_request_ended(method, ends, done)
     }
 
+    /// How long the hole is that a copy begins with, if it is longer than the copy: as far as one answer may copy it.
+    ///
+    /// Only a length: whoever makes the copy looks anew at what is there.
+    async fn longer_hole(&self, ends: &Ends, most: u64) -> Option<u64> {
+        let longest = most.min(self.volume(ends.dest).hole_pace.answer_max());
+        if longest <= ends.from.len() {
+            return None;
+        }
+        let from = ends.from.offset();
+        let source = self.volume(ends.source);
+        let all = source.cover(ByteRange::between(from, from + longest));
+        let extent = look(&source.device, move |device| device.next_extent(all)).await.ok()?.ok()?;
+        let end = (all.offset() + extent.len).min(from + longest);
+        (extent.content != Content::Data && end > ends.from.end()).then(|| end - from)
+    }
+
     pub(super) async fn copy(&self, job: CopyJob) {
-        let CopyJob { ends, durable, reply } = job;
+        let CopyJob { mut ends, most, durable, reply } = job;
+        let dest = self.volume(ends.dest);
+        let mut pace = &dest.pace;
+        // A sparse image is mostly holes, and programs ask for all of it at once.
+        if let Some(len) = self.longer_hole(&ends, most).await {
+            ends.from = ByteRange::between(ends.from.offset(), ends.from.offset() + len);
+            pace = &dest.hole_pace;
+        }
         let begun = Instant::now();
         let mut end = self.copy_one(&ends, Offload::Auto, durable).await;
         let time = begun.elapsed();
-        let dest = self.volume(ends.dest);
-        dest.pace.learn(end.good, time);
+        pace.learn(end.good, time);
         let mut flushed = false;
         if durable && end.good > 0 {
             match self.flush(ends.dest).await {
@@ -305,7 +332,7 @@ fn pages(ino: INodeNo, ranges: impl ExactSizeIterator<Item = ByteRange>) -> Vec<
     around.map(|range| (ino, range)).into_iter().collect()
 }
 
-/// Hands a copy over.
-pub(super) fn hand_over(shared: &Arc<MountShared>, ends: Ends, durable: bool, reply: ReplyWrite) {
-    shared.copier().leave(Job::Copy(CopyJob { ends, durable, reply }));
+/// Hands a copy over. `most`: how much there is to copy, beyond one answer too.
+pub(super) fn hand_over(shared: &Arc<MountShared>, ends: Ends, most: u64, durable: bool, reply: ReplyWrite) {
+    shared.copier().leave(Job::Copy(CopyJob { ends, most, durable, reply }));
 }

@@ -83,28 +83,33 @@ impl Volumes {
         }
     }
 
-    /// Hands the attributes of a volume to `answer`. This reader looks them up while that keeps nobody else waiting,
-    /// otherwise the helpers of the device do. Of a device that does not answer they are as they were known last.
+    /// Hands the attributes of a volume to `answer`: at once, unless they tell the storage it takes.
     fn with_attr(&self, volume: usize, answer: impl FnOnce(&MountShared, FileAttr) + Send + 'static) {
+        let attr = move |shared: &MountShared| answer(shared, shared.volumes[volume].attr(ino_of(volume)));
+        if self.0.options.show_allocated { self.with_allocated(volume, attr) } else { attr(&self.0) }
+    }
+
+    /// Calls `answer` when it is known how much storage a volume takes. This reader looks while that keeps nobody else
+    /// waiting, otherwise the helpers of the device do. Of a device that does not answer it is as it was known last.
+    fn with_allocated(&self, volume: usize, answer: impl FnOnce(&MountShared) + Send + 'static) {
         let vol = &self.0.volumes[volume];
         let Some(helpers) = &vol.helpers else {
             vol.look_at_allocated();
-            return answer(&self.0, vol.attr(ino_of(volume)));
+            return answer(&self.0);
         };
         if helpers.is_stuck() {
-            return answer(&self.0, vol.attr(ino_of(volume)));
+            return answer(&self.0);
         }
         let busy = self.occupy();
         if busy.is_joined {
             helpers.own(|| vol.look_at_allocated());
             drop(busy);
-            return answer(&self.0, vol.attr(ino_of(volume)));
+            return answer(&self.0);
         }
         let shared = self.0.clone();
         helpers.run(move || {
-            let vol = &shared.volumes[volume];
-            vol.look_at_allocated();
-            answer(&shared, vol.attr(ino_of(volume)));
+            shared.volumes[volume].look_at_allocated();
+            answer(&shared);
         });
     }
 
@@ -309,7 +314,10 @@ impl Filesystem for Volumes {
             match tried {
                 Ok(Some(Ok(Tried::Done(done)))) => {
                     match &done.result {
-                        Ok(()) if done.good_bytes == range.len() => reply.data(&done.buf),
+                        Ok(()) if done.good_bytes == range.len() => {
+                            vol.was_read(range.len());
+                            reply.data(&done.buf);
+                        }
                         Ok(()) => reply.error(Errno::EIO),
                         Err(error) => {
                             tracing::warn!(volume = &*vol.name, ?error, "cannot read");
@@ -364,6 +372,7 @@ impl Filesystem for Volumes {
                     vol.touch();
                     if good > 0 {
                         vol.reaches(range.offset() + good);
+                        vol.was_written(good);
                     }
                     if let Err(error) = &done.result {
                         tracing::warn!(volume = &*vol.name, ?error, good, "cannot write");
@@ -432,7 +441,7 @@ impl Filesystem for Volumes {
                 }
                 Some(_) => {}
             }
-            used = used.saturating_add(vol.attr(ino_of(at)).blocks.div_ceil(unit / 512));
+            used = used.saturating_add(vol.allocated().div_ceil(unit));
         }
         let free = blocks.saturating_sub(used);
         let files = self.0.volumes.len() as u64;
@@ -441,9 +450,17 @@ impl Filesystem for Volumes {
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let _watch = self.watch();
-        match self.find(ino).and_then(|(_, vol)| Self::attribute(vol, name)) {
+        let found = self.find(ino);
+        match found.and_then(|(_, vol)| Self::attribute(vol, name)) {
             Some(value) => sized(&value, size, reply),
-            None => reply.error(Errno::ENODATA),
+            None => match found {
+                Some((volume, _)) if name == storage::ALLOCATED => {
+                    self.with_allocated(volume, move |shared| {
+                        sized(shared.volumes[volume].allocated().to_string().as_bytes(), size, reply);
+                    })
+                }
+                _ => reply.error(Errno::ENODATA),
+            },
         }
     }
 
@@ -495,9 +512,9 @@ impl Filesystem for Volumes {
             }
             // Space is promised only where all of it is taken already.
             0 if self.0.options.is_resizable() => reply.ok(),
-            0 => self.with_attr(volume, move |shared, attr| {
-                let capacity = shared.volumes[volume].capacity;
-                if attr.blocks >= capacity.div_ceil(512) {
+            0 => self.with_allocated(volume, move |shared| {
+                let vol = &shared.volumes[volume];
+                if vol.allocated() >= vol.capacity {
                     reply.ok();
                 } else {
                     reply.error(Errno::EOPNOTSUPP);
@@ -581,11 +598,12 @@ impl Filesystem for Volumes {
             return reply.error(Errno::EROFS);
         }
         let mut ends = Ends { source, from: ByteRange::between(offset_in, offset_in), dest, to: offset_out };
-        match copying::answer_len(&self.0, &ends, len) {
+        let most = match copying::most_of(&self.0, &ends, len) {
             Ok(0) => return reply.written(0),
-            Ok(len) => ends.from = ByteRange::between(offset_in, offset_in + len),
+            Ok(most) => most,
             Err(number) => return reply.error(number),
-        }
+        };
+        ends.from = ByteRange::between(offset_in, offset_in + copying::answer_len(&self.0, &ends, most));
         let durable = self.0.files.get(handle_out.0).is_some_and(|file| file.syncs());
         // Short, and in memory: no request waits for this reader for long, not even for the last one.
         let busy = self.occupy();
@@ -599,7 +617,7 @@ impl Filesystem for Volumes {
                 None => {}
             }
         }
-        copying::hand_over(&self.0, ends, durable, reply);
+        copying::hand_over(&self.0, ends, most, durable, reply);
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {

@@ -129,6 +129,8 @@ impl Ends {
 /// A `copy_file_range` that was handed over.
 pub(super) struct CopyJob {
     pub(super) ends: Ends,
+    /// How much there is to copy from where it begins, in bytes: more than one answer copies.
+    pub(super) most: u64,
     pub(super) durable: bool,
     pub(super) reply: ReplyWrite,
 }

@@ -59,9 +59,8 @@ impl Mount {
         let here = |e: std::io::Error| Error::os("cannot be mounted on", e).on(&dir.display().to_string());
         let dir = dir.canonicalize().map_err(here)?;
         let readers = options.readers;
-        let resizable = options.is_resizable();
         let shared = Arc::new(MountShared {
-            volumes: volumes.into_iter().map(|v| Vol::new(v, options.owner, resizable)).collect(),
+            volumes: volumes.into_iter().map(|v| Vol::new(v, &options)).collect(),
             files: Files::default(),
             free: AtomicUsize::new(readers),
             jobs: (0..=options.workers).map(|_| JobInbox::default()).collect(),

@@ -47,6 +47,8 @@ pub struct MountOptions {
     pub shared: bool,
     /// Who has the files, and sees the mount beside this process: (user, group). `None`: this user alone.
     pub owner: Option<(u32, u32)>,
+    /// `st_blocks` of a volume tells the storage it takes, not its size.
+    pub show_allocated: bool,
     /// Engine for files and block devices.
     pub engine: EngineChoice,
     /// Volumes are as long as they are made, up to their capacity, and empty at first: for testing tools that need
@@ -67,6 +69,7 @@ impl Default for MountOptions {
             cache: false,
             shared: false,
             owner: None,
+            show_allocated: false,
             engine: EngineChoice::Auto,
             #[cfg(feature = "sim")]
             resizable: false,

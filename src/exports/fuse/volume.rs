@@ -1,7 +1,7 @@
 //! A volume as the mount sees it: one file, its attributes, its open files, and what was copied onto it.
 
 use super::abi::TOKEN;
-use super::options::{Serve, Volume};
+use super::options::{MountOptions, Serve, Volume};
 use super::pace::Pace;
 use crate::block::receipt::HostBytes;
 use crate::block::{ByteRange, Content, Device, Error, Fates, Identity, Kind, Method, Result};
@@ -38,12 +38,16 @@ pub(super) struct Vol {
     pub(super) told: AtomicU64,
     owner: (u32, u32),
     pub(super) pace: Pace,
+    pub(super) hole_pace: Pace,
     /// What it owes is going to be stored soon.
     pub(super) is_storing: AtomicBool,
     /// Who makes the calls to the device that may wait; none where it answers at once.
     pub(super) helpers: Option<Arc<Helpers>>,
     /// Bytes of storage it took when that was last asked for.
     allocated: AtomicU64,
+    /// `st_blocks` tells that, and not the size.
+    shows_allocated: bool,
+    plain: Plain,
     copies: Mutex<Copies>,
 }
 
@@ -57,24 +61,28 @@ fn time_of(nanos: &AtomicU64) -> SystemTime {
 }
 
 impl Vol {
-    /// `resizable`: shown empty at first, and as long as it is made.
-    pub(super) fn new(volume: Volume, owner: Option<(u32, u32)>, resizable: bool) -> Self {
+    pub(super) fn new(volume: Volume, options: &MountOptions) -> Self {
         let now = nanos(SystemTime::now());
         let capacity = volume.device.size();
         Self {
             read_only: volume.read_only || volume.device.read_only(),
             block: u64::from(volume.device.limits().block_size.get()),
-            size: AtomicU64::new(if resizable { 0 } else { capacity }),
+            // A resizable view is empty at first, and as long as it is made.
+            size: AtomicU64::new(if options.is_resizable() { 0 } else { capacity }),
             modified: AtomicU64::new(now),
             accessed: AtomicU64::new(now),
             told: AtomicU64::new(0),
-            owner: owner
+            owner: options
+                .owner
                 .unwrap_or_else(|| (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())),
-            pace: Pace::default(),
+            pace: Pace::of_copies(),
+            hole_pace: Pace::of_holes(),
             is_storing: AtomicBool::new(false),
             helpers: (volume.serve != Serve::AtOnce && volume.device.may_wait())
                 .then(|| helpers::of(volume.device.identity(), volume.device.name())),
             allocated: AtomicU64::new(volume.device.allocated_bytes().unwrap_or(u64::MAX)),
+            shows_allocated: options.show_allocated,
+            plain: Plain::default(),
             copies: Mutex::default(),
             capacity,
             name: volume.name.into(),
@@ -127,15 +135,24 @@ impl Vol {
         self.allocated.store(self.device.allocated_bytes().unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Attributes as far as they are known; see [`Vol::look_at_allocated`].
+    /// Bytes of storage it took when that was last looked at ([`Vol::look_at_allocated`]); the size where the device
+    /// does not tell.
+    pub(super) fn allocated(&self) -> u64 {
+        self.allocated.load(Ordering::Relaxed).min(self.size())
+    }
+
+    /// Attributes.
+    ///
+    /// By `st_blocks` no volume is sparse: a program that takes a file for sparse copies it by reading and writing
+    /// (cp of coreutils 9.1). Where holes are is for `SEEK_HOLE` to tell, which stays true.
     pub(super) fn attr(&self, ino: INodeNo) -> FileAttr {
         let size = self.size();
         let modified = time_of(&self.modified);
-        let allocated = self.allocated.load(Ordering::Relaxed).min(size);
+        let shown = if self.shows_allocated { self.allocated() } else { size };
         FileAttr {
             ino,
             size,
-            blocks: allocated.div_ceil(512),
+            blocks: shown.div_ceil(512),
             atime: time_of(&self.accessed),
             mtime: modified,
             ctime: modified,
@@ -180,6 +197,20 @@ impl Vol {
         }
         // Behind the last byte there is a hole, and no data.
         Ok((!data).then_some(size))
+    }
+
+    // --- plain I/O, counted ------------------------------------------------------------------------------------------
+
+    /// So many bytes answered a read.
+    pub(super) fn was_read(&self, bytes: u64) {
+        self.plain.reads.fetch_add(1, Ordering::Relaxed);
+        self.plain.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// So many bytes of a write were written.
+    pub(super) fn was_written(&self, bytes: u64) {
+        self.plain.writes.fetch_add(1, Ordering::Relaxed);
+        self.plain.written_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     // --- copies ------------------------------------------------------------------------------------------------------
@@ -236,6 +267,10 @@ impl Vol {
             "evidence": copies.fates,
             "methods": methods(&mut copies.methods.iter().map(|(&m, &b)| (m, b))),
             "host_bytes": host(&copies.host),
+            "reads": self.plain.reads.load(Ordering::Relaxed),
+            "read_bytes": self.plain.read_bytes.load(Ordering::Relaxed),
+            "writes": self.plain.writes.load(Ordering::Relaxed),
+            "written_bytes": self.plain.written_bytes.load(Ordering::Relaxed),
             "last": last.collect::<Vec<_>>(),
         })
     }
@@ -267,6 +302,15 @@ impl Vol {
             "copy_paths": paths.collect::<Vec<_>>(),
         })
     }
+}
+
+/// Reads and writes of the file that reached this process and were carried out, at least in part.
+#[derive(Default)]
+struct Plain {
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
+    writes: AtomicU64,
+    written_bytes: AtomicU64,
 }
 
 #[derive(Default)]

@@ -156,6 +156,7 @@ impl MountWorker {
             Job::Read { volume, range, reply } => match self.read(volume, range).await {
                 Ok((buf, skip)) => {
                     let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+                    self.volume(volume).was_read(range.len());
                     reply.data(&buf[skip..skip + len]);
                 }
                 Err(error) => reply.error(self.told("read", volume, &error)),
@@ -288,6 +289,7 @@ impl MountWorker {
         vol.touch();
         if written > 0 {
             vol.reaches(range.offset() + written);
+            vol.was_written(written);
         }
         Ok(written)
     }
