@@ -2,7 +2,7 @@
 
 use crate::lines;
 use blkcopy::block::Method;
-use blkcopy::block::receipt::{Outcome, Receipt, Verification};
+use blkcopy::block::receipt::{Outcome, Receipt, SourceState, Verification};
 use blkcopy::sys::process;
 use blkcopy::volume::{Level, size};
 use serde::Serialize;
@@ -121,6 +121,14 @@ pub(crate) fn last_line(receipt: &Receipt) -> String {
             let what = if changed { "the source changed during the copy" } else { "the copy is wrong" };
             format!("copied {} in {}{rate}, but {what}: {}", size(good), seconds(time), methods(receipt))
         }
+        Outcome::Unstable => {
+            let copied = size(good.saturating_add(receipt.cut_off_bytes));
+            let what = match receipt.source_state {
+                SourceState::Changed => "changed during the copy",
+                _ => "is not known to have stayed the same",
+            };
+            format!("copied {copied} in {}, but the source {what}: {}", seconds(time), methods(receipt))
+        }
         Outcome::Refused => format!("refused: nothing of {} copied", size(whole)),
         Outcome::Cancelled | Outcome::Failed => {
             let verb = if receipt.outcome == Outcome::Cancelled { "cancelled" } else { "failed" };
@@ -143,7 +151,7 @@ pub(crate) fn last_line(receipt: &Receipt) -> String {
         Some(v) if receipt.outcome == Outcome::Mismatch => line += &mismatch(v),
         _ => {}
     }
-    if receipt.cut_off_bytes > 0 {
+    if receipt.cut_off_bytes > 0 && receipt.outcome != Outcome::Unstable {
         let _ = write!(line, ", {} of it truncated again", size(receipt.cut_off_bytes));
     }
     if !receipt.flushed && receipt.outcome != Outcome::Refused {

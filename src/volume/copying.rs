@@ -8,7 +8,9 @@ use super::file_dest::Made;
 use super::findings::{Finding, Level, Obstacle};
 use super::preserve::Kept;
 use super::watch::{CancelHandle, CopyWatch};
-use super::watched::{self, What, fail_after_all};
+use super::watched::{self, What, fail_after_all, fail_if_unstable};
+#[cfg(doc)]
+use crate::block::receipt::SourceState;
 use crate::block::receipt::{Outcome, Receipt};
 use crate::block::{Error, Kind};
 use crate::copy::run::{Consistency, Options, Verify};
@@ -39,6 +41,7 @@ pub struct CopyBuilder<'a> {
     limit_rate: Option<NonZeroU64>,
     payload_bytes: usize,
     preserve: bool,
+    require_stable: bool,
     engine: EngineChoice,
     abandon: bool,
     cancel: CancelHandle,
@@ -64,6 +67,7 @@ impl<'a> CopyBuilder<'a> {
             limit_rate: None,
             payload_bytes: defaults.payload_bytes,
             preserve: false,
+            require_stable: false,
             engine: EngineChoice::Auto,
             abandon: false,
             cancel: CancelHandle::default(),
@@ -148,6 +152,19 @@ impl<'a> CopyBuilder<'a> {
     /// Keeps the source's owner, mode, access control list, extended attributes and times.
     pub fn preserve(mut self, preserve: bool) -> Self {
         self.preserve = preserve;
+        self
+    }
+
+    /// The copy fails when the source is not known to have stayed the same ([`SourceState::is_stable`]): outcome
+    /// `Unstable`, and a new file is not made.
+    pub fn require_stable(mut self, required: bool) -> Self {
+        self.require_stable = required;
+        self
+    }
+
+    /// Wants the source alone: refused where another program may write to it, and claimed as far as the system lets us.
+    pub fn exclusive_source(mut self, wanted: bool) -> Self {
+        self.ends.exclusive_source = wanted;
         self
     }
 
@@ -249,6 +266,11 @@ impl ReadyCopy<'_> {
         let shown = |name: &OsStr| name.to_string_lossy().into_owned();
         receipt.source.name = shown(&builder.ends.source);
         receipt.dest.name = shown(&builder.ends.dest);
+        if builder.require_stable
+            && let Some(unstable) = fail_if_unstable(&mut receipt)
+        {
+            error = Some(unstable);
+        }
         if let Some(made) = &ready.made
             && let Err(failed) = finish(made, preserve.as_ref(), builder, &mut receipt)
         {
