@@ -46,6 +46,9 @@ pub(crate) struct EndsArgs {
     /// Copy even if it cannot be determined whether source and destination share storage
     #[arg(long)]
     pub(crate) assume_distinct: bool,
+    /// Refuse a source that another program may write to, and claim it during the copy as far as the system allows
+    #[arg(long)]
+    pub(crate) exclusive_source: bool,
 }
 
 impl From<&EndsArgs> for EndsOptions {
@@ -61,6 +64,7 @@ impl From<&EndsArgs> for EndsOptions {
             overwrite: args.yes,
             force_in_use: args.force_in_use,
             assume_distinct: args.assume_distinct,
+            exclusive_source: args.exclusive_source,
         }
     }
 }
@@ -89,6 +93,9 @@ pub(crate) struct CpArgs {
     /// Keep the source's owner, mode, access control list, extended attributes and times (regular files)
     #[arg(long)]
     pub(crate) preserve: bool,
+    /// Fail with exit code 1 if the source is not known to have stayed the same during the copy
+    #[arg(long)]
+    pub(crate) require_stable: bool,
     /// Print the receipt as JSON instead of the summary line
     #[arg(long)]
     pub(crate) json: bool,

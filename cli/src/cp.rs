@@ -26,6 +26,7 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
         .limit_rate(args.limit_rate)
         .buffer_memory(args.buffer_memory)
         .preserve(args.preserve)
+        .require_stable(args.require_stable)
         .io_engine(args.io_engine.into())
         .abandon(true)
         .cancel(&interrupts.cancel)
@@ -124,7 +125,7 @@ fn tell(finding: &Finding, quiet: bool, meter: &RefCell<Option<Meter>>) {
 fn code_of(outcome: Outcome) -> Code {
     match outcome {
         Outcome::Done => Code::Done,
-        Outcome::Mismatch | Outcome::Refused => Code::No,
+        Outcome::Mismatch | Outcome::Unstable | Outcome::Refused => Code::No,
         Outcome::Cancelled => Code::Cancelled,
         Outcome::Failed => Code::Error,
     }

@@ -125,8 +125,8 @@ fn worst(code: Code, outcome: Outcome) -> Code {
     match outcome {
         Outcome::Done | Outcome::Refused => code,
         Outcome::Cancelled => Code::Cancelled,
-        Outcome::Mismatch if code == Code::Done => Code::No,
-        Outcome::Mismatch => code,
+        Outcome::Mismatch | Outcome::Unstable if code == Code::Done => Code::No,
+        Outcome::Mismatch | Outcome::Unstable => code,
         Outcome::Failed => Code::Error,
     }
 }

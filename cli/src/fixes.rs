@@ -55,6 +55,9 @@ pub(crate) fn fix(finding: &Finding) -> Option<Cow<'static, str>> {
         Finding::NoSuchDevice { .. } => "check the name of the device, or name a file elsewhere",
         Finding::NoPlace { .. } => "make the directory, or name another destination",
         Finding::DestHeld { .. } => "wait until the other program has finished, or name another destination",
+        Finding::SourceHeld { .. } => {
+            "wait until the other program has finished, or leave out --exclusive-source"
+        }
         Finding::DestLenChanged { .. } => "copy again when that program has finished",
         Finding::OffloadUnmet { .. } => "leave out --require, or run blkcopy plan to see why",
         Finding::NothingToPreserve { .. } => "leave out --preserve",

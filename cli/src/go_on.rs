@@ -104,6 +104,8 @@ fn flags(args: &CpArgs) -> Vec<String> {
         ("--yes", ends.yes),
         ("--force-in-use", ends.force_in_use),
         ("--preserve", args.preserve),
+        ("--exclusive-source", ends.exclusive_source),
+        ("--require-stable", args.require_stable),
     ] {
         if is_set {
             out.push(flag.to_owned());

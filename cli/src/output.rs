@@ -1,7 +1,7 @@
 //! What is printed: sizes with units, the last line, tables. A closed pipe is not an error.
 
 use crate::lines;
-use blkcopy::block::receipt::{Outcome, Receipt, Verification};
+use blkcopy::block::receipt::{Outcome, Receipt, SourceState, Verification};
 use blkcopy::block::{Fate, Method};
 use blkcopy::sys::process;
 use blkcopy::volume::{Level, size};
@@ -175,6 +175,14 @@ pub(crate) fn last_line(receipt: &Receipt) -> String {
             let what = if changed { "the source changed during the copy" } else { "the copy is wrong" };
             format!("copied {} in {}{rate}, but {what}: {}", size(good), seconds(time), became(receipt))
         }
+        Outcome::Unstable => {
+            let copied = size(good.saturating_add(receipt.cut_off_bytes));
+            let what = match receipt.source_state {
+                SourceState::Changed => "changed during the copy",
+                _ => "is not known to have stayed the same",
+            };
+            format!("copied {copied} in {}, but the source {what}: {}", seconds(time), became(receipt))
+        }
         Outcome::Refused => format!("refused: nothing of {} copied", size(whole)),
         Outcome::Cancelled | Outcome::Failed => {
             let verb = if receipt.outcome == Outcome::Cancelled { "cancelled" } else { "failed" };
@@ -197,7 +205,7 @@ pub(crate) fn last_line(receipt: &Receipt) -> String {
         Some(v) if receipt.outcome == Outcome::Mismatch => line += &mismatch(v),
         _ => {}
     }
-    if receipt.cut_off_bytes > 0 {
+    if receipt.cut_off_bytes > 0 && receipt.outcome != Outcome::Unstable {
         let _ = write!(line, ", {} of it truncated again", size(receipt.cut_off_bytes));
     }
     if !receipt.flushed && receipt.outcome != Outcome::Refused {

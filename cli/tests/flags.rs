@@ -243,7 +243,7 @@ fn a_source_that_changes_is_told() {
     for quiet in [&[][..], &["--quiet"]] {
         source(dir.path());
         let ran = meddle(dir.path(), quiet, || poke(&dir.path().join("a"), 77));
-        assert_eq!((ran.code, &ran.json()["source_state"]), (Some(0), &"unwatched".into()), "{ran:?}");
+        assert_eq!((ran.code, &ran.json()["source_state"]), (Some(0), &"changed".into()), "{ran:?}");
         let warning = "blkcopy: warning: a: its size or times changed during the copy: another program wrote to it; \
             copy it again\n";
         assert!(ran.err.contains(warning), "{}", ran.err);
@@ -274,7 +274,7 @@ fn a_source_that_grows_is_copied_to_the_size_it_had() {
         });
         assert_eq!(ran.code, Some(0), "{ran:?}");
         let receipt = ran.json();
-        assert_eq!((&receipt["outcome"], &receipt["source_state"]), (&"done".into(), &"unwatched".into()));
+        assert_eq!((&receipt["outcome"], &receipt["source_state"]), (&"done".into(), &"changed".into()));
         assert_eq!(receipt["good_bytes"], 3 * MIB);
         let note = "blkcopy: warning: a: grew during the copy, and may have changed: the copy has the length that \
             the source had when it was opened (3.0 MiB (3145728 bytes))\n";
@@ -289,10 +289,16 @@ fn source_states_are_told_truly() {
     let dir = folder();
     let data = source(dir.path());
     let state = |ran: &Ran| ran.json()["source_state"].as_str().unwrap().to_owned();
-    let ran = blkcopy(dir.path(), &["cp", "--json", "a", "b"]);
-    assert!(["leased", "watched"].contains(&state(&ran).as_str()), "{ran:?}");
+    assert_eq!(state(&blkcopy(dir.path(), &["cp", "--json", "a", "b"])), "watched");
+    let alone = ["cp", "--json", "--exclusive-source", "a", "b"];
+    let ran = blkcopy(dir.path(), &alone);
+    let has_leases = state(&ran) == "leased";
+    assert!(has_leases || state(&ran) == "watched", "{ran:?}");
     let writer = std::fs::File::options().write(true).open(dir.path().join("a")).unwrap();
     assert_eq!(state(&blkcopy(dir.path(), &["cp", "--json", "a", "b"])), "watched");
+    let ran = blkcopy(dir.path(), &alone);
+    assert_eq!(ran.code == Some(2), has_leases, "{ran:?}");
+    assert_eq!(ran.err.contains("another program has it open for writing"), has_leases, "{ran:?}");
     drop(writer);
     assert_eq!(
         state(&blkcopy(dir.path(), &["cp", "--json", "--in-place", "a@0+1000", "a@5000B"])),

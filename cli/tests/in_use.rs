@@ -80,9 +80,10 @@ fn each_use_is_named_and_refused_unless_forced() {
     std::fs::write(at("qemu"), &old).unwrap();
     for places in ["100,101,103", "201"] {
         match Locker::on(&at("qemu"), places) {
-            Some(_held) => {
-                let who = "locked by another program (QEMU-style byte locks)";
-                refused_then_forced(base.path(), at("qemu").to_str().unwrap(), who, &old);
+            Some(held) => {
+                let process = format!("python3, process {}", held.0.id());
+                let who = format!("locked by another program (QEMU-style byte locks, held by {process})");
+                refused_then_forced(base.path(), at("qemu").to_str().unwrap(), &who, &old);
             }
             None => skip(test, "no python3 to hold byte locks"),
         }

@@ -81,18 +81,28 @@ impl Reason {
     }
 }
 
-/// How stable the source was while it was copied.
+/// How stable the source was while it was copied, best first.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceState {
-    /// Nobody else could write: our locks or an exclusive open.
+    /// Nothing else could write: memory of this process, under our own locks.
     Locked,
-    /// A file lease was held to the end: no other program opened it for writing.
+    /// A file lease was held to the end: no other program on this machine had the file open for writing.
     Leased,
-    /// Size and times compared at the end: unchanged.
+    /// What tells of writers was compared at the end and had not changed: size and times of a file, the count of what
+    /// is written through a block device.
     Watched,
     /// Another program could have written unseen.
     Unwatched,
+    /// It was written to: the copy may mix two moments.
+    Changed,
+}
+
+impl SourceState {
+    /// True where something says that the source stayed as it was.
+    pub fn is_stable(self) -> bool {
+        self <= Self::Watched
+    }
 }
 
 /// How it ended.
@@ -107,6 +117,8 @@ pub enum Outcome {
     Failed,
     /// Copied, but verification found a difference.
     Mismatch,
+    /// Copied, but the source is not known to have stayed the same, as was asked for.
+    Unstable,
     /// Nothing done: refused (`--require` unmet).
     Refused,
 }

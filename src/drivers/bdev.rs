@@ -1,8 +1,8 @@
-//! A block device: whole logical blocks, direct I/O, opened exclusively. Shares its queue with regular files.
+//! A block device: whole logical blocks, direct I/O, opened exclusively to write. Shares its queue with regular files.
 
 use super::file::core::{Backing, Core, Opened};
 use super::file::{look, queue::FdQueue};
-use super::in_use::{self, Disk};
+use super::in_use::{self, Asked, Disk};
 use super::{container, stack};
 use crate::block::device::{LeafSpace, resolve_plain};
 use crate::block::{
@@ -27,6 +27,9 @@ pub struct BdevOptions {
     pub write: bool,
     /// Also when it is mounted, held or locked by others: they may write, and what they hold may be destroyed.
     pub force_in_use: bool,
+    /// Opened exclusively though it is only read: meanwhile nobody mounts it. Others that do not ask for it alone may
+    /// open it, and write, all the same.
+    pub alone: bool,
 }
 
 /// A block device.
@@ -42,8 +45,12 @@ pub struct Bdev {
 impl Bdev {
     /// Opens the block device at `path`; its size is the one it has now.
     ///
-    /// What others wrote through the page cache is written out first. Errors: `InUse` for writing what somebody uses
-    /// (unless forced), `ReadOnly`, `InvalidInput` for anything but a block device, and those of the system.
+    /// What others wrote through the page cache is written out first. One that is only read is not claimed: it can be
+    /// mounted, or copied by others, meanwhile.
+    ///
+    /// Errors: `InUse` for writing what somebody uses (unless forced), and for what cannot be had
+    /// [`alone`](BdevOptions::alone); `ReadOnly`; `InvalidInput` for anything but a block device; and those of the
+    /// system.
     pub fn open(path: impl AsRef<Path>, options: BdevOptions) -> Result<Arc<Self>> {
         let path = path.as_ref();
         let name = path.display().to_string();
@@ -53,9 +60,14 @@ impl Bdev {
     fn open_named(path: &Path, name: String, options: BdevOptions) -> Result<Self> {
         let os = |e: Errno| Error::os("cannot be opened", e);
         let rdev = rdev_of(&look(path).map_err(os)?)?;
-        let claim = claim(path, rdev)?;
+        let claim = if options.write || options.alone { claim(path, rdev)? } else { None };
         if options.write && !options.force_in_use {
             refuse_in_use(path, rdev, claim.as_ref())?;
+        }
+        if options.alone && claim.is_none() {
+            let text =
+                "is mounted, held, or opened exclusively by another program, so it cannot be had alone";
+            return Err(Error::new(Kind::InUse, text));
         }
         let access = if options.write { OFlags::RDWR } else { OFlags::RDONLY };
         let fd = rustix::fs::open(path, access | OFlags::CLOEXEC, Mode::empty()).map_err(os)?;
@@ -109,6 +121,16 @@ impl Bdev {
     pub fn is_claimed(&self) -> bool {
         self.claim.is_some()
     }
+
+    /// Its device number.
+    pub(crate) fn rdev(&self) -> u64 {
+        self.rdev
+    }
+
+    /// The descriptor through the page cache.
+    pub(crate) fn fd(&self) -> &Arc<OwnedFd> {
+        &self.core.fd
+    }
 }
 
 fn rdev_of(stat: &rustix::fs::Stat) -> Result<u64> {
@@ -160,7 +182,7 @@ fn refuse_in_use(path: &Path, rdev: u64, claim: Option<&Arc<OwnedFd>>) -> Result
     let busy = |why: String| {
         Err(Error::new(Kind::InUse, format!("is in use: {why}; --force-in-use overwrites it anyway")))
     };
-    let holders = in_use::of_block_device(rdev);
+    let holders = in_use::of_block_device(path, rdev, Asked::Write);
     if !holders.is_empty() {
         return busy(in_use::list(&holders));
     }
@@ -243,7 +265,8 @@ mod tests {
     use crate::drivers::testing::{Driven, Loop, Mounted, command, pattern};
     use std::os::unix::fs::FileExt;
 
-    const WRITE: BdevOptions = BdevOptions { write: true, force_in_use: false };
+    const WRITE: BdevOptions = BdevOptions { write: true, force_in_use: false, alone: false };
+    const ALONE: BdevOptions = BdevOptions { write: false, force_in_use: false, alone: true };
     const MIB: usize = 1 << 20;
 
     fn fresh(test: &str, len: u64) -> Option<(Loop, Arc<Bdev>)> {
@@ -322,10 +345,12 @@ mod tests {
             fs.dir.display()
         );
         assert_eq!(error.to_string(), expected);
-        let forced = Bdev::open(&fs.on.device, BdevOptions { write: true, force_in_use: true }).unwrap();
+        let forced = Bdev::open(&fs.on.device, BdevOptions { force_in_use: true, ..WRITE }).unwrap();
         assert!(!forced.is_claimed());
         let reading = Bdev::open(&fs.on.device, BdevOptions::default()).unwrap();
         assert!(reading.read_only() && !reading.is_claimed());
+        let error = Bdev::open(&fs.on.device, ALONE).err().unwrap();
+        assert_eq!(error.kind(), Kind::InUse, "{error}");
     }
 
     #[test]
@@ -342,8 +367,11 @@ mod tests {
         let error = Bdev::open(&on.device, WRITE).err().unwrap();
         assert!(error.to_string().contains("opened exclusively by another program"), "{error}");
         drop(held);
-        // Both ends on one device: one claim, shared, and given back with the last of them.
+        // One that is only read keeps nobody out.
         let source = Bdev::open(&on.device, BdevOptions::default()).unwrap();
+        assert!(!source.is_claimed() && rustix::fs::open(&on.device, flags, Mode::empty()).is_ok());
+        // Both ends on one device: one claim, shared, and given back with the last of them.
+        let source = Bdev::open(&on.device, ALONE).unwrap();
         let dest = Bdev::open(&on.device, WRITE).unwrap();
         assert!(source.is_claimed() && dest.is_claimed());
         assert_eq!(source.identity(), dest.identity());

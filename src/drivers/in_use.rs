@@ -4,6 +4,7 @@
 
 use super::bdev::is_claimed_here;
 use super::file::look;
+use super::image_locks::{self, ImageUse};
 use super::mounts::{self, dev_of};
 use super::{locks, stack};
 use crate::block::device::LeafSpace;
@@ -13,7 +14,6 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,8 +29,10 @@ pub enum HolderKind {
     Device,
     /// A loop device shows it.
     Loop,
-    /// Byte locks in QEMU's places.
+    /// Byte locks in QEMU's places, of a program that writes.
     Lock,
+    /// The same, of a program that only reads and lets nobody write.
+    Reader,
     /// Opened exclusively by somebody.
     Exclusive,
 }
@@ -60,28 +62,51 @@ pub(crate) fn list(holders: &[Holder]) -> String {
     holders.iter().map(Holder::to_string).collect::<Vec<_>>().join("; ")
 }
 
+/// What is to be done with what is asked about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asked {
+    /// To be written: whoever uses it counts.
+    Write,
+    /// To be read: whoever may write counts, and nothing is tried that could stop anyone.
+    Read,
+}
+
 /// Everything known to use the file or block device at `path`; empty when nothing is found.
 ///
-/// A whole disk is used when a partition of it is, and a partition when its disk is. Errors: those of looking at
-/// `path`.
+/// A whole disk is used when a partition of it is, and a partition when its disk is. To see exclusive users of a block
+/// device it is opened exclusively for a moment. Errors: those of looking at `path`.
 pub fn in_use(path: impl AsRef<Path>) -> Result<Vec<Holder>> {
-    let path = path.as_ref();
+    users(path.as_ref(), Asked::Write)
+}
+
+/// Everything known that may write to the file or block device at `path`. Nobody is hindered by the question.
+///
+/// Errors: those of looking at `path`.
+pub fn writers(path: impl AsRef<Path>) -> Result<Vec<Holder>> {
+    users(path.as_ref(), Asked::Read)
+}
+
+fn users(path: &Path, asked: Asked) -> Result<Vec<Holder>> {
     let name = path.display().to_string();
     let stat = look(path).map_err(|e| Error::os("cannot stat", e).on(&name))?;
     let mut holders = match FileType::from_raw_mode(stat.st_mode) {
         FileType::BlockDevice => {
-            let mut holders = of_block_device(stat.st_rdev);
+            let mut holders = of_block_device(path, stat.st_rdev, asked);
             // A reader of a read-only device, such as another copy of a golden image, changes nothing.
             let is_read_only = || {
                 let fd = stack::open_block(path, stat.st_rdev);
                 fd.is_some_and(|fd| ioctl::block_read_only(fd).unwrap_or(false))
             };
-            if holders.is_empty() && !is_read_only() && exclusive_elsewhere(path, stat.st_rdev) {
+            if holders.is_empty()
+                && asked == Asked::Write
+                && !is_read_only()
+                && exclusive_elsewhere(path, stat.st_rdev)
+            {
                 holders.push(Holder::new(HolderKind::Exclusive, "opened exclusively by another program"));
             }
             holders
         }
-        FileType::RegularFile => of_file(path, &stat),
+        FileType::RegularFile => of_file(path, &stat, asked),
         _ => Vec::new(),
     };
     holders.sort();
@@ -116,7 +141,7 @@ pub(crate) fn exclusive_elsewhere(path: &Path, rdev: u64) -> bool {
     ours.is_empty() || others.into_iter().any(|dev| busy(Path::new(&name_of(dev))))
 }
 
-fn of_file(path: &Path, stat: &Stat) -> Vec<Holder> {
+fn of_file(path: &Path, stat: &Stat, asked: Asked) -> Vec<Holder> {
     let mut holders: Vec<Holder> = loops_on(path, stat)
         .into_iter()
         .map(|name| Holder::new(HolderKind::Loop, format!("backs /dev/{name}")))
@@ -128,21 +153,29 @@ fn of_file(path: &Path, stat: &Stat) -> Vec<Holder> {
     {
         holders.push(Holder::new(HolderKind::Swap, "used as swap"));
     }
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    if let Ok(fd) = rustix::fs::open(path, flags, Mode::empty())
-        && locked_as_qemu_does(&fd)
-    {
-        holders.push(Holder::new(HolderKind::Lock, "locked by another program (QEMU-style byte locks)"));
-    }
+    holders.extend(locked_as_qemu_does(path, asked));
     holders
 }
 
-/// QEMU marks what it uses with byte locks at 100 + n and what it shares not at 200 + n (block/file-posix.c).
-pub(crate) fn locked_as_qemu_does(fd: &OwnedFd) -> bool {
-    ioctl::byte_lock_by_others(fd, 100, 200).unwrap_or(false)
+/// Who has locks on an image, in the places where QEMU has them.
+fn locked_as_qemu_does(path: &Path, asked: Asked) -> Option<Holder> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    let others = image_locks::of_others(&fd);
+    let kind = if others.may_write() { HolderKind::Lock } else { HolderKind::Reader };
+    let counts = match asked {
+        Asked::Write => others.collides(ImageUse::DEST),
+        Asked::Read => kind == HolderKind::Lock,
+    };
+    if !counts {
+        return None;
+    }
+    let who = image_locks::holder(&fd).map_or_else(String::new, |who| format!(", held by {who}"));
+    Some(Holder::new(kind, format!("locked by another program (QEMU-style byte locks{who})")))
 }
 
-pub(crate) fn of_block_device(rdev: u64) -> Vec<Holder> {
+/// What uses the block device at `path`, which has this number.
+pub(crate) fn of_block_device(path: &Path, rdev: u64, asked: Asked) -> Vec<Holder> {
     let disk = Disk::of(rdev);
     let names = |path: &str| look(Path::new(path)).ok().map(|s| s.st_rdev);
     let part_of = |dev: u64| {
@@ -168,13 +201,19 @@ pub(crate) fn of_block_device(rdev: u64) -> Vec<Holder> {
             holders.push(Holder::new(HolderKind::Device, format!("held by {holder}{}", part_of(dev))));
         }
     }
-    holders.extend(of_twins(rdev, &disk));
+    holders.extend(locked_as_qemu_does(path, asked));
+    for &dev in disk.related.iter().filter(|&&dev| dev != rdev) {
+        if let Some(holder) = locked_as_qemu_does(Path::new(&name_of(dev)), asked) {
+            holders.push(Holder::new(holder.kind, format!("{holder}{}", part_of(dev))));
+        }
+    }
+    holders.extend(of_twins(rdev, &disk, asked));
     holders
 }
 
 /// What uses the same bytes under another name: other loop devices over the same file, another mapping of the same
 /// disk, and whoever has locked the file below.
-fn of_twins(rdev: u64, disk: &Disk) -> Vec<Holder> {
+fn of_twins(rdev: u64, disk: &Disk, asked: Asked) -> Vec<Holder> {
     // What lies on a file system is not in use because that is mounted.
     let whole = stack::of_block(rdev);
     let mine = whole.above_file_systems();
@@ -193,7 +232,7 @@ fn of_twins(rdev: u64, disk: &Disk) -> Vec<Holder> {
             holders.push(Holder::new(HolderKind::Lock, text));
         }
     }
-    holders.extend(uses_of(&mine, &disk.related, true));
+    holders.extend(uses_of(&mine, &disk.related, asked == Asked::Write));
     holders
 }
 
@@ -553,10 +592,23 @@ mod tests {
     #[test]
     fn byte_locks_in_qemus_places_are_in_use() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        ioctl::take_byte_lock(&file, 50).unwrap();
-        assert!(texts(file.path()).is_empty(), "a lock elsewhere is none of QEMU's");
-        ioctl::take_byte_lock(&file, 201).unwrap();
-        assert_eq!(texts(file.path()), ["locked by another program (QEMU-style byte locks)"]);
+        let asked = || {
+            let texts = |found: Vec<Holder>| found.iter().map(Holder::to_string).collect::<Vec<_>>();
+            (texts(in_use(file.path()).unwrap()), texts(writers(file.path()).unwrap()))
+        };
+        let told = || vec!["locked by another program (QEMU-style byte locks)".to_owned()];
+        for (byte, in_use, writes) in [
+            (50, false, false),
+            // A reader that lets others write; one that does not; a writer.
+            (100, false, false),
+            (201, true, false),
+            (101, true, true),
+        ] {
+            ioctl::share_byte(&file, byte).unwrap();
+            let expected = |is| if is { told() } else { Vec::new() };
+            assert_eq!(asked(), (expected(in_use), expected(writes)), "{byte}");
+            ioctl::release_byte(&file, byte).unwrap();
+        }
     }
 
     #[test]

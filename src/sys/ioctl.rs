@@ -1,4 +1,4 @@
-//! System calls that no safe wrapper offers: extent sharing, block-device ioctls, page-cache residency, leases, locks.
+//! System calls that no safe wrapper offers: extent sharing, block-device ioctls, page-cache residency, byte locks.
 //!
 //! Thin and typed: one function a call, errors as the kernel gave them. Request numbers are those of the Linux headers
 //! named beside them, equal on x86-64 and arm64.
@@ -20,8 +20,6 @@ const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
 const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
 /// `FS_IOC_GETVERSION`, `_IOR('v', 1, long)` (linux/fs.h).
 const FS_IOC_GETVERSION: libc::Ioctl = 0x8008_7601_u32 as libc::Ioctl;
-/// `F_SETSIG` (asm-generic/fcntl.h).
-const F_SETSIG: libc::c_int = 10;
 /// `cachestat` (Linux 6.5), the same number on every architecture.
 const SYS_CACHESTAT: libc::c_long = 451;
 
@@ -183,31 +181,6 @@ pub fn write_back(fd: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     check(unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), offset, len, flags) }).map(drop)
 }
 
-/// Takes a read lease on a file opened read-only: kept until another program opens it for writing.
-///
-/// `EAGAIN`: somebody has it open for writing. A break is told by `SIGURG`, which does nothing by default (the usual
-/// `SIGIO` would end the process); look with [`read_lease_held`].
-pub fn take_read_lease(fd: impl AsFd) -> io::Result<()> {
-    let fd = fd.as_fd().as_raw_fd();
-    // SAFETY: fcntl with integer arguments only.
-    check(unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) })?;
-    // SAFETY: as above.
-    check(unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) }).map(drop)
-}
-
-/// True while the read lease is whole: not broken, not being broken.
-pub fn read_lease_held(fd: impl AsFd) -> io::Result<bool> {
-    // SAFETY: fcntl with integer arguments only.
-    let kind = check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GETLEASE) })?;
-    Ok(kind == libc::F_RDLCK)
-}
-
-/// Gives a lease back, so that a writer waiting for it goes on.
-pub fn drop_lease(fd: impl AsFd) -> io::Result<()> {
-    // SAFETY: fcntl with integer arguments only.
-    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) }).map(drop)
-}
-
 /// True when another open file description holds a byte lock that would stop a write lock on `len` bytes at `offset`.
 pub fn byte_lock_by_others(fd: impl AsFd, offset: i64, len: i64) -> io::Result<bool> {
     // SAFETY: `flock` is plain integers, for which all zeroes is a valid value.
@@ -221,12 +194,22 @@ pub fn byte_lock_by_others(fd: impl AsFd, offset: i64, len: i64) -> io::Result<b
     Ok(i32::from(lock.l_type) != libc::F_UNLCK)
 }
 
-/// Takes a shared byte lock at `offset`, as QEMU does.
-#[cfg(test)]
-pub(crate) fn take_byte_lock(fd: impl AsFd, offset: i64) -> io::Result<()> {
+/// Takes a shared lock of the open file description on the byte at `offset`. Needs a descriptor open for reading.
+///
+/// `EAGAIN`: another one has an exclusive lock there.
+pub fn share_byte(fd: impl AsFd, offset: i64) -> io::Result<()> {
+    set_byte(fd, offset, libc::F_RDLCK)
+}
+
+/// Gives the lock on the byte at `offset` back.
+pub fn release_byte(fd: impl AsFd, offset: i64) -> io::Result<()> {
+    set_byte(fd, offset, libc::F_UNLCK)
+}
+
+fn set_byte(fd: impl AsFd, offset: i64, kind: libc::c_int) -> io::Result<()> {
     // SAFETY: `flock` is plain integers, for which all zeroes is a valid value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::c_short::try_from(libc::F_RDLCK).expect("a small number");
+    lock.l_type = libc::c_short::try_from(kind).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     lock.l_start = offset;
     lock.l_len = 1;
     // SAFETY: F_OFD_SETLK reads one struct flock, which lives across the call.
@@ -267,8 +250,11 @@ mod tests {
         let f = tempfile::NamedTempFile::new().unwrap();
         let other = f.reopen().unwrap();
         assert!(!byte_lock_by_others(&other, 100, 200).unwrap());
-        take_byte_lock(&f, 101).unwrap();
+        share_byte(&f, 101).unwrap();
         assert!(byte_lock_by_others(&other, 100, 200).unwrap());
+        assert!(!byte_lock_by_others(&f, 100, 200).unwrap(), "one's own are none of others");
         assert!(!byte_lock_by_others(&other, 300, 10).unwrap());
+        release_byte(&f, 101).unwrap();
+        assert!(!byte_lock_by_others(&other, 100, 200).unwrap());
     }
 }

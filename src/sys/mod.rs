@@ -6,6 +6,7 @@ pub mod close;
 pub mod dm;
 pub mod fiemap;
 pub mod ioctl;
+pub mod lease;
 pub mod mapped;
 pub mod owned;
 pub mod process;

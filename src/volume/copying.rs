@@ -9,8 +9,10 @@ use super::findings::{Finding, Level, Obstacle};
 use super::preserve::Kept;
 use super::trial::Trials;
 use super::watch::{CancelHandle, CopyWatch};
-use super::watched::{self, What, fail_after_all};
+use super::watched::{self, What, fail_after_all, fail_if_unstable};
 use crate::block::device::CopyStatement;
+#[cfg(doc)]
+use crate::block::receipt::SourceState;
 use crate::block::receipt::{Outcome, Receipt};
 use crate::block::{Error, Evidence, FateBytes, Fates, Kind};
 use crate::copy::run::{Consistency, Options, Verify};
@@ -42,6 +44,7 @@ pub struct CopyBuilder<'a> {
     limit_rate: Option<NonZeroU64>,
     payload_bytes: usize,
     preserve: bool,
+    require_stable: bool,
     engine: EngineChoice,
     abandon: bool,
     cancel: CancelHandle,
@@ -67,6 +70,7 @@ impl<'a> CopyBuilder<'a> {
             limit_rate: None,
             payload_bytes: defaults.payload_bytes,
             preserve: false,
+            require_stable: false,
             engine: EngineChoice::Auto,
             abandon: false,
             cancel: CancelHandle::default(),
@@ -151,6 +155,19 @@ impl<'a> CopyBuilder<'a> {
     /// Keeps the source's owner, mode, access control list, extended attributes and times.
     pub fn preserve(mut self, preserve: bool) -> Self {
         self.preserve = preserve;
+        self
+    }
+
+    /// The copy fails when the source is not known to have stayed the same ([`SourceState::is_stable`]): outcome
+    /// `Unstable`, and a new file is not made.
+    pub fn require_stable(mut self, required: bool) -> Self {
+        self.require_stable = required;
+        self
+    }
+
+    /// Wants the source alone: refused where another program may write to it, and claimed as far as the system lets us.
+    pub fn exclusive_source(mut self, wanted: bool) -> Self {
+        self.ends.exclusive_source = wanted;
         self
     }
 
@@ -266,6 +283,11 @@ impl ReadyCopy<'_> {
         let shown = |name: &OsStr| name.to_string_lossy().into_owned();
         receipt.source.name = shown(&builder.ends.source);
         receipt.dest.name = shown(&builder.ends.dest);
+        if builder.require_stable
+            && let Some(unstable) = fail_if_unstable(&mut receipt)
+        {
+            error = Some(unstable);
+        }
         if let Some(made) = &ready.made
             && let Err(failed) =
                 finish(made, preserve.as_ref(), !builder.ends.no_sync, &mut tell, &mut receipt)

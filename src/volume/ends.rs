@@ -11,10 +11,10 @@ use super::open::{self, Found};
 use super::size::size_exact;
 use super::spool::{self, Spooled};
 use super::trial::{self, Trials};
-use crate::block::places::is_one_device;
+use crate::block::places::{is_one_device, share_bytes};
 use crate::block::{Device, Kind, LEN_MAX};
 use crate::copy::{Job, Offload, Policy, Segment, Sparse};
-use crate::drivers::{Hold, backing_shortage, hold, in_use};
+use crate::drivers::{Hold, HoldAs, backing_shortage, hold, in_use, writers};
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,6 +43,9 @@ pub struct EndsOptions {
     pub force_in_use: bool,
     /// Consent to copy where nobody can tell whether both ends are stored in one place.
     pub assume_distinct: bool,
+    /// The source is to be had alone: refused where another program may write to it, and claimed as far as the system
+    /// lets us. Else nobody is hindered by a copy.
+    pub exclusive_source: bool,
 }
 
 impl EndsOptions {
@@ -81,6 +84,10 @@ pub struct Ends {
     /// There is nothing of a spool to be held or watched.
     spooled: bool,
     dest: Dest,
+    /// See [`EndsOptions::force_in_use`].
+    force_in_use: bool,
+    /// See [`EndsOptions::exclusive_source`].
+    exclusive_source: bool,
 }
 
 /// The destination before it is changed.
@@ -141,10 +148,13 @@ pub fn look(args: &EndsOptions, purpose: Purpose) -> Result<Ends, Obstacle> {
     let mut checks = Checks { purpose, findings: Vec::new() };
     let source_name = Name::parse(&args.source)?;
     let mut dest_name = Name::parse(&args.dest)?;
-    let source = open::open_source(&source_name).map_err(|error| {
+    let source = open::open_to_read(&source_name, args.exclusive_source).map_err(|error| {
         let meant = source_name.range_meant().filter(|_| error.kind() == Kind::NotFound);
         match meant {
             Some(meant) => Finding::SourceNotFound { error, meant }.into(),
+            None if args.exclusive_source && error.kind() == Kind::InUse => {
+                Finding::SourceHeld { error }.into()
+            }
             None => Obstacle::Failed(error),
         }
     })?;
@@ -242,6 +252,8 @@ pub fn look(args: &EndsOptions, purpose: Purpose) -> Result<Ends, Obstacle> {
         same,
         spooled,
         named,
+        force_in_use: args.force_in_use,
+        exclusive_source: args.exclusive_source,
     };
     if purpose == Purpose::Copy || ends.findings.iter().all(|f| f.level() != Level::Fail) {
         // What segments do to each other: the same check that the copy itself makes.
@@ -357,7 +369,7 @@ fn described(name: &Name, device: &Arc<dyn Device>) -> String {
 
 fn note_source_use(name: &Name, checks: &mut Checks) -> Result<(), Obstacle> {
     let Some(path) = name.path() else { return Ok(()) };
-    for holder in in_use(path).unwrap_or_default() {
+    for holder in writers(path).unwrap_or_default() {
         checks.found(Finding::SourceInUse { source: name.device_text(), holder })?;
     }
     Ok(())
@@ -401,6 +413,11 @@ fn check_fit(
     checks.found(Finding::DestTooSmall { source, dest, dest_bytes, copied_bytes, end })
 }
 
+/// Whether writes to the destination may count as writes to the source's disk.
+fn shares(source: &Arc<dyn Device>, dest: &Arc<dyn Device>) -> bool {
+    share_bytes(source, dest).map_or(true, |overlap| overlap.reason().is_some())
+}
+
 impl Ends {
     fn dest_size(&self) -> u64 {
         match &self.dest {
@@ -424,6 +441,17 @@ impl Ends {
         matches!(self.dest, Dest::File(_))
     }
 
+    fn hold_source(&self) -> Result<Hold, Obstacle> {
+        // What is also the destination is written by this copy itself, which no lease allows.
+        if !self.exclusive_source || self.same {
+            return Ok(hold(&self.source, HoldAs::Source)?);
+        }
+        hold(&self.source, HoldAs::SourceAlone).map_err(|error| match error.kind() {
+            Kind::InUse => Finding::SourceHeld { error }.into(),
+            _ => error.into(),
+        })
+    }
+
     /// Takes hold of both ends, then makes, cuts or extends a destination file: the first change of anything, after all
     /// that can fail.
     ///
@@ -431,22 +459,23 @@ impl Ends {
     pub(super) fn begin(&self, mode: u32) -> Result<Ready, Obstacle> {
         let job = self.job(self.dest_size())?;
         // A destination that exists is open since `look`: our own opening breaks no lease taken now.
-        let mut source_hold = if self.spooled { None } else { Some(hold(&self.source, false)?) };
-        if self.same
-            && let Some(hold) = &mut source_hold
-        {
-            hold.written_by_us();
-        }
+        let mut source_hold = if self.spooled { None } else { Some(self.hold_source()?) };
         let (dest, dest_zero_from, in_order, made, dest_hold) = match &self.dest {
             Dest::Device(device) => {
-                let hold = hold_dest(device)?;
+                let hold = hold_dest(device, self.force_in_use)?;
                 (device.clone(), u64::MAX, false, None, hold)
             }
             Dest::File(file) => {
-                let Begun { device, zero_from, in_order, made, hold } = file.begin(mode, &self.segments)?;
+                let Begun { device, zero_from, in_order, made, hold } =
+                    file.begin(mode, &self.segments, self.force_in_use)?;
                 (device, zero_from, in_order, Some(made), hold)
             }
         };
+        if let Some(hold) = &mut source_hold
+            && (self.same || hold.counts_writes() && shares(&self.source, &dest))
+        {
+            hold.written_by_us();
+        }
         // One device on both ends is one handle.
         let source = if self.same { dest.clone() } else { self.source.clone() };
         Ok(Ready { source, dest, job, dest_zero_from, in_order, made, source_hold, dest_hold })

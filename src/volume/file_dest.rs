@@ -8,7 +8,7 @@ use super::preserve::Kept;
 use crate::block::receipt::{Outcome, Receipt};
 use crate::block::{Device, Error, Kind, Result};
 use crate::copy::Segment;
-use crate::drivers::{File, FileOptions, Fresh, Hold, hold};
+use crate::drivers::{File, FileOptions, Fresh, Hold, HoldAs, hold};
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -91,7 +91,14 @@ impl FileDest {
 
     /// Makes it, holds it, then cuts or extends it. `mode`: permission bits of a file that is made, less the umask. An
     /// error leaves everything as it was.
-    pub(super) fn begin(&self, mode: u32, segments: &[Segment]) -> Result<Begun, Obstacle> {
+    ///
+    /// `force_in_use`: whoever uses it is known, and it was consented to.
+    pub(super) fn begin(
+        &self,
+        mode: u32,
+        segments: &[Segment],
+        force_in_use: bool,
+    ) -> Result<Begun, Obstacle> {
         let (file, fresh) = match &self.existing {
             Some(file) => (file.clone(), None),
             None => {
@@ -101,7 +108,7 @@ impl FileDest {
         };
         let kept_len = if self.in_place { self.old_len } else { 0 };
         let device: Arc<dyn Device> = file.clone();
-        let hold = hold_dest(&device)?;
+        let hold = hold_dest(&device, force_in_use)?;
         // What was looked at before the hold decides which bytes are kept and which are known to be zero.
         let len = file.len_now()?;
         if len != self.old_len {
@@ -226,11 +233,11 @@ fn holds_device_nodes(folder: &std::fs::Metadata) -> bool {
     dev("/dev") == Some(folder.dev()) && dev("/") != Some(folder.dev())
 }
 
-/// Keeps others away from a destination.
+/// Keeps others away from a destination; `force_in_use`: beside those who have it.
 ///
 /// Errors: [`Finding::DestHeld`].
-pub fn hold_dest(device: &Arc<dyn Device>) -> Result<Hold, Obstacle> {
-    hold(device, true).map_err(|error| Finding::DestHeld { error }.into())
+pub fn hold_dest(device: &Arc<dyn Device>, force_in_use: bool) -> Result<Hold, Obstacle> {
+    hold(device, HoldAs::Dest { force_in_use }).map_err(|error| Finding::DestHeld { error }.into())
 }
 
 /// Takes down that only the good prefix is left.
@@ -328,8 +335,13 @@ impl Made {
         if fresh.is_published() {
             return Left::Kept;
         }
-        if receipt.outcome == Outcome::Mismatch {
-            return Left::NotMadeUnequal;
+        match receipt.outcome {
+            Outcome::Mismatch => return Left::NotMadeUnequal,
+            Outcome::Unstable => {
+                cut_off_all(receipt);
+                return Left::NotMadeUnstable;
+            }
+            _ => {}
         }
         let (good, end) = (receipt.good_prefix_bytes, self.good_end(receipt));
         let whole = good == receipt.requested_bytes;

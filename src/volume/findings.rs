@@ -49,6 +49,8 @@ pub enum Left {
     NotCut(u64, Error),
     /// No new file: it does not equal the source.
     NotMadeUnequal,
+    /// No new file: the source is not known to have stayed the same.
+    NotMadeUnstable,
     /// No new file: no byte of it is known to be good.
     NotMadeNothingGood,
     /// No new file: it could not be cut to what is good.
@@ -118,6 +120,8 @@ pub enum Finding {
     NoPlace { error: Error },
     /// Another program holds the destination.
     DestHeld { error: Error },
+    /// Another program holds the source, which was to be had alone.
+    SourceHeld { error: Error },
     /// Another program changed the destination between the checks and the copy.
     DestLenChanged { dest: String, from: u64, to: u64 },
     /// Bytes would pass this machine, and the copy was to be offloaded or not made.
@@ -212,6 +216,7 @@ impl Finding {
             Self::NoSuchDevice { .. } => "no-such-device",
             Self::NoPlace { .. } => "no-place",
             Self::DestHeld { .. } => "dest-held",
+            Self::SourceHeld { .. } => "source-held",
             Self::DestLenChanged { .. } => "dest-len-changed",
             Self::OffloadUnmet { .. } => "offload-unmet",
             Self::NothingToPreserve { .. } => "nothing-to-preserve",
@@ -238,6 +243,7 @@ impl Finding {
             | Self::SegmentsOverlap { error }
             | Self::NoPlace { error }
             | Self::DestHeld { error }
+            | Self::SourceHeld { error }
             | Self::OffloadUnmet { error }
             | Self::NoEngine { error }
             | Self::SourceChanged { error }
@@ -259,6 +265,7 @@ impl Finding {
             | Self::SegmentsOverlap { error }
             | Self::NoPlace { error }
             | Self::DestHeld { error }
+            | Self::SourceHeld { error }
             | Self::OffloadUnmet { error }
             | Self::NoEngine { error }
             | Self::SourceChanged { error } => Some(error),
@@ -427,6 +434,7 @@ impl Finding {
             | Self::SegmentsOverlap { error }
             | Self::NoPlace { error }
             | Self::DestHeld { error }
+            | Self::SourceHeld { error }
             | Self::OffloadUnmet { error }
             | Self::NoEngine { error }
             | Self::SourceChanged { error } => (error.kind(), None, error.to_string()),
@@ -451,11 +459,15 @@ impl fmt::Display for Left {
             Self::Kept => f.write_str("kept; the receipt says what was done"),
             Self::KeptWhole => f.write_str("kept, because all of it was copied"),
             Self::KeptAsItIs => f.write_str("kept as it is; the receipt says what was done"),
+            Self::CutTo(0) => f.write_str("truncated to 0 bytes, because none of it is known to be good"),
             Self::CutTo(len) => write!(f, "truncated to {}, all of it good", size_exact(*len)),
             Self::NotCut(len, error) => {
                 write!(f, "kept whole, though only the first {len} bytes are good: {error}")
             }
             Self::NotMadeUnequal => f.write_str("not created, because the copy differs from the source"),
+            Self::NotMadeUnstable => {
+                f.write_str("not created, because the source is not known to have stayed the same")
+            }
             Self::NotMadeNothingGood => f.write_str("not created, because none of it is known to be good"),
             Self::NotMadeNotCut(error) => {
                 write!(f, "not created, because it could not be truncated to the part that is good: {error}")

@@ -48,12 +48,17 @@ pub fn find(path: &Path) -> Result<Found> {
 ///
 /// Errors: `NotFound`, `InvalidInput` for what cannot be copied, and those of the driver.
 pub fn open_source(name: &Name) -> Result<Arc<dyn Device>> {
+    open_to_read(name, false)
+}
+
+/// Opens a name to read from it; `alone`: a block device so that nobody mounts it meanwhile ([`BdevOptions::alone`]).
+pub(super) fn open_to_read(name: &Name, alone: bool) -> Result<Arc<dyn Device>> {
     let path = match &name.place {
         Place::Path(path) => path,
         _ => return open_unnamed(name),
     };
     match find(path)? {
-        Found::Block => Ok(Bdev::open(path, BdevOptions::default())?),
+        Found::Block => Ok(Bdev::open(path, BdevOptions { alone, ..BdevOptions::default() })?),
         // A missing file, and what is not a file, are refused by the driver in its own words.
         _ => Ok(File::open(path, FileOptions::default())?),
     }
@@ -66,7 +71,7 @@ pub fn open_source(name: &Name) -> Result<Arc<dyn Device>> {
 pub fn open_dest(name: &Name, force_in_use: bool) -> Result<Arc<dyn Device>> {
     match &name.place {
         Place::Path(path) => match find(path)? {
-            Found::Block => Ok(Bdev::open(path, BdevOptions { write: true, force_in_use })?),
+            Found::Block => Ok(Bdev::open(path, BdevOptions { write: true, force_in_use, alone: false })?),
             _ => Ok(File::open(path, FileOptions { write: true, create: false })?),
         },
         _ => open_unnamed(name),

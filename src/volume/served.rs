@@ -6,7 +6,7 @@ use super::name::{Name, Place};
 use super::open::{self, Found};
 use crate::block::Result;
 use crate::block::places::share_bytes;
-use crate::drivers::{Hold, hold, in_use};
+use crate::drivers::{Hold, HoldAs, hold, in_use};
 use crate::map::LazyDevice;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -84,7 +84,10 @@ impl ServedName {
                 return Err(Finding::ServedTwice { device: place.device_text(), name, other, why }.into());
             }
         }
-        let hold = if read_only { hold(&device, false)? } else { hold_dest(&device)? };
+        let hold = match read_only {
+            true => hold(&device, HoldAs::Source)?,
+            false => hold_dest(&device, options.force_in_use)?,
+        };
         let device = LazyDevice::new(device)?;
         Ok(Served { name, place: place.place, device, read_only, _hold: hold })
     }
@@ -95,8 +98,10 @@ fn look(path: &Path, options: ServeOptions) -> Result<(), Obstacle> {
     if open::find(path)? == Found::Nothing {
         return Err(Finding::ServedNotFound { device }.into());
     }
-    let first = in_use(path)?.into_iter().next();
-    match first.filter(|_| !options.force_in_use && !options.read_only) {
+    if options.force_in_use || options.read_only {
+        return Ok(());
+    }
+    match in_use(path)?.into_iter().next() {
         Some(holder) => Err(Finding::ServedInUse { device, holder }.into()),
         None => Ok(()),
     }

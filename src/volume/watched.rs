@@ -2,7 +2,7 @@
 
 use super::findings::Finding;
 use super::watch::{CopyWatch, show};
-use crate::block::receipt::{Outcome, Receipt};
+use crate::block::receipt::{Outcome, Receipt, SourceState};
 use crate::block::{ByteRange, Device, Error, Kind};
 use crate::copy::Job;
 use crate::copy::run::{Ended, Options, Progress, copy};
@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often a watched or leased source is looked at.
+/// How often both ends are looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
 
 /// What is copied.
@@ -52,7 +52,7 @@ pub(super) fn run(
         }
     });
     let _runs_on = bench.local.spawn(async move {
-        // A program that wants to write waits for our lease: it is given back soon after it is asked for.
+        // One that is cut and written anew between two looks is seen as one that grew.
         while let Some(hold) = watched.upgrade() {
             if hold.borrow_mut().as_mut().is_some_and(|h| h.check().is_err()) {
                 return;
@@ -73,10 +73,8 @@ pub(super) fn run(
     }
     let mut changed = None;
     if let Some(hold) = &mut *hold.borrow_mut() {
-        match hold.check() {
-            Ok(()) => ended.receipt.source_state = hold.state(),
-            Err(error) => changed = Some(error),
-        }
+        changed = hold.check_at_end().err();
+        ended.receipt.source_state = hold.state();
         if hold.grew() && changed.is_none() {
             // A file that was cut and written anew has grown as well.
             tell(&Finding::SourceGrew { source: source_name, size_bytes: source_size });
@@ -93,6 +91,30 @@ pub(super) fn run(
         tell(&Finding::SourceChanged { error });
     }
     ended
+}
+
+/// Takes down that a copy of a source that was to stay the same is none, if that is not known of it. Returns the error.
+pub(super) fn fail_if_unstable(receipt: &mut Receipt) -> Option<Error> {
+    let state = receipt.source_state;
+    if receipt.outcome != Outcome::Done || state.is_stable() {
+        return None;
+    }
+    let error = match state {
+        SourceState::Changed => {
+            let text = "the source changed during the copy, and a stable one was asked for";
+            Error::new(Kind::SourceChanged, text)
+        }
+        _ => {
+            let text = "nothing tells whether the source stayed the same during the copy, and a stable one was asked \
+                        for; copy a snapshot, or leave out --require-stable";
+            Error::new(Kind::Unsupported, text)
+        }
+    };
+    let flushed = receipt.flushed;
+    let error = fail_after_all(receipt, error.on(&receipt.source.name.clone()));
+    receipt.flushed = flushed;
+    receipt.outcome = Outcome::Unstable;
+    Some(error)
 }
 
 /// Takes down that a copy which ended well is not good after all: nothing of it is known to be there. Returns the

@@ -34,6 +34,11 @@ pub(super) struct Facts {
     pub(super) copies_here: bool,
     /// A mount of ours: its daemon says what it does, and copies only by offload when asked to.
     pub(super) is_ours: bool,
+    /// Its pages are all there is of it.
+    pub(super) in_memory: bool,
+    /// Who writes to it opens it in this kernel, and a lease is asked then: not so with a server, or with a file system
+    /// over another.
+    pub(super) leases_tell: bool,
     /// Reads and writes can be asked not to wait; `None`: not known of this kind of file system.
     pub(super) knows_no_wait: Option<bool>,
 }
@@ -43,7 +48,7 @@ pub(super) struct Facts {
 const KINDS: [(u32, bool, bool, bool); 15] = [
     (XFS, true, false, false),         // XFS
     (BTRFS, true, false, false),       // Btrfs
-    (0xca45_1a4e, true, false, false), // bcachefs
+    (BCACHEFS, true, false, false),    // bcachefs
     (0x2fc1_2fc1, true, false, false), // ZFS
     (0x7461_636f, true, false, false), // OCFS2
     (0x794c_7630, true, false, false), // overlayfs: as the layer below
@@ -52,7 +57,7 @@ const KINDS: [(u32, bool, bool, bool); 15] = [
     (0xfe53_4d42, true, true, false),  // SMB2
     (0x00c3_6400, false, true, false), // Ceph
     (FUSE, false, true, false),        // FUSE
-    (0x0102_1994, false, false, true), // tmpfs
+    (TMPFS, false, false, true),       // tmpfs
     (0x8584_58f6, false, false, true), // ramfs
     (0x9584_58f6, false, false, true), // hugetlbfs
     (EXT, false, false, false),        // ext2, ext3, ext4
@@ -79,6 +84,9 @@ const EXT: u32 = 0x0000_ef53;
 const XFS: u32 = 0x5846_5342;
 const BTRFS: u32 = 0x9123_683e;
 const FUSE: u32 = 0x6573_5546;
+const BCACHEFS: u32 = 0xca45_1a4e;
+const F2FS: u32 = 0xf2f5_2010;
+const TMPFS: u32 = 0x0102_1994;
 
 /// True for a file in the format of ext2 and ext3: direct writes into its holes go through the page cache inside the
 /// kernel, beside direct ones that do not.
@@ -125,6 +133,8 @@ impl Facts {
             copied_by_server: served,
             is_local: !served,
             copies_here: COPIES_HERE.contains(&magic),
+            in_memory,
+            leases_tell: matches!(magic, EXT | XFS | BTRFS | BCACHEFS | F2FS | TMPFS),
             knows_no_wait: match magic {
                 EXT | XFS | BTRFS => Some(true),
                 FUSE => Some(false),

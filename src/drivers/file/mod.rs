@@ -34,7 +34,7 @@ use crate::block::{
     Fate, Identity, Kind, LEN_MAX, LeafId, Limits, LimitsChange, Method, Queue, Resolution, Result, Scope,
     Storage,
 };
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 use std::any::Any;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -262,6 +262,21 @@ impl File {
         })
     }
 
+    /// Kept by this kernel alone, not by a server or another program.
+    pub(crate) fn is_local(&self) -> bool {
+        self.facts.is_local
+    }
+
+    /// Its file system has no medium below the page cache: no page of it ever gets clean.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.facts.in_memory
+    }
+
+    /// A lease on it tells of every writer there can be: no server, and no other file system over or below it.
+    pub(crate) fn leases_tell(&self) -> bool {
+        self.facts.leases_tell
+    }
+
     /// The descriptor through the page cache.
     pub(crate) fn fd(&self) -> &Arc<OwnedFd> {
         &self.core.fd
@@ -304,6 +319,11 @@ impl Device for File {
 
     /// Size, modification and change time, read anew and hashed: the same in every process.
     fn generation(&self) -> u64 {
+        if !self.facts.is_local
+            && let Some(number) = generation_at_server(&self.core.fd)
+        {
+            return number;
+        }
         match rustix::fs::fstat(&*self.core.fd) {
             Ok(stat) => generation_of(&stat),
             Err(_) => {
@@ -406,15 +426,32 @@ fn size_of(stat: &Stat) -> u64 {
 }
 
 /// The generation of a file with these times and this size.
-fn generation_of(stat: &Stat) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    for number in [
+pub(crate) fn generation_of(stat: &Stat) -> u64 {
+    generation_from([
         i128::from(stat.st_size),
         i128::from(stat.st_mtime),
         i128::from(stat.st_mtime_nsec),
         i128::from(stat.st_ctime),
         i128::from(stat.st_ctime_nsec),
-    ] {
+    ])
+}
+
+/// The same as its server has it now, past what this kernel remembers of it; `None` where it cannot be asked so.
+fn generation_at_server(fd: &OwnedFd) -> Option<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    let stat = rustix::fs::statx(fd, c"", flags, StatxFlags::BASIC_STATS).ok()?;
+    Some(generation_from([
+        i128::from(stat.stx_size),
+        i128::from(stat.stx_mtime.tv_sec),
+        i128::from(stat.stx_mtime.tv_nsec),
+        i128::from(stat.stx_ctime.tv_sec),
+        i128::from(stat.stx_ctime.tv_nsec),
+    ]))
+}
+
+fn generation_from(numbers: [i128; 5]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for number in numbers {
         hasher.update(&number.to_le_bytes());
     }
     let mut front = [0; 8];
