@@ -21,7 +21,7 @@ pub(crate) struct EndsArgs {
     /// Whether devices and file systems make the copy themselves
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     pub(crate) offload: OffloadArg,
-    /// Holes: kept (auto), also made of zeroes (always), or all blocks allocated (never)
+    /// Holes: kept (auto), also made of all zeroes (always), or all blocks allocated (never)
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     pub(crate) sparse: SparseArg,
     /// Write into an existing file, keeping its other bytes and its length; needed for an offset above 0
@@ -42,6 +42,10 @@ pub(crate) struct EndsArgs {
     /// Copy even if it cannot be determined whether source and destination share storage
     #[arg(long)]
     pub(crate) assume_distinct: bool,
+    /// The destination reads as zero, so zeroes are not written to it; only samples are checked, and where it is not true
+    /// the copy is wrong (--verify finds that)
+    #[arg(long)]
+    pub(crate) dest_is_zero: bool,
 }
 
 impl From<&EndsArgs> for EndsOptions {
@@ -57,6 +61,7 @@ impl From<&EndsArgs> for EndsOptions {
             overwrite: args.yes,
             force_in_use: args.force_in_use,
             assume_distinct: args.assume_distinct,
+            dest_is_zero: args.dest_is_zero,
         }
     }
 }
@@ -269,7 +274,7 @@ choices!(OffloadArg => Offload {
     Never => Never,
 });
 choices!(SparseArg => Sparse {
-    /// Holes stay holes
+    /// Holes stay holes; zeroes read from a source that cannot tell its holes become holes
     Auto => Auto,
     /// Zeroes in data become holes too
     Always => Always,

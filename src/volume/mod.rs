@@ -19,6 +19,7 @@ pub mod size;
 mod spool;
 pub mod watch;
 mod watched;
+mod zero_word;
 
 pub use copying::{CopyBuilder, CopyError, ReadyCopy};
 pub use ends::{Ends, EndsOptions, Purpose, Rehearsal, look};
