@@ -274,9 +274,7 @@ fn a_destination_that_was_not_zero_after_all_is_found_by_verifying() {
         let mut bytes = data(SIZE as usize, 1);
         bytes[100_000..900_000].fill(0);
         write(&source, &bytes).await;
-        for (at, verify) in
-            [(150_000, Verify::Bytes), (880_000, Verify::Digest), (500_000, Verify::Bytes)]
-        {
+        for (at, verify) in [(150_000, Verify::Bytes), (880_000, Verify::Digest), (500_000, Verify::Bytes)] {
             let to = disk(512);
             let mut old = vec![0; SIZE as usize];
             old[at] = 7;

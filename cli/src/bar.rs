@@ -47,7 +47,7 @@ pub(crate) fn apart(write: impl FnOnce()) {
 
 fn make(total: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-    let template = "{bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {msg}";
+    let template = "{bar:20} {percent:>3}% {binary_bytes}/{binary_total_bytes} {wide_msg}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
