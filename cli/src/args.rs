@@ -21,7 +21,7 @@ pub(crate) struct EndsArgs {
     /// Whether devices and file systems make the copy themselves
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     pub(crate) offload: OffloadArg,
-    /// Holes: kept (auto), also made of all zeroes (always), or all blocks allocated (never)
+    /// Holes: kept (auto), also made of zeroes (always), or all blocks allocated (never)
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     pub(crate) sparse: SparseArg,
     /// Write into an existing file, keeping its other bytes and its length; needed for an offset above 0
