@@ -340,3 +340,42 @@ fn a_leg_that_cannot_zero_has_zeroes_written_to_all() {
         assert_eq!(receipt.host_bytes.written, 2 * SIZE);
     });
 }
+
+/// One byte among zeroes, at the edges of everything: of units, of blocks, of pieces and of the range that is copied.
+#[test]
+fn a_single_byte_among_zeroes_is_copied_wherever_it_is() {
+    local().block_on(async {
+        for (from, to) in [(0, 0), (1, 0), (512, 1), (0, 4095), (4097, 511), (100, 8192)] {
+            for len in [4096 * 3, 4096 * 3 + 1, 4096 * 2 + 511, (512 << 10) + 100] {
+                for at in [0, 1, 511, 512, 4095, 4096, 8191, len - 512, len - 2, len - 1] {
+                    let (source, dest) = (disk_of(640 << 10, 512), disk_of(640 << 10, 512));
+                    let mut want = vec![0; (to + len) as usize];
+                    want[(to + at) as usize] = 1;
+                    write_at(&source, from + at).await;
+                    let policy = Policy { dest_zero_from: 0, finds_zeroes: true, ..Policy::default() };
+                    let segment = Segment { source: from, dest: to, len };
+                    let ended =
+                        run(&source, &dest, &[segment], &Options { policy, ..Options::default() }).await;
+                    assert!(ended.error.is_none(), "{:?}", ended.error);
+                    let now = read_all(&dest).await;
+                    assert!(now[..want.len()] == want, "the byte at {at} of {len}, from {from} to {to}");
+                    assert!(now[want.len()..].iter().step_by(97).all(|&b| b == 0));
+                    // Written is no more than the block of the destination that it lies in.
+                    let unit = (to + at) / UNIT * UNIT;
+                    let around = ByteRange::between(unit, unit + UNIT).intersection(segment.dest_range());
+                    assert!(ended.receipt.host_bytes.written <= around.unwrap().len(), "{at} of {len}, {to}");
+                }
+            }
+        }
+    });
+}
+
+/// Writes one byte, alone in its block.
+async fn write_at(device: &Arc<dyn Device>, at: u64) {
+    let client = Client::open(device.clone()).unwrap();
+    let mut block = [0; 512];
+    block[(at % 512) as usize] = 1;
+    let range = ByteRange::new(at - at % 512, 512).unwrap();
+    let buf = Buf::copy_of(&block).unwrap();
+    client.submit(Op::Write { range, buf, fua: false }).await.result.unwrap();
+}
