@@ -345,10 +345,12 @@ fn a_leg_that_cannot_zero_has_zeroes_written_to_all() {
 #[test]
 fn a_single_byte_among_zeroes_is_copied_wherever_it_is() {
     local().block_on(async {
-        for (from, to) in [(0, 0), (1, 0), (512, 1), (0, 4095), (4097, 511), (100, 8192)] {
+        for (from, to, block) in
+            [(0, 0, 1), (1, 0, 512), (512, 1, 1), (0, 4095, 512), (4097, 511, 512), (100, 8192, 1)]
+        {
             for len in [4096 * 3, 4096 * 3 + 1, 4096 * 2 + 511, (512 << 10) + 100] {
                 for at in [0, 1, 511, 512, 4095, 4096, 8191, len - 512, len - 2, len - 1] {
-                    let (source, dest) = (disk_of(640 << 10, 512), disk_of(640 << 10, 512));
+                    let (source, dest) = (disk_of(640 << 10, block), disk_of(640 << 10, block));
                     let mut want = vec![0; (to + len) as usize];
                     want[(to + at) as usize] = 1;
                     write_at(&source, from + at).await;
