@@ -42,8 +42,8 @@ pub(crate) struct EndsArgs {
     /// Copy even if it cannot be determined whether source and destination share storage
     #[arg(long)]
     pub(crate) assume_distinct: bool,
-    /// The destination reads as zero, so zeroes are not written to it; only samples are checked, and where it is not true
-    /// the copy is wrong (--verify finds that)
+    /// The destination reads as zero, so zeroes are not written to it; only samples are checked, and where it is not
+    /// true the copy is wrong (--verify finds that)
     #[arg(long)]
     pub(crate) dest_is_zero: bool,
 }

@@ -1,5 +1,5 @@
-//! The caller's word that a destination reads as zero ([`super::EndsOptions::dest_is_zero`]): checked in samples, before
-//! anything is written.
+//! The caller's word that a destination reads as zero ([`super::EndsOptions::dest_is_zero`]): checked in samples,
+//! before anything is written.
 //!
 //! No kernel tells whether a device reads as zero, so only reading all of it would prove it. What is read here is where
 //! a device that was used before gives itself away: its ends, where partition tables and superblocks lie, and places in

@@ -30,8 +30,8 @@ pub(super) struct Facts {
     pub(super) direct_align: Option<NonZeroU32>,
     /// Kept by this kernel alone, not by a server or another program.
     pub(super) is_local: bool,
-    /// `SEEK_DATA` and `SEEK_HOLE` tell its holes, and one can be punched: a file system of this kernel with holes. False
-    /// where that depends on a server or on the layer below, and where files have no holes.
+    /// `SEEK_DATA` and `SEEK_HOLE` tell its holes, and one can be punched: a file system of this kernel with holes.
+    /// False where that depends on a server or on the layer below, and where files have no holes.
     pub(super) has_holes: bool,
     /// Reads and writes can be asked not to wait; `None`: not known of this kind of file system.
     pub(super) knows_no_wait: Option<bool>,
@@ -57,8 +57,8 @@ const KINDS: [(u32, bool, bool, bool); 15] = [
     (EXT, false, false, false),        // ext2, ext3, ext4
 ];
 
-/// File systems that answer `SEEK_DATA` from what they have stored and punch holes (fs/ext4, fs/xfs, fs/btrfs, mm/shmem,
-/// fs/f2fs, fs/bcachefs, fs/gfs2, fs/ocfs2): elsewhere the kernel's fallback says that all of a file is data.
+/// File systems that answer `SEEK_DATA` from what they have stored and punch holes (fs/ext4, fs/xfs, fs/btrfs,
+/// mm/shmem, fs/f2fs, fs/bcachefs, fs/gfs2, fs/ocfs2): elsewhere the kernel's fallback says that all of a file is data.
 const WITH_HOLES: [u32; 8] =
     [EXT, XFS, BTRFS, 0x0102_1994, 0xf2f5_2010, 0xca45_1a4e, 0x0116_1970, 0x7461_636f];
 
