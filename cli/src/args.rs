@@ -49,6 +49,10 @@ pub(crate) struct EndsArgs {
     /// Refuse a source that another program may write to, and claim it during the copy as far as the system allows
     #[arg(long)]
     pub(crate) exclusive_source: bool,
+    /// The destination reads as zero, so zeroes are not written to it; only samples are checked, and where it is not
+    /// true the copy is wrong (--verify finds that)
+    #[arg(long)]
+    pub(crate) dest_is_zero: bool,
 }
 
 impl From<&EndsArgs> for EndsOptions {
@@ -65,6 +69,7 @@ impl From<&EndsArgs> for EndsOptions {
             force_in_use: args.force_in_use,
             assume_distinct: args.assume_distinct,
             exclusive_source: args.exclusive_source,
+            dest_is_zero: args.dest_is_zero,
         }
     }
 }
@@ -293,7 +298,7 @@ choices!(RequireArg => Must {
     Offload => Offload,
 });
 choices!(SparseArg => Sparse {
-    /// Holes stay holes
+    /// Holes stay holes; zeroes read from a source that cannot tell its holes become holes
     Auto => Auto,
     /// Zeroes in data become holes too
     Always => Always,

@@ -40,6 +40,9 @@ pub(crate) fn fix(finding: &Finding) -> Option<Cow<'static, str>> {
                 format!("copy less of the source (@{source_offset}+{range_bytes}), or give a longer range");
             return Some(fix.into());
         }
+        Finding::DestNotZero { .. } => {
+            "leave out --dest-is-zero, or zero the destination first (blkdiscard --zeroout)"
+        }
         Finding::DestTooSmall { .. } => {
             "extend the destination, or copy less with a range @offset+length on the source"
         }

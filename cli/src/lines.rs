@@ -3,6 +3,7 @@
 //! One thread for each stream writes; what it cannot write is kept up to a bound, then counted and left out. A stream
 //! that is closed, full or not read (an unread pipe, a stopped terminal) holds up that one thread and nobody else.
 
+use crate::bar;
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
@@ -224,11 +225,13 @@ pub(crate) fn stderr() -> &'static Lines {
     // A stderr that cannot be written is a stderr that nobody reads.
     LINES.get_or_init(|| {
         Lines::start("blkcopy-stderr", |text| {
-            let _ = match DIVERTED.load(Ordering::Acquire) {
-                0 => write_all(io::stderr(), text.as_bytes()),
-                1 => write_all(io::stdout(), text.as_bytes()),
-                _ => Ok(()),
-            };
+            bar::apart(|| {
+                let _ = match DIVERTED.load(Ordering::Acquire) {
+                    0 => write_all(io::stderr(), text.as_bytes()),
+                    1 => write_all(io::stdout(), text.as_bytes()),
+                    _ => Ok(()),
+                };
+            });
         })
     })
 }

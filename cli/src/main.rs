@@ -1,6 +1,7 @@
 //! `blkcopy`: copies block data where it lives, and says how.
 
 mod args;
+mod bar;
 mod cp;
 mod demo;
 mod fail;

@@ -69,7 +69,7 @@ pub(crate) fn seconds(s: f64) -> String {
 
 /// Bytes per second over a time; `None` when it was too short to say.
 pub(crate) fn rate(bytes: u64, s: f64) -> Option<String> {
-    if s < 1e-6 {
+    if s < 1e-6 || bytes == 0 {
         return None;
     }
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -162,12 +162,22 @@ fn called(method: Method) -> &'static str {
     }
 }
 
+/// Bytes that a rate tells of: those that were read, or copied by a device. Not holes, zeroes made by a device, and
+/// extents that are shared.
+fn moved(receipt: &Receipt) -> u64 {
+    let by = |m: Method| receipt.methods.get(&m).copied().unwrap_or(0);
+    // Zeroes that were found by reading took reading.
+    let here = by(Method::Emulated).max(receipt.host_bytes.read);
+    let there: u64 = [Method::CopyFileRange, Method::NvmeCopy, Method::Memory].into_iter().map(by).sum();
+    (here + there).min(receipt.good_bytes)
+}
+
 /// The last line of a copy, without the line end.
 pub(crate) fn last_line(receipt: &Receipt) -> String {
     let good = receipt.good_bytes;
     let whole = receipt.requested_bytes;
     let time = receipt.timings.total_s;
-    let rate = rate(good, time).map_or(String::new(), |r| format!(" ({r})"));
+    let rate = rate(moved(receipt), time).map_or(String::new(), |r| format!(" ({r})"));
     let mut line = match receipt.outcome {
         Outcome::Done => format!("copied {} in {}{rate}: {}", size(good), seconds(time), became(receipt)),
         Outcome::Mismatch => {

@@ -23,6 +23,7 @@ struct Run {
     method: Method,
     reason: Reason,
     steps: u64,
+    zeroes_left_out: bool,
 }
 
 /// What a method is expected to do.
@@ -230,8 +231,9 @@ impl Plan {
             self.findings.push(Shown::pass(text));
         }
         for why in reasons.iter().filter(|w| w.method.is_emulated()) {
-            let text =
-                format!("{} of {} by read+write: {}", size(why.bytes), size(self.bytes), why.reason.text());
+            let left_out = if why.zeroes_left_out { ", zeroes left out" } else { "" };
+            let (bytes, all, reason) = (size(why.bytes), size(self.bytes), why.reason.text());
+            let text = format!("{bytes} of {all} by read+write{left_out}: {reason}");
             let level = match (why.reason, offload) {
                 (Reason::MeasuredSlower, _) | (_, Offload::Never) => Level::Pass,
                 _ => Level::Warn,
@@ -251,7 +253,12 @@ impl Plan {
                     format!("@{} B", r.dest_offset),
                     size(r.len),
                     r.steps.to_string(),
-                    if r.method.is_emulated() { "read+write" } else { r.method.name() }.to_owned(),
+                    match (r.method.is_emulated(), r.zeroes_left_out) {
+                        (true, true) => "read+write, zeroes left out",
+                        (true, false) => "read+write",
+                        (false, _) => r.method.name(),
+                    }
+                    .to_owned(),
                     r.reason.text().to_owned(),
                 ]
             }));
@@ -306,6 +313,7 @@ impl Run {
             method: step.method(),
             reason: step.legs[0].reason,
             steps: 1,
+            zeroes_left_out: step.searched && step.method().is_emulated(),
         }
     }
 
@@ -313,6 +321,7 @@ impl Run {
     fn goes_on(&self, next: &Self) -> bool {
         self.method == next.method
             && self.reason == next.reason
+            && self.zeroes_left_out == next.zeroes_left_out
             && self.dest_offset + self.len == next.dest_offset
             && self.source_offset + self.len == next.source_offset
     }

@@ -1,11 +1,11 @@
 //! How far a copy is: a bar on a terminal, a line every few seconds elsewhere. Drawn by a thread of its own: a terminal
 //! that is stopped stops no copy.
 
-use crate::output::{err, rate};
+use crate::bar;
+use crate::output::err;
 use blkcopy::block::Method;
 use blkcopy::copy::run::Phase;
 use blkcopy::volume::{CopyWatch, HowFar, size};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::process::getpgrp;
 use rustix::termios::tcgetpgrp;
 use std::io::IsTerminal;
@@ -101,19 +101,15 @@ fn write(watch: &CopyWatch, stops: &Receiver<()>) {
 }
 
 fn draw(watch: &CopyWatch, stops: &Receiver<()>) {
-    let mut drawn = None;
     while goes_on(stops, BAR_EVERY) {
         let Some(at) = watch.how_far() else { continue };
         if !is_in_front() {
             continue;
         }
-        let bar = drawn.get_or_insert_with(|| bar(at.total_bytes));
-        bar.set_position(if at.phase == Phase::Verify { at.verified_bytes } else { at.moved_bytes() });
-        bar.set_message(doing(&at));
+        let done = if at.phase == Phase::Verify { at.verified_bytes } else { at.moved_bytes() };
+        bar::draw(done, at.total_bytes, parts(&at, at.begun.elapsed()).join(", "));
     }
-    if let Some(bar) = drawn {
-        bar.finish_and_clear();
-    }
+    bar::clear();
 }
 
 /// True while the terminal is ours: what runs in the background does not draw over others, nor is stopped for it.
@@ -121,22 +117,17 @@ fn is_in_front() -> bool {
     tcgetpgrp(std::io::stderr()).is_ok_and(|group| group == getpgrp())
 }
 
-fn bar(total: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-    let template =
-        "{bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} ETA {eta} {msg}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar
-}
-
-fn doing(at: &HowFar) -> &'static str {
-    match at.phase {
+/// What a copy is doing, and how fast.
+fn parts(at: &HowFar, time: Duration) -> Vec<String> {
+    let doing = match at.phase {
         Phase::Copy => at.method.map_or("", Method::name),
         Phase::Flush => "flushing",
         Phase::Verify => "verifying",
-    }
+    };
+    let mut parts: Vec<String> = at.rate(time).map(|rate| format!("{}/s", size(rate))).into_iter().collect();
+    parts.extend(at.seconds_left(time).map(|left| format!("{left} s left")));
+    parts.extend((!doing.is_empty()).then(|| doing.to_owned()));
+    parts
 }
 
 /// "1.2 GiB of 5.0 GiB (24%), 400.0 MiB/s, 9 s left, emulated"
@@ -145,22 +136,11 @@ fn line_at(at: &HowFar, time: Duration) -> String {
     let good = at.moved_bytes().min(total);
     let percent = (u128::from(good) * 100).checked_div(u128::from(total)).unwrap_or(100);
     let mut text = format!("{} of {} ({percent}%)", size(good), size(total));
-    match at.phase {
-        Phase::Copy => {
-            if let Some(rate) = rate(good, time.as_secs_f64()) {
-                text += &format!(", {rate}");
-            }
-            let left = u128::from(total.saturating_sub(good)) * time.as_millis();
-            if let Some(left_ms) = left.checked_div(u128::from(good)) {
-                text += &format!(", {} s left", left_ms.div_ceil(1000));
-            }
-        }
-        Phase::Flush => {}
-        Phase::Verify => text += &format!(", {} verified", size(at.verified_bytes)),
+    if at.phase == Phase::Verify {
+        text += &format!(", {} verified", size(at.verified_bytes));
     }
-    let doing = doing(at);
-    if !doing.is_empty() {
-        text += &format!(", {doing}");
+    for part in parts(at, time) {
+        text += &format!(", {part}");
     }
     text
 }
@@ -179,14 +159,53 @@ mod tests {
             good_bytes: 1 << 30,
             good_prefix_bytes: 0,
             moving_bytes: 0,
+            data_bytes: 1 << 30,
+            data_total_bytes: Some(4 << 30),
             verified_bytes: 0,
             phase: Phase::Copy,
             method: Some(Method::Emulated),
         };
         assert_eq!(line(&at, 2), "1.0 GiB of 4.0 GiB (25%), 512.0 MiB/s, 6 s left, emulated");
+        // Of the 3 GiB left 1.5 GiB are data; of the GiB done, half was.
+        (at.data_bytes, at.data_total_bytes) = (512 << 20, Some(2 << 30));
+        assert_eq!(line(&at, 2), "1.0 GiB of 4.0 GiB (25%), 256.0 MiB/s, 6 s left, emulated");
+        at.data_total_bytes = None;
+        assert_eq!(line(&at, 2), "1.0 GiB of 4.0 GiB (25%), 256.0 MiB/s, emulated");
         at.phase = Phase::Flush;
         assert_eq!(line(&at, 2), "1.0 GiB of 4.0 GiB (25%), flushing");
         let nothing = HowFar { total_bytes: 0, good_bytes: 0, phase: Phase::Copy, method: None, ..at };
         assert_eq!(line(&nothing, 0), "0 B of 0 B (100%)");
+    }
+
+    #[test]
+    fn holes_and_clones_have_no_rate_and_less_data_than_thought_has_no_time_left() {
+        let mut at = HowFar {
+            begun: Instant::now(),
+            total_bytes: 8 << 60,
+            good_bytes: 4 << 60,
+            good_prefix_bytes: 0,
+            moving_bytes: 0,
+            data_bytes: 1 << 20,
+            data_total_bytes: Some(2 << 20),
+            verified_bytes: 0,
+            phase: Phase::Copy,
+            method: None,
+        };
+        for method in [Method::Skip, Method::WriteZeroes, Method::Reflink, Method::Null] {
+            at.method = Some(method);
+            let text = line_at(&at, Duration::from_millis(10));
+            assert_eq!(text, format!("4.0 EiB of 8.0 EiB (50%), {}", method.name()));
+        }
+        for method in [Method::Emulated, Method::CopyFileRange, Method::NvmeCopy, Method::Memory] {
+            at.method = Some(method);
+            let text = line_at(&at, Duration::from_secs(1));
+            assert_eq!(text, format!("4.0 EiB of 8.0 EiB (50%), 1.0 MiB/s, 1 s left, {}", method.name()));
+        }
+        // What is stored was counted wrong, or has grown.
+        at.data_bytes = 3 << 20;
+        assert_eq!(
+            (at.rate(Duration::from_secs(1)), at.seconds_left(Duration::from_secs(1))),
+            (Some(3 << 20), None)
+        );
     }
 }

@@ -3,6 +3,7 @@
 //! The command runs on a thread of its own. The main thread waits for its end and for signals, so that it can say
 //! within a second what the command waits for, whatever that is, and leave.
 
+use crate::bar;
 use crate::fail::{Code, Fail, print_error};
 use crate::lines;
 use crate::output::{self, err, note};
@@ -322,6 +323,7 @@ impl Watch {
         if !self.interrupts.hub.serves.load(Ordering::Acquire) {
             let mut text = format!("blkcopy: stopped while {}\n", self.waits_for(&calls));
             text += &progress::last_words(&self.interrupts.hub.board);
+            bar::ends();
             err(&text);
             Self::go(Code::Cancelled);
         }

@@ -53,6 +53,22 @@ pub trait Device: Send + Sync + 'static {
         Ok(Extent { len: range.len(), content: Content::Data })
     }
 
+    /// True when [`Device::next_extent`] tells what was never stored from what was: what it calls data was stored as
+    /// data. False: it calls nearly all of it data, and zeroes that nothing stores may be among it.
+    ///
+    /// Of a leaf. Costs at most a few system calls.
+    fn tells_holes(&self) -> bool {
+        false
+    }
+
+    /// True when zeroing a range ([`super::Op::WriteZeroes`] that may unmap) sends no bytes: it lets go of storage, or
+    /// the device writes the zeroes by itself.
+    ///
+    /// Of a leaf. Costs at most a few system calls.
+    fn zeroes_cheaply(&self) -> bool {
+        false
+    }
+
     /// Where `range` lives: leaves, and a guard that pins the mapping. A plain device resolves to itself.
     ///
     /// With [`Access::Write`] every leg of a piece must be written; with [`Access::Read`] there is one leg. The caller
@@ -331,6 +347,11 @@ impl Method {
             Self::Null => "null",
             Self::Emulated => "emulated",
         }
+    }
+
+    /// True when each byte is moved, by whom ever: a rate tells something. Not of holes and shared extents.
+    pub const fn moves_bytes(self) -> bool {
+        matches!(self, Self::CopyFileRange | Self::NvmeCopy | Self::Memory | Self::Emulated)
     }
 
     /// True when the bytes pass through buffers of this process.

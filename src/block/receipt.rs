@@ -147,6 +147,9 @@ pub struct Why {
     pub bytes: u64,
     /// Steps of the plan.
     pub steps: u64,
+    /// They are read, and the zeroes among them are not written.
+    #[serde(default)]
+    pub zeroes_left_out: bool,
 }
 
 /// Where the run left the plan.

@@ -1,7 +1,7 @@
 //! Read and write through this process: many pieces in flight, bounded memory, exact good length.
 
 use super::moved::{Moved, Then};
-use super::plan::{Order, Step};
+use super::plan::{Order, Sparse, Step};
 use super::shared::{PIECE, Shared};
 use crate::block::{Buf, ByteRange, Error, Kind, Method, Op, Result};
 use crate::reactor::local;
@@ -11,8 +11,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Unit in which the data is searched for zeroes, in bytes: the usual file system block.
-const ZERO_UNIT: usize = 4096;
+/// Unit in which the data is searched for zeroes, in bytes: the usual file system block. Of the destination's offsets.
+const ZERO_UNIT: u64 = 4096;
+/// The same where zeroes found have to be made by a request of their own, and that was not asked for: a shorter run is
+/// written faster with the data around it.
+const ZERO_RUN: u64 = 64 << 10;
 
 /// Where an emulated stretch takes its bytes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +39,8 @@ struct Piece {
 pub(super) struct LegDone {
     /// Good stretches behind the prefix: start to end, as offsets into the step.
     stretches: BTreeMap<u64, u64>,
+    /// Zeroes that were found and not written: start, end and what became of them, as offsets into the step.
+    zeroes: Vec<(Range<u64>, Method)>,
     /// Where the stretch begins, as an offset into the step.
     from: u64,
     /// Length of the good prefix, in bytes from the start of the step.
@@ -58,6 +63,27 @@ impl LegDone {
             self.good = self.good.max(entry.remove());
         }
     }
+
+    /// A run of zeroes is written after all.
+    fn take_back(&mut self, run: &Range<u64>) {
+        let holds = |(zeroes, _): &(Range<u64>, Method)| zeroes.start <= run.start && run.end <= zeroes.end;
+        if let Some(at) = self.zeroes.iter().rposition(holds) {
+            let (zeroes, method) = self.zeroes.swap_remove(at);
+            let rest = [zeroes.start..run.start, run.end..zeroes.end];
+            self.zeroes.extend(rest.into_iter().filter(|r| !r.is_empty()).map(|r| (r, method)));
+        }
+    }
+
+    /// Good bytes by method: the zeroes apart that were found and not written.
+    fn methods(&self) -> [(Method, u64); 3] {
+        let of = |method| {
+            let runs = self.zeroes.iter().filter(|(_, m)| *m == method);
+            runs.map(|(run, _)| run.end.min(self.good).saturating_sub(run.start)).sum::<u64>()
+        };
+        let (skipped, zeroed) = (of(Method::Skip), of(Method::WriteZeroes));
+        let written = (self.good - self.from).saturating_sub(skipped + zeroed);
+        [(Method::Emulated, written), (Method::Skip, skipped), (Method::WriteZeroes, zeroed)]
+    }
 }
 
 /// What became of an emulated step.
@@ -72,6 +98,7 @@ pub(super) struct Emulated {
 pub(super) async fn legs(shared: &Rc<Shared>, step: &Rc<Step>, legs: &[usize]) -> SmallVec<[Moved; 1]> {
     let mut done = emulate(shared, step, legs, 0..step.len, Bytes::Source).await;
     let ends = legs.iter().zip(done.legs).map(|(&leg, one)| {
+        shared.read_and_moved(leg, &one.methods());
         let then = match one.error {
             Some(e) => Then::Failed(e),
             None if one.good < step.len => {
@@ -79,7 +106,6 @@ pub(super) async fn legs(shared: &Rc<Shared>, step: &Rc<Step>, legs: &[usize]) -
             }
             None => Then::Done,
         };
-        shared.moved(leg, Method::Emulated, one.good);
         Moved { good: one.good, touched: 0, then }
     });
     ends.collect()
@@ -257,7 +283,7 @@ impl Mover<'_> {
             return buf;
         }
         self.shared.count_read(part.len);
-        if self.shared.searches_zeroes() {
+        if self.step.searched && !self.shared.options.in_order {
             self.write_sparse(part.at, buf).await
         } else {
             self.write(part.at, buf).await
@@ -300,18 +326,26 @@ impl Mover<'_> {
     /// Writes a piece but for its runs of zeroes, which become holes (or stay as they are where the destination is
     /// zero).
     async fn write_sparse(&self, at: u64, mut buf: Buf) -> Buf {
-        let len = buf.len();
-        let mut from = 0;
+        let unit = self.zero_unit();
+        let (mut from, len) = (0, buf.len());
+        // Whole units of the destination, so that what is left out are whole blocks of it.
+        let start = self.step.legs[self.legs[0]].place.offset + at;
+        let unit_end = |from: usize| {
+            let left = unit - (start + from as u64) % unit;
+            len.min(from.saturating_add(usize::try_from(left).unwrap_or(len)))
+        };
         while from < len {
-            let unit_end = |from: usize| len.min(from + ZERO_UNIT);
-            let zero = is_zero(&buf[from..unit_end(from)]);
             let mut end = unit_end(from);
+            let zero = is_zero(&buf[from..end]);
             while end < len && is_zero(&buf[end..unit_end(end)]) == zero {
                 end = unit_end(end);
             }
             let (run_at, run_len) = (at + from as u64, (end - from) as u64);
             if zero && self.step.dest_zero {
-                (0..self.legs.len()).for_each(|i| self.note(i, run_at, run_len, Ok(())));
+                for i in 0..self.legs.len() {
+                    self.left_out(i, run_at..run_at + run_len, Method::Skip);
+                    self.note(i, run_at, run_len, Ok(()));
+                }
             } else if zero && self.zero(run_at, run_len).await {
                 // Holes punched on every leg.
             } else {
@@ -322,6 +356,24 @@ impl Mover<'_> {
             from = end;
         }
         buf
+    }
+
+    /// Bytes that are zero or not as one: at least a block of every destination.
+    fn zero_unit(&self) -> u64 {
+        let asked_for = self.step.dest_zero || self.shared.options.policy.sparse == Sparse::Always;
+        let least = if asked_for { ZERO_UNIT } else { ZERO_RUN };
+        let blocks = self.legs.iter().map(|&leg| self.shared.block_size(self.step.legs[leg].place.leaf));
+        blocks.fold(least, u64::max)
+    }
+
+    /// Takes down that a run of zeroes is not written.
+    fn left_out(&self, leg: usize, run: Range<u64>, how: Method) {
+        let mut done = self.done.borrow_mut();
+        let zeroes = &mut done.legs[leg].zeroes;
+        match zeroes.last_mut() {
+            Some((last, method)) if last.end == run.start && *method == how => last.end = run.end,
+            _ => zeroes.push((run, how)),
+        }
     }
 
     /// Zeroes a run on every leg that has not failed. False: some leg cannot, and the zeroes must be written.
@@ -348,9 +400,14 @@ impl Mover<'_> {
             let done = self.shared.client(place.leaf).submit(op).await;
             drop(in_flight);
             if done.result.as_ref().is_err_and(|e| e.kind() == Kind::Unsupported) {
+                // Written after all, on the legs before too.
+                let mut done = self.done.borrow_mut();
+                done.legs.iter_mut().for_each(|one| one.take_back(&(at..at + len)));
                 return false;
             }
-            self.note(i, at, done.good_bytes, done.result);
+            let good = done.good_bytes.min(len);
+            self.left_out(i, at..at + good, Method::WriteZeroes);
+            self.note(i, at, good, done.result);
         }
         true
     }
@@ -358,6 +415,7 @@ impl Mover<'_> {
     fn note(&self, leg: usize, at: u64, good: u64, result: Result<()>) {
         if leg == 0 {
             self.shared.moving(good);
+            self.shared.data(good);
         }
         let mut done = self.done.borrow_mut();
         done.legs[leg].add(at, good);
@@ -429,6 +487,6 @@ async fn write_ragged(
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
-    // Compared with itself one word further on: the usual trick, at the speed of a memory compare.
+    // Compared with itself one byte further on: the usual trick, at the speed of a memory compare.
     bytes.is_empty() || bytes[0] == 0 && bytes[1..] == bytes[..bytes.len() - 1]
 }

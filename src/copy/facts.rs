@@ -13,9 +13,17 @@ const RESOLVE_MAX: u64 = 1 << 40;
 pub struct DeviceFacts {
     source: Arc<dyn Device>,
     dest: Arc<dyn Device>,
-    leaves: Vec<(Arc<dyn Device>, LeafFacts)>,
+    leaves: Vec<Known>,
     source_run: Option<(ByteRange, Run)>,
     dest_run: Option<(ByteRange, Run)>,
+}
+
+/// A leaf, and what was asked of it so far.
+struct Known {
+    device: Arc<dyn Device>,
+    facts: LeafFacts,
+    tells_holes: Option<bool>,
+    zeroes_cheaply: Option<bool>,
 }
 
 impl DeviceFacts {
@@ -26,7 +34,7 @@ impl DeviceFacts {
 
     /// The device behind a leaf number of this plan.
     pub fn leaf_device(&self, leaf: LeafNo) -> &Arc<dyn Device> {
-        &self.leaves[leaf.index()].0
+        &self.leaves[leaf.index()].device
     }
 
     fn run(&mut self, range: ByteRange, access: Access) -> Result<Run> {
@@ -73,14 +81,15 @@ impl DeviceFacts {
     }
 
     fn leaf_no(&mut self, device: &Arc<dyn Device>) -> LeafNo {
-        let at = self.leaves.iter().position(|(d, _)| Arc::ptr_eq(d, device)).unwrap_or_else(|| {
+        let at = self.leaves.iter().position(|l| Arc::ptr_eq(&l.device, device)).unwrap_or_else(|| {
             let facts = LeafFacts {
                 paths: device.copy_paths(),
                 limits: device.limits(),
                 size: device.size(),
                 identity: device.identity(),
             };
-            self.leaves.push((device.clone(), facts));
+            let device = device.clone();
+            self.leaves.push(Known { device, facts, tells_holes: None, zeroes_cheaply: None });
             self.leaves.len() - 1
         });
         LeafNo::new(at)
@@ -101,7 +110,17 @@ impl Facts for DeviceFacts {
     }
 
     fn leaf(&self, leaf: LeafNo) -> &LeafFacts {
-        &self.leaves[leaf.index()].1
+        &self.leaves[leaf.index()].facts
+    }
+
+    fn tells_holes(&mut self, leaf: LeafNo) -> bool {
+        let Known { device, tells_holes, .. } = &mut self.leaves[leaf.index()];
+        *tells_holes.get_or_insert_with(|| device.tells_holes())
+    }
+
+    fn zeroes_cheaply(&mut self, leaf: LeafNo) -> bool {
+        let Known { device, zeroes_cheaply, .. } = &mut self.leaves[leaf.index()];
+        *zeroes_cheaply.get_or_insert_with(|| device.zeroes_cheaply())
     }
 }
 

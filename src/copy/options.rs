@@ -112,6 +112,9 @@ pub struct Progress {
     pub good_prefix_bytes: Cell<u64>,
     /// Bytes that steps still running have moved so far.
     pub moving_bytes: Cell<u64>,
+    /// Bytes that were moved so far: read (and written, or found to be zero), or copied by a device. Not those of
+    /// holes, of zeroes made by a device, and of extents that are shared.
+    pub data_bytes: Cell<u64>,
     /// Bytes verified on both ends.
     pub verified_bytes: Cell<u64>,
     /// True once a read of the source has failed: an error of the device does not say which end it was about.

@@ -7,7 +7,7 @@
 use super::Job;
 use super::facts::DeviceFacts;
 use super::lasting::Unsure;
-use super::plan::Planner;
+use super::plan::{Planner, Policy};
 use super::shared::Shared;
 use super::step::run_step;
 use crate::block::{Error, Kind, Result};
@@ -97,10 +97,12 @@ async fn copy_again(shared: &Rc<Shared>, job: &Job, losses: Option<u64>, locked:
     let dest = shared.dest.name();
     tracing::warn!(dest, bytes, "the connection was lost with bytes not yet flushed; they are copied again");
     shared.tally.borrow_mut().copied_again += bytes;
+    // Some of it may be there: what was zero is so no more.
+    let policy = Policy { dest_zero_from: u64::MAX, ..shared.options.policy };
     for Unsure { position, segment } in lost {
         let part = Job::of_step(vec![segment], false);
         let facts = DeviceFacts::new(shared.source.clone(), shared.dest.clone());
-        let mut planner = Some(Planner::new(&part, facts, shared.options.policy));
+        let mut planner = Some(Planner::new(&part, facts, policy));
         while let Some(step) = shared.next_step(&mut planner).await {
             if shared.stopped() {
                 return Err(shared.stop_reason());

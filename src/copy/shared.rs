@@ -463,14 +463,14 @@ impl Shared {
     /// Longest single request by this method under the rate limit, in bytes: about an eighth of a second's worth.
     pub(super) fn paced_len(&self, method: Method) -> u64 {
         match self.options.limit_rate {
-            Some(rate) if moves_bytes(method) => (rate.get() / 8).next_multiple_of(1 << 20),
+            Some(rate) if method.moves_bytes() => (rate.get() / 8).next_multiple_of(1 << 20),
             _ => u64::MAX,
         }
     }
 
     /// Waits until the rate limit allows `len` bytes more, or the copy is stopped.
     pub(super) async fn pace(&self, method: Method, len: u64) {
-        let Some(rate) = self.options.limit_rate.filter(|_| moves_bytes(method)) else { return };
+        let Some(rate) = self.options.limit_rate.filter(|_| method.moves_bytes()) else { return };
         let start = self.next_at.get().max(local::now());
         // Exact in 128 bits: bytes below 2^63 times 10^9.
         let nanos = u128::from(len) * 1_000_000_000 / u128::from(rate.get());
@@ -485,11 +485,6 @@ impl Shared {
     }
 
     // --- tally -------------------------------------------------------------------------------------------------------
-
-    /// True when zeroes in the data are to become holes.
-    pub(super) fn searches_zeroes(&self) -> bool {
-        self.options.policy.sparse == super::Sparse::Always
-    }
 
     /// Counts bytes read into our buffers to be copied.
     pub(super) fn count_read(&self, bytes: u64) {
@@ -513,7 +508,20 @@ impl Shared {
             // Emulated bytes were shown piece by piece.
             if !method.is_emulated() {
                 self.moving(bytes);
+                if method.moves_bytes() {
+                    self.data(bytes);
+                }
             }
+        }
+    }
+
+    /// Counts bytes that were read and came to a leg: written, or found to be zero. They were shown piece by piece.
+    pub(super) fn read_and_moved(&self, leg: usize, methods: &[(Method, u64)]) {
+        if leg == 0 && !self.abandoned() {
+            let mut tally = self.tally.borrow_mut();
+            methods
+                .iter()
+                .for_each(|&(method, bytes)| tally.by(method, bytes, &Fates::of_method(method, bytes)));
         }
     }
 
@@ -528,6 +536,12 @@ impl Shared {
     pub(super) fn moving(&self, bytes: u64) {
         let moving = &self.progress.moving_bytes;
         moving.set(moving.get().saturating_add(bytes));
+    }
+
+    /// Shows bytes that took moving.
+    pub(super) fn data(&self, bytes: u64) {
+        let data = &self.progress.data_bytes;
+        data.set(data.get().saturating_add(bytes));
     }
 
     /// Takes down that a step ended with `good` bytes of its front good; `position` is where it stands in the job.
@@ -592,10 +606,6 @@ impl Drop for RaggedTurn<'_> {
         self.0.ragged.set(false);
         self.0.ragged_done.notify_one();
     }
-}
-
-fn moves_bytes(method: Method) -> bool {
-    matches!(method, Method::CopyFileRange | Method::NvmeCopy | Method::Memory | Method::Emulated)
 }
 
 /// Makes a claim to read or to change.

@@ -160,6 +160,9 @@ async fn move_leg(shared: &Rc<Shared>, step: &Rc<Step>, leg: usize) -> (u64, Res
         good += moved.good;
         touched = touched.max(part.dest - step.dest + moved.touched);
         let method = part.legs[leg].method;
+        // What a request that failed may have written to is not known to be zero any more.
+        let kept = if moved.touched > moved.good { u64::MAX } else { policy.dest_zero_from };
+        let policy = Policy { dest_zero_from: kept, ..policy };
         let without = Policy { excluded: policy.excluded.with(method), ..policy };
         let (reason, error, policy) = match moved.then {
             Then::Done => continue,

@@ -40,6 +40,7 @@ pub struct Bdev {
     rdev: u64,
     storage: OnceLock<Storage>,
     container: OnceLock<Container>,
+    zeroes_cheaply: OnceLock<bool>,
 }
 
 impl Bdev {
@@ -114,7 +115,14 @@ impl Bdev {
             is_ours: false,
             is_new: false,
         });
-        Ok(Self { core: Arc::new(core), claim, rdev, storage: OnceLock::new(), container: OnceLock::new() })
+        Ok(Self {
+            core: Arc::new(core),
+            claim,
+            rdev,
+            storage: OnceLock::new(),
+            container: OnceLock::new(),
+            zeroes_cheaply: OnceLock::new(),
+        })
     }
 
     /// True while no other program can mount it or open it exclusively.
@@ -244,6 +252,9 @@ impl Device for Bdev {
             }
         };
         self.storage.get_or_init(ask).clone()
+    }
+    fn zeroes_cheaply(&self) -> bool {
+        *self.zeroes_cheaply.get_or_init(|| Disk::of(self.rdev).zeroes_by_itself())
     }
     fn drop_cache(&self) {
         self.core.drop_pages(ByteRange::to(self.core.size()));

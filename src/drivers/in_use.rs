@@ -419,6 +419,14 @@ impl Disk {
         is_host_managed(&sys_dir(self.whole))
     }
 
+    /// True for a disk that makes zeroes without being sent them (`queue/write_zeroes_max_bytes`, above 0;
+    /// Documentation/ABI/stable/sysfs-block). Whether it lets go of their storage is for it to say, and it says nothing
+    /// that can be relied on: `queue/discard_zeroes_data` has been 0 for every disk since Linux 4.12.
+    pub(crate) fn zeroes_by_itself(&self) -> bool {
+        let most = std::fs::read_to_string(sys_dir(self.whole).join("queue/write_zeroes_max_bytes"));
+        most.is_ok_and(|text| text.trim().parse::<u64>().is_ok_and(|bytes| bytes > 0))
+    }
+
     /// From sysfs. A device that is not there is its own disk.
     pub(crate) fn of(rdev: u64) -> Self {
         let mut disk = Self { whole: rdev, base: 0, related: BTreeSet::from([rdev]) };

@@ -325,6 +325,12 @@ impl Device for Mem {
         }
         Ok(extent.unwrap_or(Extent { len: 0, content: Content::Data }))
     }
+    fn tells_holes(&self) -> bool {
+        true
+    }
+    fn zeroes_cheaply(&self) -> bool {
+        true
+    }
     fn resolve(self: Arc<Self>, range: ByteRange, _: Access) -> Result<Resolution> {
         resolve_plain(self, range)
     }

@@ -180,6 +180,12 @@ macro_rules! wrap_device {
         fn next_extent(&self, range: ByteRange) -> Result<Extent> {
             self.inner.next_extent(range)
         }
+        fn tells_holes(&self) -> bool {
+            self.inner.tells_holes()
+        }
+        fn zeroes_cheaply(&self) -> bool {
+            self.inner.zeroes_cheaply()
+        }
         fn resolve(self: Arc<Self>, range: ByteRange, access: Access) -> Result<Resolution> {
             match self.identity() {
                 Identity::Leaf { .. } => resolve_plain(self, range),

@@ -128,6 +128,13 @@ impl<'a> CopyBuilder<'a> {
         self
     }
 
+    /// The caller's word that the destination reads as zero wherever it is written to, so that zeroes are not written
+    /// there. Where it is wrong, old bytes stay in place of zeroes; [`verify`](Self::verify) finds that.
+    pub fn dest_is_zero(mut self, word: bool) -> Self {
+        self.ends.dest_is_zero = word;
+        self
+    }
+
     /// How the result is checked: both ends are read back after the flush.
     pub fn verify(mut self, verify: Verify) -> Self {
         self.verify = verify;

@@ -11,6 +11,7 @@ use super::open::{self, Found};
 use super::size::size_exact;
 use super::spool::{self, Spooled};
 use super::trial::{self, Trials};
+use super::zero_word::first_not_zero;
 use crate::block::places::{is_one_device, share_bytes};
 use crate::block::{Device, Kind, LEN_MAX};
 use crate::copy::{Job, Offload, Policy, Segment, Sparse};
@@ -46,13 +47,17 @@ pub struct EndsOptions {
     /// The source is to be had alone: refused where another program may write to it, and claimed as far as the system
     /// lets us. Else nobody is hindered by a copy.
     pub exclusive_source: bool,
+    /// The caller's word that the destination reads as zero wherever it is written to: zeroes are not written there.
+    /// Only samples are read before; where the word is wrong, old bytes stay in place of zeroes.
+    pub dest_is_zero: bool,
 }
 
 impl EndsOptions {
     /// The policy that these options and the destination make. `dest_zero_from`: [`Policy::dest_zero_from`].
     pub fn policy(&self, dest_zero_from: u64) -> Policy {
         let (offload, sparse) = (self.offload, self.sparse);
-        Policy { offload, sparse, dest_zero_from, unsynced: self.no_sync, ..Policy::default() }
+        let unsynced = self.no_sync;
+        Policy { offload, sparse, dest_zero_from, unsynced, finds_zeroes: true, ..Policy::default() }
     }
 }
 
@@ -77,6 +82,8 @@ pub struct Ends {
     pub findings: Vec<Finding>,
     /// Both ends are one file or device.
     pub same: bool,
+    /// See [`EndsOptions::dest_is_zero`].
+    dest_is_zero: bool,
     /// What was named as the source.
     pub(super) named: Arc<dyn Device>,
     /// What is read: `named`, or a spool of it.
@@ -144,6 +151,9 @@ impl Checks {
 }
 
 /// Opens both ends and checks everything that can be checked without changing anything.
+///
+/// # Panics
+/// With [`EndsOptions::dest_is_zero`], when the thread has an executor of this library.
 pub fn look(args: &EndsOptions, purpose: Purpose) -> Result<Ends, Obstacle> {
     let mut checks = Checks { purpose, findings: Vec::new() };
     let source_name = Name::parse(&args.source)?;
@@ -242,7 +252,15 @@ pub fn look(args: &EndsOptions, purpose: Purpose) -> Result<Ends, Obstacle> {
     if let Dest::Device(device) = &dest {
         check_fit(device, &source_name, &segments, end, &mut checks)?;
     }
+    if args.dest_is_zero
+        && let Some(device) = &dest_device
+        && (in_place || matches!(dest, Dest::Device(_)))
+        && let Some(offset) = first_not_zero(device, &segments)?
+    {
+        checks.found(Finding::DestNotZero { dest: dest_name.device_text(), offset })?;
+    }
     let ends = Ends {
+        dest_is_zero: args.dest_is_zero,
         source,
         source_name,
         dest_name,
@@ -476,6 +494,7 @@ impl Ends {
         {
             hold.written_by_us();
         }
+        let dest_zero_from = self.zero_from(&job, dest_zero_from);
         // One device on both ends is one handle.
         let source = if self.same { dest.clone() } else { self.source.clone() };
         Ok(Ready { source, dest, job, dest_zero_from, in_order, made, source_hold, dest_hold })
@@ -491,6 +510,7 @@ impl Ends {
                 Err(finding) => return Ok(Err(finding)),
             },
         };
+        let dest_zero_from = self.zero_from(&job, dest_zero_from);
         Ok(Ok(Rehearsal { source: self.source.clone(), dest, job, dest_zero_from }))
     }
 
@@ -511,5 +531,11 @@ impl Ends {
             }
             _ => Ok(Trials::default()),
         }
+    }
+
+    /// From where on the destination reads as zero, by what is known and by the caller's word. Nobody means the bytes
+    /// that the copy also reads.
+    fn zero_from(&self, job: &Job, known: u64) -> u64 {
+        if self.dest_is_zero && !job.overlaps() { 0 } else { known }
     }
 }

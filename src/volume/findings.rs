@@ -102,6 +102,8 @@ pub enum Finding {
     SegmentOutside { end: &'static str, name: String, len: u64, offset: u64, limit_bytes: u64 },
     /// The destination's range is shorter than what is copied.
     RangeTooSmall { dest: String, range_bytes: u64, source_bytes: u64, source_offset: u64 },
+    /// A byte of a destination that was said to read as zero does not.
+    DestNotZero { dest: String, offset: u64 },
     /// The destination is shorter than where the copy would end.
     DestTooSmall { source: String, dest: String, dest_bytes: u64, copied_bytes: u64, end: u64 },
     /// The segments overlap each other.
@@ -207,6 +209,7 @@ impl Finding {
             Self::MadeInSource { .. } => "made-in-source",
             Self::SegmentOutside { .. } => "segment-outside",
             Self::RangeTooSmall { .. } => "range-too-small",
+            Self::DestNotZero { .. } => "dest-not-zero",
             Self::DestTooSmall { .. } => "dest-too-small",
             Self::SegmentsOverlap { .. } => "segments-overlap",
             Self::ReadOnly { .. } => "read-only",
@@ -355,6 +358,13 @@ impl Finding {
                 Kind::OutOfRange,
                 None,
                 format!("{dest}: the range holds {range_bytes} bytes, the source {source_bytes} bytes"),
+            ),
+            Self::DestNotZero { dest, offset } => (
+                Kind::InvalidInput,
+                Some(dest),
+                format!(
+                    "byte {offset} does not read as zero, so zeroes that are not written would be wrong bytes"
+                ),
             ),
             Self::DestTooSmall { source, dest, dest_bytes, copied_bytes, end } => (
                 Kind::OutOfRange,

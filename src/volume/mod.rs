@@ -20,6 +20,7 @@ mod spool;
 pub mod trial;
 pub mod watch;
 mod watched;
+mod zero_word;
 
 pub use copying::{CopyBuilder, CopyError, ReadyCopy};
 pub use ends::{Ends, EndsOptions, Purpose, Rehearsal, look};

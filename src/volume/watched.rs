@@ -1,7 +1,7 @@
 //! A copy during which both ends are looked at: another program may cut the destination or change the source.
 
 use super::findings::Finding;
-use super::watch::{CopyWatch, show};
+use super::watch::{CopyWatch, Totals, show};
 use crate::block::receipt::{Outcome, Receipt, SourceState};
 use crate::block::{ByteRange, Device, Error, Kind};
 use crate::copy::Job;
@@ -63,7 +63,7 @@ pub(super) fn run(
     });
     let dest_name = dest.name().to_owned();
     let progress = Rc::new(Progress::default());
-    let showing = show(&bench.local, watch, &progress, job.total());
+    let showing = show(&bench.local, watch, &progress, Totals::of(job, &source));
     let mut ended = bench.local.block_on(copy(source, dest, job, options, &progress));
     drop(showing);
     if let Some(len) = was_cut.get() {

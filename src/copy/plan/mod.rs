@@ -72,6 +72,9 @@ pub struct Policy {
     /// The caller does not wait for the destination to be durable: methods that leave the bytes in the page cache, and
     /// are slower than direct I/O only once the cache is written out, are as good as any.
     pub unsynced: bool,
+    /// With [`Sparse::Auto`]: what is read of a source that does not tell its holes is searched for zeroes, where the
+    /// destination need not be written with them.
+    pub finds_zeroes: bool,
     /// Methods not to be planned: a device refused them.
     pub excluded: MethodSet,
 }
@@ -100,6 +103,7 @@ impl Default for Policy {
             sparse: Sparse::Auto,
             dest_zero_from: u64::MAX,
             unsynced: false,
+            finds_zeroes: false,
             excluded: MethodSet::default(),
         }
     }
@@ -176,6 +180,14 @@ pub trait Facts {
     fn source_content(&mut self, range: ByteRange) -> Result<Extent>;
     /// A leaf named by one of the runs.
     fn leaf(&self, leaf: LeafNo) -> &LeafFacts;
+    /// [`Device::tells_holes`](crate::block::Device::tells_holes) of a leaf; the same throughout a plan.
+    fn tells_holes(&mut self, _leaf: LeafNo) -> bool {
+        true
+    }
+    /// [`Device::zeroes_cheaply`](crate::block::Device::zeroes_cheaply) of a leaf; the same throughout a plan.
+    fn zeroes_cheaply(&mut self, _leaf: LeafNo) -> bool {
+        false
+    }
 }
 
 /// A source range of a step.
@@ -231,6 +243,8 @@ pub struct Step {
     pub barrier: bool,
     /// True when the destination is known to read as zero.
     pub dest_zero: bool,
+    /// True when the legs that take read+write leave out the zeroes they find.
+    pub searched: bool,
 }
 
 impl Step {
@@ -491,6 +505,7 @@ impl<F: Facts> Planner<F> {
             );
             return Err(Error::new(Kind::Unsupported, text).at(dest.prefix(len)));
         }
+        let searched = self.searches(from.legs[0].leaf, &legs, dest_zero);
         Ok(Step {
             dest: dest.offset(),
             len,
@@ -500,7 +515,25 @@ impl<F: Facts> Planner<F> {
             order: window.order,
             barrier: self.barrier,
             dest_zero,
+            searched,
         })
+    }
+
+    /// Whether what these legs take by read+write is searched for zeroes.
+    fn searches(&mut self, source: LeafNo, legs: &[StepLeg], dest_zero: bool) -> bool {
+        let mut emulated = legs.iter().filter(|l| l.method.is_emulated()).peekable();
+        if emulated.peek().is_none() {
+            return false;
+        }
+        match self.policy.sparse {
+            Sparse::Always => true,
+            Sparse::Never => false,
+            Sparse::Auto => {
+                self.policy.finds_zeroes
+                    && (dest_zero || emulated.all(|l| self.facts.zeroes_cheaply(l.place.leaf)))
+                    && !self.facts.tells_holes(source)
+            }
+        }
     }
 
     /// The best method from one place to another for up to `len` bytes, and how many of them.
@@ -586,6 +619,7 @@ impl<F: Facts> Planner<F> {
             && pending.order == next.order
             && !next.barrier
             && pending.dest_zero == next.dest_zero
+            && pending.searched == next.searched
             && pending.legs.len() == next.legs.len()
             && pending.legs.iter().zip(&next.legs).all(|(p, n)| {
                 p.method == n.method
@@ -656,7 +690,8 @@ impl<F: Facts> Planner<F> {
         let mut put = |n: u64| bytes.extend_from_slice(&n.to_le_bytes());
         put(step.dest);
         put(step.len);
-        put(u64::from(step.barrier) | u64::from(step.dest_zero) << 1 | (step.order as u64) << 2);
+        let flags = u64::from(step.barrier) | u64::from(step.dest_zero) << 1 | u64::from(step.searched) << 4;
+        put(flags | (step.order as u64) << 2);
         put(step.source_leaf.index() as u64);
         put(step.sources.len() as u64);
         for part in &step.sources {
@@ -676,13 +711,18 @@ impl<F: Facts> Planner<F> {
             self.unhashed.clear();
         }
         let leg = step.legs[0];
-        match self.reasons.iter_mut().find(|w| w.method == leg.method && w.reason == leg.reason) {
+        let zeroes_left_out = step.searched && leg.method.is_emulated();
+        let is_same = |w: &&mut Why| {
+            (w.method, w.reason, w.zeroes_left_out) == (leg.method, leg.reason, zeroes_left_out)
+        };
+        match self.reasons.iter_mut().find(is_same) {
             Some(why) => {
                 why.bytes += step.len;
                 why.steps += 1;
             }
             None => {
-                self.reasons.push(Why { method: leg.method, reason: leg.reason, bytes: step.len, steps: 1 });
+                let (method, reason, bytes) = (leg.method, leg.reason, step.len);
+                self.reasons.push(Why { method, reason, bytes, steps: 1, zeroes_left_out });
             }
         }
         step

@@ -39,6 +39,9 @@ pub(super) struct Facts {
     /// Who writes to it opens it in this kernel, and a lease is asked then: not so with a server, or with a file system
     /// over another.
     pub(super) leases_tell: bool,
+    /// `SEEK_DATA` and `SEEK_HOLE` tell its holes, and one can be punched: a file system of this kernel with holes.
+    /// False where that depends on a server or on the layer below, and where files have no holes.
+    pub(super) has_holes: bool,
     /// Reads and writes can be asked not to wait; `None`: not known of this kind of file system.
     pub(super) knows_no_wait: Option<bool>,
 }
@@ -78,6 +81,10 @@ const COPIES_HERE: [u32; 10] = [
     0x0000_4d44, // FAT
     0x2011_bab0, // exFAT
 ];
+/// File systems that answer `SEEK_DATA` from what they have stored and punch holes (fs/ext4, fs/xfs, fs/btrfs,
+/// mm/shmem, fs/f2fs, fs/bcachefs, fs/gfs2, fs/ocfs2): elsewhere the kernel's fallback says that all of a file is data.
+const WITH_HOLES: [u32; 8] =
+    [EXT, XFS, BTRFS, 0x0102_1994, 0xf2f5_2010, 0xca45_1a4e, 0x0116_1970, 0x7461_636f];
 
 /// ext2, ext3 and ext4.
 const EXT: u32 = 0x0000_ef53;
@@ -135,6 +142,7 @@ impl Facts {
             copies_here: COPIES_HERE.contains(&magic),
             in_memory,
             leases_tell: matches!(magic, EXT | XFS | BTRFS | BCACHEFS | F2FS | TMPFS),
+            has_holes: WITH_HOLES.contains(&magic),
             knows_no_wait: match magic {
                 EXT | XFS | BTRFS => Some(true),
                 FUSE => Some(false),

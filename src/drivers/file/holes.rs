@@ -152,6 +152,12 @@ impl Holes {
         self.remember(0, 0);
     }
 
+    /// True when a hole is reported in front of the end of a file that is not empty.
+    pub(super) fn any(&self, core: &Core) -> bool {
+        let real = Real { core, seeks: &self.seeks };
+        real.hole(0).is_ok_and(|at| at < core.size())
+    }
+
     /// What lies at the front of `range`, which is not empty and inside the file: a hole up to an offset in the range,
     /// or data up to an offset, maybe past its end.
     pub(super) fn at(&self, core: &Core, range: ByteRange) -> Result<(Content, u64)> {

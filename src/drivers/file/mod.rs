@@ -175,6 +175,11 @@ impl File {
         &self.stat
     }
 
+    /// True on a file system that is known to tell its holes and to punch them.
+    pub fn is_where_holes_are(&self) -> bool {
+        self.facts.has_holes
+    }
+
     /// True when opening made it.
     pub fn created(&self) -> bool {
         self.created
@@ -372,6 +377,15 @@ impl Device for File {
         }
         let (content, end) = self.holes.at(&self.core, range).map_err(|e| e.on(&self.core.name).at(range))?;
         Ok(Extent { len: end.min(range.end()) - range.offset(), content })
+    }
+
+    /// Where its file system is not known to: when it has told of one.
+    fn tells_holes(&self) -> bool {
+        self.facts.has_holes || self.size() == 0 || self.holes.any(&self.core)
+    }
+
+    fn zeroes_cheaply(&self) -> bool {
+        self.facts.has_holes
     }
 
     fn open_medium(self: Arc<Self>) -> Result<crate::block::Medium> {

@@ -439,6 +439,9 @@ impl Device for Namespace {
     fn copy_paths(&self) -> Vec<CopyPath> {
         self.copy_paths.clone()
     }
+    fn zeroes_cheaply(&self) -> bool {
+        self.abilities.write_zeroes
+    }
     /// Nothing is looked up at the target: it has no holes to tell of.
     fn may_wait(&self) -> bool {
         false

@@ -152,6 +152,12 @@ impl Device for LazyDevice {
             self.inner().next_extent(range.prefix(len))
         }
     }
+    fn tells_holes(&self) -> bool {
+        self.inner().tells_holes()
+    }
+    fn zeroes_cheaply(&self) -> bool {
+        self.inner().zeroes_cheaply()
+    }
     fn open_medium(self: Arc<Self>) -> Result<crate::block::Medium> {
         // What is owed lies nowhere yet.
         if self.shared.any() { Ok(crate::block::Medium::Cached) } else { self.inner().clone().open_medium() }

@@ -51,6 +51,14 @@ impl World {
         Run { len: m.len, legs }.from(range.offset() - m.start).cut(range.len())
     }
 
+    fn tells_holes(leaf: LeafNo) -> bool {
+        leaf.index() % 2 == 1
+    }
+
+    fn zeroes_cheaply(leaf: LeafNo) -> bool {
+        leaf.index() % 3 != 1
+    }
+
     fn content_at(&self, range: ByteRange) -> Extent {
         let mut end = 0;
         for e in &self.content {
@@ -88,6 +96,12 @@ impl Facts for &World {
     }
     fn leaf(&self, leaf: LeafNo) -> &LeafFacts {
         &self.leaves[leaf.index()]
+    }
+    fn tells_holes(&mut self, leaf: LeafNo) -> bool {
+        World::tells_holes(leaf)
+    }
+    fn zeroes_cheaply(&mut self, leaf: LeafNo) -> bool {
+        World::zeroes_cheaply(leaf)
     }
 }
 
@@ -173,6 +187,15 @@ fn check_step(world: &World, policy: Policy, step: &Step) {
     for leg in &step.legs {
         check_leg(world, policy, step, leg);
     }
+    let mut emulated = step.legs.iter().filter(|l| l.method.is_emulated());
+    let spares = step.dest_zero || emulated.clone().all(|l| World::zeroes_cheaply(l.place.leaf));
+    let searched = emulated.next().is_some()
+        && match policy.sparse {
+            Sparse::Always => true,
+            Sparse::Auto => policy.finds_zeroes && spares && !World::tells_holes(step.source_leaf),
+            Sparse::Never => false,
+        };
+    assert_eq!(step.searched, searched, "{}", context());
     for part in &step.sources {
         for m in spanned(&world.source, ByteRange::between(part.offset, part.offset + part.len)) {
             assert_eq!(step.source_leaf, m.legs[0].leaf, "{}", context());
@@ -483,7 +506,7 @@ fn case() -> impl Strategy<Value = Case> {
     let extents = prop::collection::vec((0..LENGTHS.len(), 0usize..3), 0..8);
     let segments = prop::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>()), 1..6);
     let shape = (any::<bool>(), any::<bool>(), any::<bool>(), 1u64..9000);
-    let policy = (0..OFFLOADS.len(), 0usize..3, prop::option::of(0u64..200_000));
+    let policy = (0..OFFLOADS.len(), 0usize..4, prop::option::of(0u64..200_000));
     (specs, run(), run(), extents, segments, shape, policy).prop_map(
         |(specs, source_runs, dest_runs, extents, segments, (same, mirror, one, piece), policy)| {
             let mut used = [0u64; 5];
@@ -516,7 +539,8 @@ fn case() -> impl Strategy<Value = Case> {
             }
             let policy = Policy {
                 offload: OFFLOADS[policy.0],
-                sparse: [Sparse::Auto, Sparse::Always, Sparse::Never][policy.1],
+                sparse: [Sparse::Auto, Sparse::Always, Sparse::Never, Sparse::Auto][policy.1],
+                finds_zeroes: policy.1 == 3,
                 dest_zero_from: policy.2.unwrap_or(u64::MAX),
                 ..Policy::default()
             };
