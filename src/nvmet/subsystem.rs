@@ -156,6 +156,7 @@ impl Subsystem {
         let parts = CapParts {
             entries: settings.queue_entries,
             io_queues: settings.io_queues,
+            copy_formats: settings.copy_formats,
         };
         let controller = Arc::new(Controller::new(id, self.namespaces.clone(), host, parts));
         controllers.insert(id, controller.clone());
