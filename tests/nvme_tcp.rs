@@ -443,3 +443,29 @@ fn hosts_that_see_nothing_never_keep_out_those_that_do() {
     drop((strangers, silent, opened));
     server.stop();
 }
+
+#[test]
+fn idle_connections_are_not_walked() {
+    let server = start_with(ServerOptions { spin: Duration::ZERO, ..ServerOptions::default() });
+    let address = server.addresses()[0];
+    let idle: Vec<_> = (0..200)
+        .map(|n| try_connect(address, &format!("nqn.idle{n}"), Nqn::discovery()).expect("there are places"))
+        .collect();
+    let device = open(address, 1);
+    let local = Local::new(choose(EngineChoice::Auto, false).unwrap().0);
+    let walked = local.block_on(async {
+        let client = Client::open(device).unwrap();
+        let before = server.walked();
+        for n in 0..500 {
+            let buf = Buf::alloc(4096).unwrap();
+            let range = ByteRange::new(n % 64 * 4096, 4096).unwrap();
+            client.submit(Op::Read { range, buf }).await.result.unwrap();
+        }
+        server.walked() - before
+    });
+    // A read takes a few turns of its own connection; the clock's turns are few. All of them in every turn would be
+    // 200 for each.
+    assert!(walked < 500 * 50, "{walked} links walked in 500 reads");
+    drop(idle);
+    server.stop();
+}

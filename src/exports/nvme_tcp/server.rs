@@ -13,7 +13,7 @@ use rustix::process::{Resource, getrlimit};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -106,8 +106,17 @@ impl Server {
             ends.end(Some(why));
             stops.set();
         });
-        let shared =
-            Arc::new(ServerShared { target, options, machine, stop, places, inboxes, counts, ending });
+        let shared = Arc::new(ServerShared {
+            target,
+            options,
+            machine,
+            stop,
+            places,
+            inboxes,
+            counts,
+            walked: AtomicU64::new(0),
+            ending,
+        });
         let mut server = Self { addresses, shared: shared.clone(), crew };
         for index in 0..shared.options.cores {
             let shared = shared.clone();
@@ -127,6 +136,11 @@ impl Server {
     /// Most connections it holds at once: as many as asked, or as many as this process may have files open.
     pub fn connections_max(&self) -> usize {
         self.shared.places * self.shared.options.cores
+    }
+
+    /// Connections that its threads have looked at so far, once for each turn in which one had something to do.
+    pub fn walked(&self) -> u64 {
+        self.shared.walked.load(Ordering::Relaxed)
     }
 
     /// Calls `waker` when the server stops by itself, or did already: [`Server::failure`] says why.

@@ -549,6 +549,9 @@ impl ServerThread {
     /// Sends, closes, or puts to sleep the links with something to do. True when any got something done, or spins.
     fn finish_turn(&mut self, now: Duration) -> bool {
         let mut active = std::mem::take(&mut self.active);
+        if !active.is_empty() {
+            self.shared.walked.fetch_add(active.len() as u64, Ordering::Relaxed);
+        }
         let (mut busy, mut closes) = (false, 0);
         active.retain(|&place| {
             let next = self.finish_link(place, now);

@@ -7,7 +7,7 @@ use crate::reactor::local::Interrupt;
 use crate::workers::{Ending, Inbox};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 /// Called with each Copy that ended, on the thread that ran it.
@@ -60,6 +60,8 @@ pub(super) struct ServerShared {
     pub(super) inboxes: Vec<Inbox<(TcpStream, SocketAddr)>>,
     /// For each thread, how many there are: those dealt to it, and those it has.
     pub(super) counts: Vec<AtomicUsize>,
+    /// Links that turns have walked so far.
+    pub(super) walked: AtomicU64,
     /// Also set when a thread panics.
     pub(super) ending: Ending,
 }
