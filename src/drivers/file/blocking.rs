@@ -36,7 +36,7 @@ fn failed(doing: &'static str, fd: &OwnedFd, range: ByteRange, error: io::Error)
     match rustix::fs::seek(fd, SeekFrom::End(0)) {
         Ok(end) if end < range.end() && error.raw_os_error() == Some(libc::EINVAL) => {
             let text =
-                format!("{doing}: the device ends at byte {end} now, and ended later when it was opened");
+                format!("{doing}: the device now ends at byte {end}; it has shrunk since it was opened");
             Error::new(Kind::OutOfRange, text).because(error).at(range)
         }
         _ => Error::os(doing, error).at(range),
