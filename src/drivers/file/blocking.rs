@@ -30,8 +30,8 @@ fn is_unsupported(error: rustix::io::Errno) -> bool {
     )
 }
 
-/// The error of a call on `range`. What lies past the end that a device has now is out of range, though the kernel calls
-/// it an invalid argument.
+/// The error of a call on `range`. What lies past the end that a device has now is out of range; the kernel calls it an
+/// invalid argument.
 fn failed(doing: &'static str, fd: &OwnedFd, range: ByteRange, error: io::Error) -> Error {
     match rustix::fs::seek(fd, SeekFrom::End(0)) {
         Ok(end) if end < range.end() && error.raw_os_error() == Some(libc::EINVAL) => {
