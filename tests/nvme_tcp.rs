@@ -10,7 +10,7 @@ use blkcopy::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, FabricsComman
 use blkcopy::nvme::io::Extent;
 use blkcopy::nvme::property::{Cc, offset};
 use blkcopy::nvme::{AdminCommand, Blocks, Count16, IoCommand, Nqn, Sgl, Sqe};
-use blkcopy::nvmet::{NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
+use blkcopy::nvmet::{Hosts, NamespaceOptions, Settings, Subsystem, SubsystemOptions, Target};
 use blkcopy::reactor::local::{Client, Local};
 use blkcopy::reactor::{EngineChoice, Waker, choose};
 use blkcopy::sim::Rng;
@@ -387,5 +387,86 @@ fn a_thread_that_panics_takes_the_server_with_it() {
     for stream in &mut both {
         assert!(matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_)));
     }
+    server.stop();
+}
+
+/// A Connect of a host's admin queue: the stream and the status, or nothing where the target closes it.
+fn try_connect(address: SocketAddr, host: &str, subsystem: Nqn) -> Option<(TcpStream, [u8; 2])> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(&icreq()).ok()?;
+    stream.read_exact(&mut [0; 128]).ok()?;
+    let connect =
+        Connect { qid: 0, entries: Count16::new(32).unwrap(), no_flow_control: true, keep_alive_ms: None };
+    let host = Nqn::new(host).unwrap();
+    let data = ConnectData { host_id: [9; 16], cntlid: CNTLID_DYNAMIC, subsystem, host };
+    stream.write_all(&command(0, FabricsCommand::Connect(connect).to_sqe(), &data.to_bytes())).ok()?;
+    let mut answer = [0; 24];
+    stream.read_exact(&mut answer).ok()?;
+    Some((stream, [answer[22], answer[23]]))
+}
+
+#[test]
+fn hosts_that_see_nothing_never_keep_out_those_that_do() {
+    let target = Target::new(Settings::default()).unwrap();
+    let subsystem = Subsystem::new(SubsystemOptions { nqn: Nqn::new(NQN).unwrap(), serial: None });
+    let mem = Arc::new(Mem::new("one", SIZE, NonZeroU32::new(512).unwrap()).unwrap());
+    let hosts = Hosts::These(vec!["nqn.one".to_owned(), "nqn.two".to_owned()]);
+    subsystem.add(mem, NamespaceOptions { hosts, ..Default::default() }).unwrap();
+    target.serve(subsystem).unwrap();
+    let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+    let options = ServerOptions { listen, cores: 2, connections_max: 48, ..ServerOptions::default() };
+    let server = Server::start(target, options).unwrap();
+    let address = server.addresses()[0];
+    assert_eq!(server.connections_max(), 48);
+    let allowed = |host| try_connect(address, host, Nqn::new(NQN).unwrap()).expect(host);
+    let mut first = allowed("nqn.one");
+    assert_eq!(first.1, [0, 0]);
+    // More than there are places: discovery controllers of strangers, those that say nothing, those that stop after
+    // ICReq.
+    let strangers: Vec<_> =
+        (0..60).filter_map(|n| try_connect(address, &format!("nqn.stranger{n}"), Nqn::discovery())).collect();
+    assert!(strangers.len() >= 40, "{}", strangers.len());
+    assert_eq!(allowed("nqn.two").1, [0, 0], "beside strangers");
+    let silent: Vec<_> = (0..60).filter_map(|_| TcpStream::connect(address).ok()).collect();
+    assert_eq!(allowed("nqn.two").1, [0, 0], "beside half-open connections");
+    let opened: Vec<_> = (0..60)
+        .filter_map(|_| {
+            let mut stream = TcpStream::connect(address).ok()?;
+            stream.write_all(&icreq()).ok().map(|()| stream)
+        })
+        .collect();
+    assert_eq!(allowed("nqn.two").1, [0, 0], "beside those that stop after ICReq");
+    // The one that was there first still is.
+    let get = FabricsCommand::PropertyGet { width: Width::Four, offset: offset::CSTS };
+    first.0.write_all(&command(1, get.to_sqe(), &[])).unwrap();
+    first.0.read_exact(&mut [0; 24]).unwrap();
+    drop((strangers, silent, opened));
+    server.stop();
+}
+
+#[test]
+fn idle_connections_are_not_walked() {
+    let server = start_with(ServerOptions { spin: Duration::ZERO, ..ServerOptions::default() });
+    let address = server.addresses()[0];
+    let idle: Vec<_> = (0..200)
+        .map(|n| try_connect(address, &format!("nqn.idle{n}"), Nqn::discovery()).expect("there are places"))
+        .collect();
+    let device = open(address, 1);
+    let local = Local::new(choose(EngineChoice::Auto, false).unwrap().0);
+    let walked = local.block_on(async {
+        let client = Client::open(device).unwrap();
+        let before = server.walked();
+        for n in 0..500 {
+            let buf = Buf::alloc(4096).unwrap();
+            let range = ByteRange::new(n % 64 * 4096, 4096).unwrap();
+            client.submit(Op::Read { range, buf }).await.result.unwrap();
+        }
+        server.walked() - before
+    });
+    // A read takes a few turns of its own connection; the clock's turns are few. All of them in every turn would be
+    // 200 for each.
+    assert!(walked < 500 * 50, "{walked} links walked in 500 reads");
+    drop(idle);
     server.stop();
 }

@@ -1,8 +1,11 @@
 //! Every flag, defined once.
 
+use crate::visible;
 use blkcopy::block::Must;
 use blkcopy::copy::run::{Consistency, Verify};
 use blkcopy::copy::{Offload, Segment, Sparse};
+use blkcopy::nvme::Nqn;
+use blkcopy::nvme::copy::Format;
 use blkcopy::reactor::EngineChoice;
 use blkcopy::volume::{EndsOptions, parse_size};
 use clap::{Args, ValueEnum};
@@ -185,11 +188,17 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4420")]
     pub(crate) listen: Vec<String>,
     /// Name of the subsystem; by default made from the machine's id
-    #[arg(long, value_name = "NQN")]
-    pub(crate) nqn: Option<String>,
+    #[arg(long, value_name = "NQN", value_parser = parse_nqn)]
+    pub(crate) nqn: Option<Nqn>,
     /// Allow this host to attach the namespaces, and only hosts named this way (repeatable)
-    #[arg(long, value_name = "HOSTNQN")]
-    pub(crate) allow: Vec<String>,
+    #[arg(long, value_name = "HOSTNQN", value_parser = parse_nqn)]
+    pub(crate) allow: Vec<Nqn>,
+    /// Most connections at once
+    #[arg(long, value_name = "N", default_value = "16384")]
+    pub(crate) connections: usize,
+    /// Copy formats that are on from the start, for hosts whose kernel cannot enable them (a departure from NVMe)
+    #[arg(long, value_enum, value_name = "FORMATS", value_delimiter = ',')]
+    pub(crate) copy_formats: Vec<CopyFormatArg>,
     /// Size of a logical block: 512, 1024, 2048 or 4096
     #[arg(long, value_name = "BYTES")]
     pub(crate) block_size: Option<u32>,
@@ -261,6 +270,39 @@ pub(crate) struct MountArgs {
     /// Engine for reads and writes
     #[arg(long, value_enum, default_value = "auto", value_name = "ENGINE")]
     pub(crate) io_engine: EngineArg,
+}
+
+/// Formats of Copy that a host has to enable.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CopyFormatArg {
+    /// Across namespaces
+    #[value(name = "2h")]
+    F2,
+    /// Across namespaces, as for those with 64-bit guards
+    #[value(name = "3h")]
+    F3,
+}
+
+impl CopyFormatArg {
+    /// Its bit in CDFE.
+    pub(crate) fn bit(self) -> u16 {
+        match self {
+            Self::F2 => Format::F2.bit(),
+            Self::F3 => Format::F3.bit(),
+        }
+    }
+}
+
+/// The name of a subsystem or host, as the standard has it (Base Specification 2.1, 4.7).
+fn parse_nqn(text: &str) -> Result<Nqn, String> {
+    let name = Nqn::new(text).map_err(|e| e.to_string())?;
+    if text.contains(char::is_whitespace) || visible::line(text) != text {
+        return Err("an NQN has no spaces, and no characters that are not seen".to_owned());
+    }
+    if !text.starts_with("nqn.") {
+        return Err("an NQN begins with nqn., such as nqn.2014-08.org.example:NAME".to_owned());
+    }
+    Ok(name)
 }
 
 /// What `serve` reports.

@@ -8,6 +8,7 @@ use crate::progress::{Meter, Show};
 use crate::receipt_file::ReceiptFile;
 use crate::signals::Interrupts;
 use crate::streams;
+use crate::visible;
 use blkcopy::block::receipt::Outcome;
 use blkcopy::block::{Error, Kind};
 use blkcopy::volume::{CopyBuilder, CopyError, EndsOptions, Finding, size_exact};
@@ -78,7 +79,8 @@ pub(crate) fn run(args: &CpArgs) -> Result<Code, Fail> {
     }
     if let Some(command) = go_on.command(args, &receipt) {
         let good = size_exact(receipt.good_prefix_bytes);
-        note(&format!("the first {good} of the copy are good; to resume from there:\n  {command}"));
+        note(&format!("the first {good} of the copy are good; to resume from there:"));
+        output::err(&format!("  {}\n", visible::line(&command)));
     }
     if let Some(error) = &late {
         print_error(error, None);

@@ -1,5 +1,6 @@
 //! How a command ends when it cannot do what was asked: the error, its causes, the next step, the exit code.
 
+use crate::visible;
 use blkcopy::block::{Error, Kind};
 use std::error::Error as _;
 use std::process::ExitCode;
@@ -81,14 +82,14 @@ impl From<Error> for Fail {
 
 /// Writes an error with its causes, each once, and the next step.
 pub(crate) fn print_error(error: &Error, hint: Option<&str>) {
-    let mut text = format!("blkcopy: {error}\n");
+    let mut text = format!("blkcopy: {}\n", visible::line(&error.to_string()));
     let mut cause = error.source();
     while let Some(c) = cause {
-        text += &format!("  cause: {c}\n");
+        text += &format!("  cause: {}\n", visible::line(&c.to_string()));
         cause = c.source();
     }
     if let Some(hint) = hint {
-        text += &format!("  try: {hint}\n");
+        text += &format!("  try: {}\n", visible::line(hint));
     }
     crate::output::err(&text);
 }

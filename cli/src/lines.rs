@@ -4,6 +4,7 @@
 //! that is closed, full or not read (an unread pipe, a stopped terminal) holds up that one thread and nobody else.
 
 use crate::bar;
+use crate::visible;
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
@@ -86,7 +87,7 @@ impl Lines {
         of.count = of.count.saturating_add(1);
         if of.count > KIND_MAX {
             if of.left_out == 0 {
-                of.sample = cut(&text, SAMPLE_BYTES).trim().to_owned();
+                of.sample = visible::line(cut(&text, SAMPLE_BYTES).trim()).into_owned();
             }
             of.left_out += 1;
         } else {
@@ -112,7 +113,11 @@ impl Lines {
 }
 
 impl State {
-    fn push(&mut self, mut text: String) {
+    fn push(&mut self, text: String) {
+        let mut text = match visible::lines(&text) {
+            Cow::Borrowed(_) => text,
+            Cow::Owned(shown) => shown,
+        };
         if text.len() > TEXT_BYTES_MAX {
             text = cut(&text, TEXT_BYTES_MAX) + "... (cut)\n";
         }
@@ -288,10 +293,9 @@ impl io::Write for Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        let text = match String::from_utf8_lossy(&self.text) {
-            Cow::Borrowed(text) => text.to_owned(),
-            Cow::Owned(text) => text,
-        };
+        let text = String::from_utf8_lossy(&self.text);
+        // An event is one line, whatever the names in it hold.
+        let text = visible::line(text.trim_end_matches('\n')).into_owned() + "\n";
         match &self.kind {
             Some(kind) => stderr().say_of(kind, text),
             None => stderr().say(text),

@@ -20,6 +20,7 @@ mod signals;
 mod streams;
 mod stuck;
 mod target_info;
+mod visible;
 
 use blkcopy::block::Error;
 use clap::{Parser, Subcommand};

@@ -5,6 +5,7 @@ use crate::fail::{Code, Fail};
 use crate::output::{self, note};
 use crate::served;
 use crate::signals::Interrupts;
+use crate::visible;
 use blkcopy::block::{Device as _, Error, Kind};
 use blkcopy::exports::fuse::{Mount, MountOptions, Serve, Volume};
 use blkcopy::reactor::Waker;
@@ -77,9 +78,10 @@ pub(crate) fn start(dir: &Path, all: &[Served], options: MountOptions) -> Result
     let mount = Mount::start(dir, volumes.collect(), options)?;
     for s in all {
         let how = if s.read_only { ", read-only" } else { "" };
-        output::say(&format!("volume {}: {}, {}{how}\n", s.name, s.device.name(), size(s.device.size())));
+        let (name, device) = (visible::line(&s.name), visible::line(s.device.name()));
+        output::say(&format!("volume {name}: {device}, {}{how}\n", size(s.device.size())));
     }
-    output::say(&format!("mounted on {}\n", mount.dir().display()));
+    output::say(&format!("mounted on {}\n", visible::line(&mount.dir().display().to_string())));
     Ok(mount)
 }
 

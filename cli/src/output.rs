@@ -1,6 +1,7 @@
 //! What is printed: sizes with units, the last line, tables. A closed pipe is not an error.
 
 use crate::lines;
+use crate::visible;
 use blkcopy::block::receipt::{Outcome, Receipt, SourceState, Verification};
 use blkcopy::block::{Fate, Method};
 use blkcopy::sys::process;
@@ -23,7 +24,7 @@ pub(crate) fn out(text: &str) {
     lines::stderr().drain(ORDER_PATIENCE);
     let mut failed = FAILED.lock().unwrap_or_else(PoisonError::into_inner);
     if failed.is_none()
-        && let Err(error) = lines::write_all(io::stdout(), text.as_bytes())
+        && let Err(error) = lines::write_all(io::stdout(), visible::lines(text).as_bytes())
     {
         *failed = Some(error);
     }
@@ -53,13 +54,13 @@ pub(crate) fn err(text: &str) {
 
 /// A note on stderr: one line.
 pub(crate) fn note(text: &str) {
-    err(&format!("blkcopy: {text}\n"));
+    err(&format!("blkcopy: {}\n", visible::line(text)));
 }
 
 /// A value as JSON for people and programs, with a line end.
 pub(crate) fn json(value: &impl Serialize) -> String {
     let text = serde_json::to_string_pretty(value);
-    text.expect("plain structs with string keys always serialise") + "\n"
+    visible::json(&text.expect("plain structs with string keys always serialise")).into_owned() + "\n"
 }
 
 /// A duration for people.
@@ -230,11 +231,13 @@ fn mismatch(v: &Verification) -> String {
 
 /// Columns padded to their widest cell, two spaces apart; the last column is not padded.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let shown = |row: &Vec<String>| row.iter().map(|cell| visible::line(cell).into_owned()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(shown).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             let _ = write!(line, "{cell:<width$}  ");
@@ -274,9 +277,9 @@ pub(crate) fn findings(all: &[Shown]) -> String {
             Level::Warn => "WARN",
             Level::Fail => "FAIL",
         };
-        let _ = writeln!(text, "{level}  {}", f.text);
+        let _ = writeln!(text, "{level}  {}", visible::line(&f.text));
         if let Some(fix) = &f.fix {
-            let _ = writeln!(text, "      fix: {fix}");
+            let _ = writeln!(text, "      fix: {}", visible::line(fix));
         }
     }
     text

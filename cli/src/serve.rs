@@ -6,6 +6,7 @@ use crate::mount;
 use crate::output::{self, note};
 use crate::served;
 use crate::signals::Interrupts;
+use crate::visible;
 use blkcopy::block::{Device, Error, Kind};
 use blkcopy::exports::fuse::{Mount, MountOptions};
 use blkcopy::exports::nvme_tcp::{OnCopy, Server, ServerOptions};
@@ -44,10 +45,15 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
         }
         None => None,
     };
-    let target = Target::new(Settings::default())?;
-    let nqn = Nqn::new(&args.nqn.clone().map_or_else(machine_nqn, Ok)?).map_err(|e| e.on("--nqn"))?;
+    let copy_formats = args.copy_formats.iter().fold(0, |all, format| all | format.bit());
+    let target = Target::new(Settings { copy_formats, ..Settings::default() })?;
+    let nqn = match &args.nqn {
+        Some(nqn) => nqn.clone(),
+        None => Nqn::new(&machine_nqn()?)?,
+    };
     let subsystem = Subsystem::new(SubsystemOptions { nqn: nqn.clone(), serial: None });
-    let hosts = if args.allow.is_empty() { Hosts::Any } else { Hosts::These(args.allow.clone()) };
+    let allowed = args.allow.iter().map(|nqn| nqn.as_str().to_owned());
+    let hosts = if args.allow.is_empty() { Hosts::Any } else { Hosts::These(allowed.collect()) };
     for (at, Served { device, .. }) in served.iter().enumerate() {
         let device: Arc<dyn Device> = match &mount {
             // The kernel keeps pages of what is mapped, and must hear of what hosts write.
@@ -72,13 +78,13 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
                 "warning: {name}: the last {odd} bytes are not served: its size is not a multiple of {block}"
             ));
         }
-        output::say(&format!("namespace {nsid}: {}, {}\n", device.name(), size(device.size())));
+        let name = visible::line(device.name());
+        output::say(&format!("namespace {nsid}: {name}, {}\n", size(device.size())));
     }
     target.serve(subsystem)?;
-    let on_copy = args
-        .log
-        .contains(&LogArg::Copies)
-        .then(|| -> OnCopy { Arc::new(|line| output::say(&format!("{line}\n"))) });
+    let on_copy = args.log.contains(&LogArg::Copies).then(|| -> OnCopy {
+        Arc::new(|line| output::say(&format!("{}\n", visible::line(&line.to_string()))))
+    });
     interrupts.doing("looking up the addresses to listen on");
     let listen = resolve(&args.listen)?;
     for open in listen.iter().filter(|a| !a.ip().is_loopback()) {
@@ -92,10 +98,19 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
         cores: args.cores,
         spin: Duration::from_micros(args.spin_us),
         engine: args.io_engine.into(),
+        connections_max: args.connections,
         on_copy,
         ..ServerOptions::default()
     };
     let server = Server::start(target, options)?;
+    if server.connections_max() < args.connections.min(args.connections / args.cores * args.cores) {
+        note(&format!(
+            "warning: at most {} connections at once, not {}: this process may not have more files open (ulimit -n); \
+             raise that limit, or ask for fewer with --connections",
+            server.connections_max(),
+            args.connections
+        ));
+    }
     interrupts.serves();
     interrupts.doing(format!("serving {}", mount::volumes(served.len())));
     for address in server.addresses() {

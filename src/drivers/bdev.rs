@@ -326,6 +326,21 @@ mod tests {
         assert_eq!(done.result.unwrap_err().kind(), Kind::Unsupported);
     }
 
+    #[test]
+    fn what_lies_past_the_end_of_a_device_that_shrank_is_out_of_range() {
+        let test = "what_lies_past_the_end_of_a_device_that_shrank_is_out_of_range";
+        let Some((on, bdev)) = fresh(test, 4 << 20) else { return };
+        let device = on.device.to_str().unwrap();
+        std::fs::File::options().write(true).open(&on.file).unwrap().set_len(1 << 20).unwrap();
+        if command(&["losetup", "-c", device]).is_none() {
+            return eprintln!("SKIPPED {test}: the loop device cannot be made smaller");
+        }
+        let mut q = Driven::new(bdev);
+        let done = q.run(Op::Discard { range: range(2 << 20, 4096) });
+        assert_eq!(done.result.unwrap_err().kind(), Kind::OutOfRange);
+        assert!(q.read(0, 4096).result.is_ok(), "what is left is served");
+    }
+
     //= promise 1
     #[test]
     fn other_programs_cached_writes_and_reads_are_coherent() {

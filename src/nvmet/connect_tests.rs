@@ -444,27 +444,62 @@ fn controllers_are_bounded() {
     let mut make = Make::new([mem(64) as Dev]);
     make.workers = 2;
     let world = make.world();
-    let host = world.host("nqn.h");
-    let mut worker = world.workers[0].borrow_mut();
-    let data = host.data(CNTLID_DYNAMIC).to_bytes();
+    let names: Vec<String> = (0..64).map(|n| format!("nqn.h{n}")).collect();
     let sqe = connect_sqe(connect(0)).with_sgl(Sgl::transport(1024));
-    let mut answers = Vec::new();
-    let mut opened = Vec::new();
-    while let Some(connection) = worker.open("127.0.0.1:1".parse().unwrap()) {
+    let (mut answers, mut opened) = (Vec::new(), Vec::new());
+    for n in 0..CONTROLLERS_MAX {
+        let data = world.host(&names[n % 64]).data(CNTLID_DYNAMIC).to_bytes();
+        let mut worker = world.workers[n % 2].borrow_mut();
+        let connection = worker.open("127.0.0.1:1".parse().unwrap()).unwrap();
         opened.push(connection);
         worker.submit(CommandId { connection, slot: 0 }, &sqe, crate::block::Buf::copy_of(&data).unwrap());
+        worker.poll(&mut answers);
     }
-    worker.poll(&mut answers);
-    assert_eq!(opened.len(), CONNECTIONS_MAX);
     assert!(answers.iter().all(|a| a.cqe.status == OK));
     assert_eq!(world.subsystem.controllers(), CONTROLLERS_MAX);
-    drop(worker);
-    // One more, on another thread.
-    let (status, _) = try_connect(&host.clone().on_worker(1), connect(0), &host.data(CNTLID_DYNAMIC));
+    let late = world.host("nqn.late");
+    let (status, _) = try_connect(&late, connect(0), &late.data(CNTLID_DYNAMIC));
     assert_eq!(status, Status::CONNECT_CONTROLLER_BUSY.retryable());
-    let mut worker = world.workers[0].borrow_mut();
-    worker.disconnect(opened[0]);
-    assert!(worker.open("127.0.0.1:1".parse().unwrap()).is_some());
+    world.workers[0].borrow_mut().disconnect(opened[0]);
+    assert_eq!(world.subsystem.controllers(), CONTROLLERS_MAX - 1);
+    assert_eq!(try_connect(&late, connect(0), &late.data(CNTLID_DYNAMIC)).0, OK);
+}
+
+#[test]
+fn a_host_with_its_share_of_the_connections_gets_no_more_and_others_do() {
+    let world = World::new([mem(64) as Dev]);
+    world.workers[0].borrow_mut().limit_connections(64);
+    let connects = |host: &Host<'_>| try_connect(host, connect(0), &host.data(CNTLID_DYNAMIC)).0;
+    let (many, other) = (world.host("nqn.many"), world.host("nqn.other"));
+    let count = (0..64).take_while(|_| connects(&many) == OK).count();
+    assert_eq!(count, 42, "three of four of 56; eight are for those that connect");
+    assert_eq!(connects(&many), Status::CONNECT_CONTROLLER_BUSY.retryable());
+    assert_eq!(connects(&other), OK);
+    let mut discovery = world.host("nqn.nobody");
+    discovery.subsystem = Nqn::discovery();
+    assert_eq!(connects(&discovery), OK);
+}
+
+#[test]
+fn a_discovery_controller_that_is_silent_ends_and_any_command_keeps_it() {
+    let world = World::new([mem(64) as Dev]);
+    let mut host = world.host("nqn.h");
+    host.subsystem = Nqn::discovery();
+    let [silent, talks] = [0, 0].map(|keep_alive_ms| host.connect(keep_alive_ms));
+    let asked = host.connect(3_600_000);
+    let queue = world.host("nqn.h").connect(0);
+    for _ in 0..3 {
+        world.pass(Duration::from_secs(50));
+        talks.get_property(offset::CSTS, Width::Four);
+    }
+    let lost: Vec<_> = world.lost.borrow().iter().map(|&(_, id)| id).collect();
+    assert_eq!(lost, [silent.id]);
+    world.pass(Duration::from_secs(119));
+    assert_eq!(world.lost.borrow().len(), 1);
+    world.pass(Duration::from_secs(2));
+    let lost: Vec<_> = world.lost.borrow().iter().map(|&(_, id)| id).collect();
+    assert_eq!(lost, [silent.id, talks.id], "not one with a keep-alive, nor a queue");
+    assert!(![asked.id, queue.id].iter().any(|id| lost.contains(id)));
 }
 
 #[test]
@@ -536,7 +571,7 @@ fn the_discovery_subsystem_has_its_own_kind_of_controller() {
 }
 
 #[test]
-fn a_discovery_controller_may_stay_silent_and_any_configuration_of_entries_enables_it() {
+fn any_configuration_of_entries_enables_a_discovery_controller() {
     let world = World::new([mem(64) as Dev]);
     let mut host = world.host("nqn.h");
     host.subsystem = Nqn::discovery();
@@ -544,6 +579,4 @@ fn a_discovery_controller_may_stay_silent_and_any_configuration_of_entries_enabl
     assert_eq!(admin.set_cc(Cc(1)).status, OK, "no I/O queues, so no entry sizes");
     let told = admin.ask(AdminCommand::Identify(Identify::new(cns::CONTROLLER, 0)).to_sqe(), 4096);
     assert_eq!(told.status, OK);
-    world.pass(Duration::from_secs(300));
-    assert!(world.lost.borrow().is_empty());
 }

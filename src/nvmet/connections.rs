@@ -13,7 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Connections of one thread at most, those counted that are closed and not drained.
-pub const CONNECTIONS_MAX: usize = 4096;
+pub const CONNECTIONS_MAX: usize = 1 << 15;
+
+/// How long a discovery controller without a keep-alive may be silent: what Linux's target gives it.
+const DISCOVERY_SILENCE: Duration = Duration::from_secs(120);
 
 /// A connection of one worker.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -59,6 +62,17 @@ impl CommandId {
     }
 }
 
+/// Whose queue a connection is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// Of a host that sees namespaces, for these.
+    Host,
+    /// A discovery controller of a host that sees some namespace of this target.
+    Discovery,
+    /// A discovery controller of a host that sees none.
+    Stranger,
+}
+
 /// One connection as a queue pair of a controller; of none before Connect.
 #[derive(Default, Debug)]
 pub struct QueuePair {
@@ -66,6 +80,7 @@ pub struct QueuePair {
     pub(super) entries: u32,
     pub(super) flow_control: bool,
     pub(super) controller: Option<Arc<Controller>>,
+    pub(super) standing: Option<Standing>,
     /// The controller's epoch when an I/O queue connected.
     pub(super) epoch: u32,
 }
@@ -89,6 +104,11 @@ impl QueuePair {
     /// The controller; `None` before Connect.
     pub fn controller(&self) -> Option<&Arc<Controller>> {
         self.controller.as_ref()
+    }
+
+    /// Whose queue it is; `None` before Connect.
+    pub fn standing(&self) -> Option<Standing> {
+        self.standing
     }
 
     /// The controller of a queue that takes admin or I/O commands now.
@@ -133,6 +153,8 @@ pub(super) struct AdminQueue {
     pub(super) aborts: Vec<WaitingAbort>,
     /// Keep-alive time-out; `None`: there is none.
     keep_alive: Option<Duration>,
+    /// Any command is as good as a keep-alive.
+    any_command: bool,
     /// When the host last sent a keep-alive.
     kept_alive_at: Duration,
 }
@@ -143,9 +165,19 @@ impl AdminQueue {
         self.kept_alive_at = now;
     }
 
-    /// Expects a keep-alive within this time from now on.
-    pub(super) fn expect_keep_alive(&mut self, time: Option<Duration>, now: Duration) {
-        (self.keep_alive, self.kept_alive_at) = (time, now);
+    /// The host has sent a command of any kind.
+    pub(super) fn command_came(&mut self, now: Duration) {
+        if self.any_command {
+            self.kept_alive_at = now;
+        }
+    }
+
+    /// Expects a keep-alive within this time from now on. A discovery controller for which the host asks for none is
+    /// given [`DISCOVERY_SILENCE`], and any command will do.
+    pub(super) fn expect_keep_alive(&mut self, time: Option<Duration>, is_discovery: bool, now: Duration) {
+        self.any_command = is_discovery && time.is_none();
+        self.keep_alive = if self.any_command { Some(DISCOVERY_SILENCE) } else { time };
+        self.kept_alive_at = now;
     }
 
     /// When the host is taken for lost.
@@ -379,10 +411,22 @@ impl Connections {
             }
         }
         for controller in expired {
-            tracing::warn!(?controller, "no keep-alive arrived in time: the association is ended");
+            if controller.namespaces().is_discovery() {
+                tracing::debug!(?controller, "silent for too long: the association is ended");
+            } else {
+                tracing::warn!(?controller, "no keep-alive arrived in time: the association is ended");
+            }
             controller.end();
         }
         next
+    }
+
+    /// Puts the connections on `due` whose keep-alive time-out is over.
+    #[cold]
+    pub(super) fn overdue(&self, now: Duration, due: &mut Vec<ConnectionId>) {
+        let is_due = |c: &TargetConnection| c.is_open && c.admin.keep_alive_due().is_some_and(|at| at <= now);
+        let all = self.list.iter().enumerate().filter(|(_, c)| is_due(c));
+        due.extend(all.map(|(at, c)| ConnectionId::new(at, c.generation)));
     }
 
     /// Puts the connections on `lost`, once each, whose association has ended or whose controller was reset; returns

@@ -173,7 +173,7 @@ impl Controller {
     }
 
     pub(super) fn new(id: u16, namespaces: Arc<NamespaceSet>, host: Arc<TargetHost>, cap: CapParts) -> Self {
-        let features = Features::new(cap.io_queues);
+        let features = Features::new(cap.io_queues, cap.copy_formats);
         Self {
             id,
             namespaces,
@@ -499,6 +499,8 @@ pub(super) struct CapParts {
     pub(super) entries: crate::nvme::Count16,
     /// Most I/O queues.
     pub(super) io_queues: u16,
+    /// Copy formats that are always on.
+    pub(super) copy_formats: u16,
 }
 
 impl fmt::Debug for Controller {

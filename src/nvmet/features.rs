@@ -45,6 +45,8 @@ const KEEP_ALIVE_UNIT_MS: u32 = 1000;
 #[derive(Clone, Debug)]
 pub(super) struct Features {
     io_queues_max: u16,
+    /// Copy formats that are always on.
+    copy_formats: u16,
     io_queues: u16,
     arbitration: Arbitration,
     power: PowerManagement,
@@ -69,13 +71,14 @@ pub(super) struct Value {
 impl Features {
     /// As after a Controller Level Reset: the keep-alive time-out belongs to the association and stays.
     pub(super) fn after_reset(&self) -> Self {
-        Self { keep_alive: self.keep_alive, ..Self::new(self.io_queues_max) }
+        Self { keep_alive: self.keep_alive, ..Self::new(self.io_queues_max, self.copy_formats) }
     }
 
-    /// As after Connect. `io_queues_max`: most I/O queues granted.
-    pub(super) fn new(io_queues_max: u16) -> Self {
+    /// As after Connect. `io_queues_max`: most I/O queues granted; `copy_formats`: those that are always on.
+    pub(super) fn new(io_queues_max: u16, copy_formats: u16) -> Self {
         Self {
             io_queues_max,
+            copy_formats,
             io_queues: io_queues_max,
             arbitration: Arbitration { burst: 7, weights: [0; 3] },
             power: PowerManagement::default(),
@@ -96,7 +99,7 @@ impl Features {
 
     /// Copy formats enabled, of those there are. Formats 0h and 1h are always on.
     pub(super) fn copy_formats(&self) -> u16 {
-        self.behavior.copy_formats & COPY_FORMATS | Format::F0.bit() | Format::F1.bit()
+        (self.behavior.copy_formats | self.copy_formats) & COPY_FORMATS | Format::F0.bit() | Format::F1.bit()
     }
 
     pub(super) fn write_cache(&self) -> bool {
@@ -190,7 +193,9 @@ impl Features {
         match command.select {
             Select::Current => self.value(command, host_id),
             // What cannot be saved has the default for its saved value.
-            Select::Default | Select::Saved => Self::new(self.io_queues_max).value(command, host_id),
+            Select::Default | Select::Saved => {
+                Self::new(self.io_queues_max, self.copy_formats).value(command, host_id)
+            }
             Select::Capabilities => match command.fid {
                 fid::ERROR_RECOVERY => plain(capability::BY_NAMESPACE),
                 fid::HOST_ID => plain(0),
@@ -220,7 +225,9 @@ impl Features {
             fid::ASYNC_EVENTS => self.events.0,
             fid::KEEP_ALIVE => self.keep_alive.to_dword(),
             fid::HOST_BEHAVIOR => {
-                data = self.behavior.to_bytes().to_vec();
+                let mut behavior = self.behavior;
+                behavior.copy_formats |= self.copy_formats;
+                data = behavior.to_bytes().to_vec();
                 0
             }
             _ if command.cdw11 & 1 == 0 => return Err(Status::HOST_IDENTIFIER_INCONSISTENT),
@@ -247,7 +254,7 @@ mod tests {
 
     #[test]
     fn what_is_set_is_told_and_a_new_controller_has_the_defaults() {
-        let fresh = Features::new(4);
+        let fresh = Features::new(4, 0);
         // (feature, value set, value told)
         for (fid, value, told) in [
             (fid::ARBITRATION, 0x0302_0103, 0x0302_0103),
@@ -293,10 +300,10 @@ mod tests {
             (0x08, 0, Status::INVALID_FIELD),
             (0xc0, 0, Status::INVALID_FIELD),
         ] {
-            let mut features = Features::new(4);
+            let mut features = Features::new(4, 0);
             assert_eq!(set(&mut features, fid, value), Err(status), "feature {fid:02x}h");
         }
-        let mut features = Features::new(4);
+        let mut features = Features::new(4, 0);
         let save = SetFeatures { save: true, ..SetFeatures::new(fid::VOLATILE_WRITE_CACHE, 0) };
         assert_eq!(features.set(&save, &[], false), Err(Status::FEATURE_NOT_SAVEABLE));
         let queues = SetFeatures::new(fid::NUMBER_OF_QUEUES, 0);
@@ -305,7 +312,7 @@ mod tests {
 
     #[test]
     fn copy_formats_2_and_3_are_off_until_enabled_and_unknown_ones_stay_off() {
-        let mut features = Features::new(4);
+        let mut features = Features::new(4, 0);
         assert_eq!(features.copy_formats(), 0b0011);
         for (asked, on) in [(0b0100, 0b0111), (0b1100, 0b1111), (0xffff, 0b1111), (0, 0b0011)] {
             let data = HostBehavior { copy_formats: asked, ..Default::default() }.to_bytes();
@@ -317,8 +324,21 @@ mod tests {
     }
 
     #[test]
+    fn formats_that_are_always_on_stay_on_whatever_the_host_sets() {
+        let mut features = Features::new(4, Format::F2.bit());
+        for asked in [0, Format::F3.bit(), 0] {
+            let data = HostBehavior { copy_formats: asked, ..Default::default() }.to_bytes();
+            features.set(&SetFeatures::new(fid::HOST_BEHAVIOR, 0), &data, false).unwrap();
+            assert_eq!(features.copy_formats(), 0b0111 | asked);
+            assert_eq!(features.after_reset().copy_formats(), 0b0111);
+            let told = features.get(&GetFeatures::new(fid::HOST_BEHAVIOR), [0; 16]).unwrap();
+            assert_eq!(HostBehavior::parse(&told.data).unwrap().copy_formats, Format::F2.bit() | asked);
+        }
+    }
+
+    #[test]
     fn thresholds_are_apart_and_the_host_id_is_told_whole_only() {
-        let mut features = Features::new(4);
+        let mut features = Features::new(4, 0);
         set(&mut features, fid::TEMPERATURE_THRESHOLD, 1 << 20 | 250).unwrap();
         let of = |features: &Features, cdw11| {
             features.get(&GetFeatures { cdw11, ..GetFeatures::new(fid::TEMPERATURE_THRESHOLD) }, [0; 16])
@@ -332,7 +352,7 @@ mod tests {
 
     #[test]
     fn every_feature_tells_what_can_be_done_with_it() {
-        let features = Features::new(4);
+        let features = Features::new(4, 0);
         for fid in ALL {
             let command = GetFeatures { select: Select::Capabilities, ..GetFeatures::new(fid) };
             let bits = features.get(&command, [0; 16]).unwrap().dword;

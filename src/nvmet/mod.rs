@@ -28,6 +28,7 @@ mod namespace;
 mod namespace_set;
 mod pending;
 mod settings;
+mod shares;
 mod subsystem;
 mod target;
 #[cfg(test)]
@@ -36,7 +37,7 @@ mod view;
 mod wakeup;
 mod worker;
 
-pub use connections::{CONNECTIONS_MAX, CommandId, ConnectionId, QueuePair};
+pub use connections::{CONNECTIONS_MAX, CommandId, ConnectionId, QueuePair, Standing};
 pub use controller::Controller;
 pub use copy_queue::CopyLine;
 pub use namespace::{CopyCommandLimits, Hosts, Namespace, NamespaceOptions};

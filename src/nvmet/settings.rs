@@ -1,5 +1,6 @@
 //! Limits that hold for every subsystem of a target.
 
+use super::features::COPY_FORMATS;
 use crate::block::{Error, Kind, Result};
 use crate::nvme::Count16;
 
@@ -15,6 +16,9 @@ pub struct Settings {
     /// Most data in a capsule of an I/O queue in bytes: a multiple of 16 (IOCCSZ). From 10240 on every Copy's list
     /// fits.
     pub in_capsule_bytes: u32,
+    /// Formats of Copy that are always on, a bit each, whatever a host sets in Host Behavior Support: for hosts that
+    /// cannot set it. 0h and 1h are on anyway.
+    pub copy_formats: u16,
 }
 
 impl Default for Settings {
@@ -24,6 +28,7 @@ impl Default for Settings {
             io_queues: 64,
             transfer_bytes: 1 << 20,
             in_capsule_bytes: 10240,
+            copy_formats: 0,
         }
     }
 }
@@ -54,6 +59,13 @@ impl Settings {
             let text = format!(
                 "{} bytes in a capsule are not possible; give a multiple of 16 up to {}",
                 self.in_capsule_bytes, self.transfer_bytes
+            );
+            return wrong(text);
+        }
+        if self.copy_formats & !COPY_FORMATS != 0 {
+            let text = format!(
+                "Copy formats {:#06b} cannot be switched on: there are those of {COPY_FORMATS:#06b}",
+                self.copy_formats
             );
             return wrong(text);
         }

@@ -8,11 +8,15 @@ use crate::block::{Device, Result};
 use crate::nvme::fabrics::{CNTLID_MAX, Refusal};
 use crate::nvme::{Ascii, Nqn, Status};
 use crate::sys::sync::lock;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// Most controllers at once: bounds what hosts that connect again and again can make of memory.
-pub const CONTROLLERS_MAX: usize = 4096;
+pub const CONTROLLERS_MAX: usize = 1 << 15;
+
+/// Fewest records that are looked through for those whose association has ended: each once for each that came.
+const SWEEP_MIN: usize = 64;
 
 /// How a subsystem is made.
 #[derive(Clone, Debug)]
@@ -25,9 +29,11 @@ pub struct SubsystemOptions {
 
 #[derive(Default)]
 struct Associations {
-    /// Those that have ended are removed at the next access.
-    controllers: Vec<Arc<Controller>>,
-    hosts: Vec<Weak<TargetHost>>,
+    /// By number. Those that have ended are removed once they may be half of all.
+    controllers: BTreeMap<u16, Arc<Controller>>,
+    hosts: HashMap<(Nqn, [u8; 16]), Weak<TargetHost>>,
+    /// When there are so many, those that have ended are removed.
+    sweep_at: [usize; 2],
     last_id: u16,
 }
 
@@ -44,11 +50,9 @@ impl Subsystem {
         Arc::new(Self { namespaces, associations: Mutex::default() })
     }
 
-    /// The associations that have not ended.
+    /// The associations, also some that have ended.
     fn associations(&self) -> MutexGuard<'_, Associations> {
-        let mut associations = lock(&self.associations);
-        associations.controllers.retain(|c| !c.is_gone());
-        associations
+        lock(&self.associations)
     }
 
     /// Its name.
@@ -112,11 +116,15 @@ impl Subsystem {
     /// The record of a host: one for all its associations.
     pub(super) fn host(&self, nqn: &Nqn, id: [u8; 16]) -> Arc<TargetHost> {
         let mut associations = self.associations();
-        associations.hosts.retain(|h| h.strong_count() > 0);
-        let known = associations.hosts.iter().filter_map(Weak::upgrade).find(|h| h.nqn == *nqn && h.id == id);
-        known.unwrap_or_else(|| {
+        let Associations { hosts, sweep_at: [at, _], .. } = &mut *associations;
+        if hosts.len() >= *at {
+            hosts.retain(|_, h| h.strong_count() > 0);
+            *at = SWEEP_MIN.max(2 * hosts.len());
+        }
+        let known = hosts.entry((nqn.clone(), id)).or_default();
+        known.upgrade().unwrap_or_else(|| {
             let fresh = Arc::new(TargetHost::new(nqn.clone(), id));
-            associations.hosts.push(Arc::downgrade(&fresh));
+            *known = Arc::downgrade(&fresh);
             fresh
         })
     }
@@ -130,46 +138,57 @@ impl Subsystem {
         settings: &Settings,
     ) -> Result<Arc<Controller>, Refusal> {
         let mut associations = self.associations();
-        if associations.controllers.len() >= CONTROLLERS_MAX {
+        let Associations { controllers, sweep_at: [_, at], last_id, .. } = &mut *associations;
+        if controllers.len() >= (*at).min(CONTROLLERS_MAX) {
+            controllers.retain(|_, c| !c.is_gone());
+            *at = SWEEP_MIN.max(2 * controllers.len());
+        }
+        if controllers.len() >= CONTROLLERS_MAX {
             return Err(Status::CONNECT_CONTROLLER_BUSY.retryable().into());
         }
         // Numbers go round, so that one is not soon used again; fewer controllers than numbers, so one is free.
         let id = loop {
-            associations.last_id =
-                if associations.last_id == CNTLID_MAX { 1 } else { associations.last_id + 1 };
-            if associations.controllers.iter().all(|c| c.id() != associations.last_id) {
-                break associations.last_id;
+            *last_id = if *last_id == CNTLID_MAX { 1 } else { *last_id + 1 };
+            if !controllers.contains_key(last_id) {
+                break *last_id;
             }
         };
-        let parts = CapParts { entries: settings.queue_entries, io_queues: settings.io_queues };
+        let parts = CapParts {
+            entries: settings.queue_entries,
+            io_queues: settings.io_queues,
+            copy_formats: settings.copy_formats,
+        };
         let controller = Arc::new(Controller::new(id, self.namespaces.clone(), host, parts));
-        associations.controllers.push(controller.clone());
+        controllers.insert(id, controller.clone());
         Ok(controller)
     }
 
     /// The controller of this number.
     pub(super) fn find(&self, id: u16) -> Option<Arc<Controller>> {
-        self.associations().controllers.iter().find(|c| c.id() == id).cloned()
+        self.associations().controllers.get(&id).filter(|c| !c.is_gone()).cloned()
     }
 
     /// Numbers of all controllers, in order; with `attached_to`, of those that see this namespace.
     pub(super) fn controller_ids(&self, attached_to: Option<&Namespace>) -> Vec<u16> {
         let sees = |c: &&Arc<Controller>| attached_to.is_none_or(|n| n.hosts().has(c.host_nqn().as_str()));
-        let mut ids: Vec<u16> = self.associations().controllers.iter().filter(sees).map(|c| c.id()).collect();
-        ids.sort_unstable();
-        ids
+        self.associations().live().filter(sees).map(|c| c.id()).collect()
     }
 
     /// Controllers there are now.
     pub fn controllers(&self) -> usize {
-        self.associations().controllers.len()
+        self.associations().live().count()
     }
 }
 
 impl Associations {
+    /// The controllers whose association has not ended, by number.
+    fn live(&self) -> impl Iterator<Item = &Arc<Controller>> {
+        self.controllers.values().filter(|c| !c.is_gone())
+    }
+
     /// Notifies the hosts that see a namespace that it has come or gone.
     fn notify(&self, which: &Namespace) {
-        for controller in &self.controllers {
+        for controller in self.live() {
             if which.hosts().has(controller.host_nqn().as_str()) {
                 controller.namespace_changed(which.nsid());
             }

@@ -72,6 +72,11 @@ impl Target {
         self.state().subsystems.iter().find(|s| s.nqn() == nqn).cloned()
     }
 
+    /// True when a host may connect to some subsystem.
+    pub(super) fn admits(&self, host_nqn: &str) -> bool {
+        self.state().subsystems.iter().any(|s| s.admits(host_nqn))
+    }
+
     /// The discovery log as one host sees it that asks through the address `local`: subsystems it may connect to. No
     /// referrals.
     pub(super) fn discovery_log(&self, host_nqn: &str, local: Option<SocketAddr>) -> Vec<u8> {

@@ -84,6 +84,7 @@ pub(super) fn settings() -> Settings {
         io_queues: 8,
         transfer_bytes: 1 << 20,
         in_capsule_bytes: 10240,
+        copy_formats: 0,
     }
 }
 

@@ -6,6 +6,7 @@ use super::connections::{CameBack, CommandId, ConnectionId, Connections, QueuePa
 use super::copy_queue::{CopyEnd, CopyLine, CopyOrigin, CopyQueue, CopyStep};
 use super::events::Events;
 use super::pending::{CopyKey, Pending};
+use super::shares::Shares;
 use super::target::Target;
 use super::wakeup::Wakeup;
 use crate::block::lock::CoreLocks;
@@ -44,6 +45,7 @@ pub struct Worker {
     locks: Rc<CoreLocks>,
     wakeup: Arc<Wakeup>,
     connections: Connections,
+    shares: Shares,
     backends: Backends,
     copies: CopyQueue,
     answers: Vec<Answer>,
@@ -59,6 +61,7 @@ impl Worker {
         Self {
             target,
             connections: Connections::default(),
+            shares: Shares::default(),
             backends: Backends::new(locks.clone()),
             copies: CopyQueue::new(locks.clone(), wakeup.clone()),
             locks,
@@ -72,6 +75,11 @@ impl Worker {
     /// Calls `hook` with each Copy that ends.
     pub fn on_copy(&mut self, hook: impl Fn(&CopyLine) + 'static) {
         self.copies.on_copy(Box::new(hook));
+    }
+
+    /// The transport has room for so many connections: bounds how many of them one host may have as queues.
+    pub fn limit_connections(&mut self, connections_max: usize) {
+        self.shares.limit(connections_max);
     }
 
     /// Takes a connection in; `local` is its own address, for the discovery log. `None`: there are too many, close it.
@@ -124,10 +132,14 @@ impl Worker {
     fn begin(&mut self, id: CommandId, sqe: &Sqe, data: Buf) -> Outcome {
         let mut cx = self.context(id);
         if sqe.opcode() == FABRICS {
+            cx.connection.admin.command_came(cx.now);
             return fabrics::begin(&mut cx, sqe, &data);
         }
         match cx.connection.queue.id {
-            Some(0) => admin::begin(&mut cx, sqe, data),
+            Some(0) => {
+                cx.connection.admin.command_came(cx.now);
+                admin::begin(&mut cx, sqe, data)
+            }
             Some(_) => io::begin(&mut cx, sqe, data),
             None => Outcome::fail(Status::COMMAND_SEQUENCE_ERROR),
         }
@@ -143,6 +155,7 @@ impl Worker {
             wakeup: &self.wakeup,
             connection: self.connections.at(id.connection),
             backends: &mut self.backends,
+            shares: &mut self.shares,
         }
     }
 
@@ -403,6 +416,14 @@ impl Worker {
         (self.deadline != Duration::MAX).then_some(self.deadline)
     }
 
+    /// Puts the connections on `due` that [`Worker::tick`] would end now for want of a keep-alive: what they have sent
+    /// is to be read first.
+    pub fn overdue(&self, now: Duration, due: &mut Vec<ConnectionId>) {
+        if now >= self.deadline {
+            self.connections.overdue(now, due);
+        }
+    }
+
     /// This thread did not run for a while, and read no input: the keep-alive time of every host begins again.
     pub fn restart_timers(&mut self) {
         self.connections.restart_timers(self.now);
@@ -428,6 +449,10 @@ impl Worker {
         assert!(self.connections.get(id).is_some(), "a connection is closed once");
         self.answers.retain(|answer| answer.id.connection != id);
         self.copies.drop_of(id);
+        let queue = &self.connections.at(id).queue;
+        if let Some((controller, standing)) = queue.controller.as_ref().zip(queue.standing) {
+            self.shares.give_back(controller.host_nqn(), standing);
+        }
         self.connections.close(id);
     }
 

@@ -30,6 +30,19 @@ fn is_unsupported(error: rustix::io::Errno) -> bool {
     )
 }
 
+/// The error of a call on `range`. What lies past the end that a device has now is out of range; the kernel calls it an
+/// invalid argument.
+fn failed(doing: &'static str, fd: &OwnedFd, range: ByteRange, error: io::Error) -> Error {
+    match rustix::fs::seek(fd, SeekFrom::End(0)) {
+        Ok(end) if end < range.end() && error.raw_os_error() == Some(libc::EINVAL) => {
+            let text =
+                format!("{doing}: the device now ends at byte {end}; it has shrunk since it was opened");
+            Error::new(Kind::OutOfRange, text).because(error).at(range)
+        }
+        _ => Error::os(doing, error).at(range),
+    }
+}
+
 /// Makes `range` read as zero: a hole where that is allowed, else an allocated zero range, else zeroes written through
 /// `writes`. Returns the good prefix in bytes.
 pub(super) fn write_zeroes(
@@ -54,7 +67,7 @@ pub(super) fn write_zeroes(
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) if is_unsupported(error) => break,
                 Err(error) => {
-                    return (range.len() - rest.len(), Err(Error::os("zeroing failed", error).at(rest)));
+                    return (range.len() - rest.len(), Err(failed("zeroing failed", fd, rest, error.into())));
                 }
             }
         }
@@ -70,7 +83,7 @@ pub(super) fn write_zeroes(
         let (n, error) = write_all(writes, &zeroes[..len], rest.offset(), counters);
         rest = rest.after(n);
         if let Some(error) = error {
-            return (range.len() - rest.len(), Err(Error::os("zeroing failed", error).at(rest)));
+            return (range.len() - rest.len(), Err(failed("zeroing failed", fd, rest, error)));
         }
     }
     (range.len(), Ok(()))
@@ -112,7 +125,7 @@ pub(super) fn discard(
             Ok(()) => rest = rest.after(piece.len()),
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
             Err(error) => {
-                return (range.len() - rest.len(), Err(Error::os("discard failed", error).at(rest)));
+                return (range.len() - rest.len(), Err(failed("discard failed", fd, rest, error)));
             }
         }
     }

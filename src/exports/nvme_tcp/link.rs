@@ -46,11 +46,13 @@ pub(super) struct Buffers {
     pool: Rc<BufPool>,
     /// Places of links, each once.
     line: VecDeque<usize>,
+    /// Places of links that got one since this was last emptied.
+    pub(super) served: Vec<usize>,
 }
 
 impl Buffers {
     pub(super) fn new(pool: Rc<BufPool>) -> Self {
-        Self { pool, line: VecDeque::new() }
+        Self { pool, line: VecDeque::new(), served: Vec::new() }
     }
 
     /// Serves the links that wait. True when any got one.
@@ -78,6 +80,7 @@ impl Buffers {
                 && let Some(want) = link.wants.pop_front()
             {
                 link.grant(want, buf, worker, now);
+                self.served.push(place);
                 (any, passed_over) = (true, 0);
             } else {
                 passed_over += 1;
@@ -88,6 +91,11 @@ impl Buffers {
             }
         }
         any
+    }
+
+    /// True when a link waits for one.
+    pub(super) fn are_wanted(&self) -> bool {
+        !self.line.is_empty()
     }
 
     /// The link at this place is gone.
@@ -141,6 +149,10 @@ pub(super) struct Link {
     pub(super) parting: bool,
     /// To be closed at the end of the turn.
     pub(super) over: bool,
+    /// It is on the list of those with something to do.
+    pub(super) is_listed: bool,
+    /// When its time is checked next, if it is to be.
+    pub(super) timer: Option<Duration>,
 }
 
 impl Link {
@@ -177,7 +189,21 @@ impl Link {
             left: false,
             parting: false,
             over: false,
+            is_listed: false,
+            timer: None,
         }
+    }
+
+    /// Its place among the links.
+    pub(super) fn place(&self) -> usize {
+        self.place
+    }
+
+    /// When it is closed if nothing more is heard: until its Connect, and once it has ended. `connects_in`: the time it
+    /// has for its Connect.
+    pub(super) fn time_limit(&self, connects_in: Duration) -> Option<Duration> {
+        let opens = (!self.announced && !self.connects).then(|| self.opened.saturating_add(connects_in));
+        [self.machine.time_limit(), opens].into_iter().flatten().min()
     }
 
     /// For how long it has waited for a buffer and got none.

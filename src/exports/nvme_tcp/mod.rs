@@ -2,9 +2,10 @@
 //!
 //! One thread per core, each with reactor, executor, range locks and a [`Worker`](crate::nvmet::Worker). The first
 //! accepts and deals the connections round; a connection stays where it was dealt. `server` starts and ends the
-//! threads, `server_thread` is what each does, `link` one of its connections.
+//! threads, `server_thread` is what each does, `link` one of its connections, `places` who may have how many.
 
 mod link;
+mod places;
 mod server;
 mod server_thread;
 mod shared;

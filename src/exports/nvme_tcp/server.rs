@@ -5,13 +5,15 @@ use super::shared::{ServerOptions, ServerShared};
 use crate::block::{Error, Kind, Result};
 use crate::nvme::tcp::Digests;
 use crate::nvme::tcp::controller::Config;
-use crate::nvmet::Target;
+use crate::nvmet::{CONNECTIONS_MAX, Target};
 use crate::reactor::local::Interrupt;
 use crate::reactor::{Waker, helpers};
 use crate::workers::{Crew, Ending, Inbox};
+use rustix::process::{Resource, getrlimit};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,18 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
+/// Descriptors that are left for what else this process opens, and those that a thread of the server has.
+const FILES_SPARED: usize = 16;
+const FILES_OF_THREAD: usize = 4;
+
+/// How many connections this process may have open, beside the files it has.
+fn files_left(cores: usize) -> usize {
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return usize::MAX };
+    let open = std::fs::read_dir("/proc/self/fd").map_or(64, Iterator::count);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    limit.saturating_sub(open + FILES_SPARED + FILES_OF_THREAD * cores)
+}
+
 /// A running server. Dropping it stops it, as [`Server::stop`] does.
 ///
 /// When one of its threads panics the whole of it stops: half a server would take connections and leave them.
@@ -53,6 +67,11 @@ impl Server {
     pub fn start(target: Arc<Target>, options: ServerOptions) -> Result<Self> {
         if options.cores == 0 || options.cores > CORES_MAX {
             let text = format!("{} cores: a server runs on 1 to {CORES_MAX}", options.cores);
+            return Err(Error::new(Kind::InvalidInput, text));
+        }
+        let asked = options.connections_max;
+        if asked == 0 || asked > CONNECTIONS_MAX {
+            let text = format!("{asked} connections: a server holds 1 to {CONNECTIONS_MAX}");
             return Err(Error::new(Kind::InvalidInput, text));
         }
         let mut listeners = Vec::new();
@@ -77,14 +96,27 @@ impl Server {
             cpda: 0,
             icreq_timeout: Duration::from_secs(10),
         };
+        let connections = options.connections_max.min(files_left(options.cores));
+        let places = (connections / options.cores).max(1);
         let inboxes = (0..options.cores).map(|_| Inbox::default()).collect();
+        let counts = (0..options.cores).map(|_| AtomicUsize::new(0)).collect();
         let (stop, ending) = (Interrupt::default(), Ending::default());
         let (stops, ends) = (stop.clone(), ending.clone());
         let crew = Crew::new("server", move |why| {
             ends.end(Some(why));
             stops.set();
         });
-        let shared = Arc::new(ServerShared { target, options, machine, stop, inboxes, ending });
+        let shared = Arc::new(ServerShared {
+            target,
+            options,
+            machine,
+            stop,
+            places,
+            inboxes,
+            counts,
+            walked: AtomicU64::new(0),
+            ending,
+        });
         let mut server = Self { addresses, shared: shared.clone(), crew };
         for index in 0..shared.options.cores {
             let shared = shared.clone();
@@ -99,6 +131,16 @@ impl Server {
     /// The addresses listened on, with their real ports.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Most connections it holds at once: as many as asked, or as many as this process may have files open.
+    pub fn connections_max(&self) -> usize {
+        self.shared.places * self.shared.options.cores
+    }
+
+    /// Connections that its threads have looked at so far, once for each turn in which one had something to do.
+    pub fn walked(&self) -> u64 {
+        self.shared.walked.load(Ordering::Relaxed)
     }
 
     /// Calls `waker` when the server stops by itself, or did already: [`Server::failure`] says why.

@@ -7,6 +7,7 @@ use crate::reactor::local::Interrupt;
 use crate::workers::{Ending, Inbox};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 /// Called with each Copy that ended, on the thread that ran it.
@@ -23,6 +24,10 @@ pub struct ServerOptions {
     pub spin: Duration,
     /// Engine for files and block devices.
     pub engine: EngineChoice,
+    /// Most connections at once, on all threads together: 1 to
+    /// [`CONNECTIONS_MAX`](crate::nvmet::CONNECTIONS_MAX). Fewer where this process may not have as many files open;
+    /// [`Server::connections_max`](super::Server::connections_max) says how many.
+    pub connections_max: usize,
     /// Most memory for payload in flight, for each thread, in bytes.
     pub payload_bytes: usize,
     /// Called with each Copy.
@@ -36,6 +41,7 @@ impl Default for ServerOptions {
             cores: 1,
             spin: Duration::from_micros(50),
             engine: EngineChoice::Auto,
+            connections_max: 1 << 14,
             payload_bytes: 64 << 20,
             on_copy: None,
         }
@@ -48,8 +54,14 @@ pub(super) struct ServerShared {
     pub(super) options: ServerOptions,
     pub(super) machine: Config,
     pub(super) stop: Interrupt,
+    /// Most connections of one thread.
+    pub(super) places: usize,
     /// For each thread, the connections dealt to it.
     pub(super) inboxes: Vec<Inbox<(TcpStream, SocketAddr)>>,
+    /// For each thread, how many there are: those dealt to it, and those it has.
+    pub(super) counts: Vec<AtomicUsize>,
+    /// Links that turns have walked so far.
+    pub(super) walked: AtomicU64,
     /// Also set when a thread panics.
     pub(super) ending: Ending,
 }

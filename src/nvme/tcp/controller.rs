@@ -681,6 +681,11 @@ impl Connection {
         }
     }
 
+    /// When silence ends the connection, as it stands since the last [`Connection::tick`]; `None`: never.
+    pub fn time_limit(&self) -> Option<Duration> {
+        self.life.limit()
+    }
+
     fn fail(&mut self, fatal: Fatal) {
         let out = self.outgoing.stage(pdu::TERM_MAX);
         let len = pdu::encode_term_req(out, Kind::C2hTermReq, fatal, self.incoming.at_fault());

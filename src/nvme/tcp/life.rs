@@ -64,6 +64,12 @@ impl Life {
         self.state == State::Over
     }
 
+    /// When silence ends it, as far as [`Life::tick`] has seen; `None`: never, as it stands now.
+    pub(super) fn limit(&self) -> Option<Duration> {
+        let waits = matches!(self.state, State::Opening | State::Ending);
+        self.since.filter(|_| waits).map(|since| since.saturating_add(self.patience))
+    }
+
     /// Time has come to `now`. True when a peer that had to open the connection did not.
     pub(super) fn tick(&mut self, now: Duration) -> bool {
         let since = *self.since.get_or_insert(now);

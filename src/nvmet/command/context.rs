@@ -4,6 +4,7 @@ use crate::nvme::Status;
 use crate::nvmet::backends::Backends;
 use crate::nvmet::connections::{CommandId, TargetConnection};
 use crate::nvmet::controller::Controller;
+use crate::nvmet::shares::Shares;
 use crate::nvmet::target::Target;
 use crate::nvmet::wakeup::Wakeup;
 use crate::reactor;
@@ -19,6 +20,7 @@ pub(in crate::nvmet) struct Context<'a> {
     pub(in crate::nvmet) wakeup: &'a Arc<Wakeup>,
     pub(in crate::nvmet) connection: &'a mut TargetConnection,
     pub(in crate::nvmet) backends: &'a mut Backends,
+    pub(in crate::nvmet) shares: &'a mut Shares,
 }
 
 impl Context<'_> {

@@ -6,6 +6,7 @@ use super::outcome::Outcome;
 use crate::block::Buf;
 use crate::nvme::fabrics::{CNTLID_DYNAMIC, Connect, ConnectData, Connected, FabricsCommand, Refusal, Width};
 use crate::nvme::{Sqe, Status};
+use crate::nvmet::connections::Standing;
 use crate::nvmet::controller::{CcEffect, Controller};
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -78,6 +79,15 @@ fn try_connect(
     if !subsystem.admits(data.host.as_str()) {
         return Err(Status::CONNECT_INVALID_HOST.into());
     }
+    let standing = match (subsystem.is_discovery(), cx.target.admits(data.host.as_str())) {
+        (false, _) => Standing::Host,
+        (true, true) => Standing::Discovery,
+        (true, false) => Standing::Stranger,
+    };
+    if !cx.shares.may_take(&data.host, standing) {
+        tracing::warn!(host = %data.host, "this host has its share of the connections: one more is refused");
+        return Err(Status::CONNECT_CONTROLLER_BUSY.retryable().into());
+    }
     let host = subsystem.host(&data.host, data.host_id);
     if !host.is_drained(cx.wakeup) {
         return Ok(None);
@@ -99,12 +109,14 @@ fn try_connect(
     connection.queue.entries = connect.entries.get();
     connection.queue.flow_control = !connect.no_flow_control;
     connection.queue.controller = Some(controller.clone());
+    connection.queue.standing = Some(standing);
+    cx.shares.take(&data.host, standing);
     connection.subsystem = Some(subsystem);
     if connect.qid == 0 {
         let timeout: Option<NonZeroU32> =
             controller.with_features(|features| features.set_keep_alive(connect.keep_alive_ms));
         let timeout = timeout.map(|ms| Duration::from_millis(ms.get().into()));
-        connection.admin.expect_keep_alive(timeout, cx.now);
+        connection.admin.expect_keep_alive(timeout, standing != Standing::Host, cx.now);
     }
     Ok(Some(Connected::to(controller.id())))
 }

@@ -21,7 +21,8 @@ pub(super) fn set(cx: &mut Context<'_>, command: &SetFeatures, data: &[u8]) -> R
     })?;
     if command.fid == fid::KEEP_ALIVE {
         let timeout = keep_alive.map(|ms| Duration::from_millis(ms.get().into()));
-        cx.connection.admin.expect_keep_alive(timeout, cx.now);
+        let is_discovery = cx.controller().namespaces().is_discovery();
+        cx.connection.admin.expect_keep_alive(timeout, is_discovery, cx.now);
     }
     Ok(Outcome::value(dword.into()))
 }
