@@ -189,6 +189,9 @@ pub(crate) struct ServeArgs {
     /// Time that a thread polls for work before it sleeps, in microseconds
     #[arg(long, value_name = "US", default_value = "50")]
     pub(crate) spin_us: u64,
+    /// Most memory for connections, data in flight and copies, for all threads together
+    #[arg(long, default_value = "640MiB", value_name = "SIZE", value_parser = parse_memory)]
+    pub(crate) memory: usize,
     /// Print a line for each of these
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) log: Vec<LogArg>,

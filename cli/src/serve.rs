@@ -87,9 +87,14 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
         spin: Duration::from_micros(args.spin_us),
         engine: args.io_engine.into(),
         on_copy,
-        ..ServerOptions::default()
+        memory_bytes: args.memory,
     };
     let server = Server::start(target, options)?;
+    output::say(&format!(
+        "memory: at most {} for {} connections, data in flight and copies\n",
+        size(server.memory_bytes() as u64),
+        server.connections_max()
+    ));
     interrupts.serves();
     interrupts.doing(format!("serving {}", mount::volumes(served.len())));
     for address in server.addresses() {

@@ -144,7 +144,9 @@ mod tests {
             match extents(&f, at, 300 * 8192 - at, &mut found) {
                 Ok(true) => break,
                 Ok(false) => at = found.last().unwrap().end(),
-                Err(e) => return eprintln!("SKIPPED each_written_block_of_a_file_lies_somewhere: FIEMAP: {e}"),
+                Err(e) => {
+                    return eprintln!("SKIPPED each_written_block_of_a_file_lies_somewhere: FIEMAP: {e}");
+                }
             }
         }
         assert_eq!(found.iter().map(|e| e.len).sum::<u64>(), 300 * 4096);

@@ -2,12 +2,15 @@
 //!
 //! One thread per core, each with reactor, executor, range locks and a [`Worker`](crate::nvmet::Worker). The first
 //! accepts and deals the connections round; a connection stays where it was dealt. `server` starts and ends the
-//! threads, `server_thread` is what each does, `link` one of its connections.
+//! threads, `server_thread` is what each does, `link` one of its connections. `memory` divides the bound on memory,
+//! `shares` keeps each host's part of a thread's buffers.
 
 mod link;
+mod memory;
 mod server;
 mod server_thread;
 mod shared;
+mod shares;
 
 pub use server::{CORES_MAX, Server};
 pub use shared::{OnCopy, ServerOptions};

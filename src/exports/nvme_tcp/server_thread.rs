@@ -1,8 +1,9 @@
 //! One thread of a server: reads sockets, feeds the machines and the target's worker, sends what they answer.
 
-use super::link::{Buffers, Link};
+use super::link::{Buffers, Link, Seat};
 use super::shared::ServerShared;
-use crate::block::{Buf, BufPool, Error, Kind, Result};
+use super::shares::HostName;
+use crate::block::{Buf, Error, Kind, Result};
 use crate::net::Stream;
 use crate::nvme::Status;
 use crate::nvme::tcp::controller::{Connection, QueueFacts};
@@ -26,7 +27,8 @@ const TICK: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a connection may take until its Connect.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a host may keep buffers, taking and sending next to nothing, while another connection waits for one.
+/// How long a host may keep more buffers than its share, taking and sending next to nothing of what it owes, while
+/// another waits for one of its own share.
 const STALL_PATIENCE: Duration = Duration::from_secs(10);
 /// Rest of a listener after an error, and least time between two messages about one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -36,8 +38,6 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 const SILENCE_MAX_MS: u32 = 60_000;
-/// Connections of one thread; more are closed at once.
-const CONNECTIONS_MAX: usize = 1024;
 
 struct ServerThread {
     shared: Arc<ServerShared>,
@@ -91,13 +91,10 @@ pub(super) fn run(
 ) -> Result<()> {
     let Workbench { local, locks, reactor, .. } = Workbench::new(shared.options.engine, false)?;
     let waker = local.waker();
-    let chunk = shared.target.settings().transfer_bytes as usize;
-    let pool =
-        BufPool::new(shared.options.payload_bytes, chunk).filter(|p| p.chunk_bytes() >= chunk).ok_or_else(
-            || Error::new(Kind::NoMemory, format!("no memory for one transfer of {chunk} bytes on a thread")),
-        )?;
-    let pool = Rc::new(pool);
+    let no_memory = || Error::new(Kind::NoMemory, "no memory for the payload of a thread");
+    let buffers = Buffers::new(&shared.memory.payload).ok_or_else(no_memory)?;
     let mut worker = Worker::new(shared.target.clone(), locks, waker.clone());
+    worker.bound_copies(shared.memory.copies, shared.memory.copy_bytes);
     if let Some(on_copy) = shared.options.on_copy.clone() {
         worker.on_copy(move |line| on_copy(line));
     }
@@ -117,7 +114,7 @@ pub(super) fn run(
         port: reactor.open_port(),
         reactor,
         worker,
-        buffers: Buffers::new(pool),
+        buffers,
         listeners: listening,
         links: Vec::new(),
         places: Vec::new(),
@@ -187,7 +184,8 @@ impl ServerThread {
     fn turn(&mut self) -> bool {
         let now = self.reactor.now();
         // A gap that no sleep explains: this thread did not run, and has read nothing of what its hosts sent meanwhile.
-        let was_paused = self.live > 0 && now.saturating_sub(self.turned) > 2 * TICK;
+        let gap = now.saturating_sub(self.turned);
+        let was_paused = self.live > 0 && gap > 2 * TICK;
         self.turned = now;
         self.worker.set_time(now);
         let mut busy = self.poll_reactor(now);
@@ -201,22 +199,22 @@ impl ServerThread {
         }
         if was_paused {
             self.worker.restart_timers();
-            self.links.iter_mut().flatten().for_each(|link| link.restart_timers(now));
+            self.links.iter_mut().flatten().for_each(|link| link.stood_still(gap));
             busy = true;
-        } else {
-            self.deadline = self.worker.tick(now, &mut self.lost);
-            for id in self.lost.drain(..) {
-                if let Some(link) = link_of(&mut self.links, &self.places, id) {
-                    link.over = true;
-                }
-            }
-            if now >= self.check_at {
-                self.check_at = now + TICK;
-                self.close_stalled(now);
+        }
+        // After a pause too: a thread that stands still again and again would expire nothing.
+        self.deadline = self.worker.tick(now, &mut self.lost);
+        for id in self.lost.drain(..) {
+            if let Some(link) = link_of(&mut self.links, &self.places, id) {
+                link.over = true;
             }
         }
+        if now >= self.check_at {
+            self.check_at = now + TICK;
+            self.close_stalled(now);
+        }
         busy |= self.buffers.hand_out(&mut self.links, &mut self.worker, now);
-        busy |= self.answer(now);
+        busy |= self.answer();
         for place in 0..self.links.len() {
             busy |= self.finish_turn(place, now);
         }
@@ -237,17 +235,20 @@ impl ServerThread {
         }
     }
 
-    /// Closes connections that never become a queue, and stalled ones with buffers that others wait for.
+    /// Closes connections that never become a queue; and, when a host cannot have its share, stalled ones of hosts that
+    /// have more than theirs.
     fn close_stalled(&mut self, now: Duration) {
-        // A stalled connection does not count as waiting: it keeps the buffers itself.
-        let waits = |l: &Link| l.waits_since(now) >= STALL_PATIENCE && !l.is_stalled(now, STALL_PATIENCE);
-        let is_short = self.links.iter().flatten().any(waits);
+        let shares = &self.buffers.shares;
+        let is_short = self.links.iter().flatten().any(|l| l.is_starved(now, STALL_PATIENCE, shares));
         for link in self.links.iter_mut().flatten() {
             if !link.announced && !link.connects && now.saturating_sub(link.opened) >= CONNECT_PATIENCE {
                 tracing::warn!(peer = %link.peer, "no Connect in {CONNECT_PATIENCE:?}; the connection is closed");
                 link.over = true;
-            } else if is_short && link.is_stalled(now, STALL_PATIENCE) {
-                tracing::warn!(peer = %link.peer, "stalled for {STALL_PATIENCE:?} with buffers that another connection waits for; the connection is closed");
+            }
+            // Asked each time: progress is counted from one time to the next.
+            let stalled = link.is_stalled(now, STALL_PATIENCE);
+            if is_short && stalled && shares.is_beyond_share(link.host) {
+                tracing::warn!(peer = %link.peer, "stalled for {STALL_PATIENCE:?} with buffers that another host waits for; the connection is closed");
                 link.over = true;
             }
         }
@@ -324,8 +325,12 @@ impl ServerThread {
     }
 
     fn open(&mut self, stream: TcpStream, peer: SocketAddr) -> Result<()> {
-        if self.stopping || self.live >= CONNECTIONS_MAX {
-            let text = format!("{} connections are open, the most allowed ({CONNECTIONS_MAX})", self.live);
+        let most = self.shared.memory.connections;
+        if self.stopping || self.live >= most {
+            let text = format!(
+                "{} connections are open, as many as the memory of a thread is for ({most})",
+                self.live
+            );
             return Err(Error::new(Kind::InUse, text));
         }
         let cannot = |e| Error::os("the socket cannot be set up", e);
@@ -343,7 +348,8 @@ impl ServerThread {
         if place == self.links.len() {
             self.links.push(None);
         }
-        let link = Link::new(id, self.serial, place, peer, stream, machine, self.reactor.now());
+        let seat = Seat { serial: self.serial, place, member: self.buffers.shares.enter() };
+        let link = Link::new(id, seat, peer, stream, machine, self.reactor.now());
         self.links[place] = Some(link);
         self.places.resize(self.places.len().max(id.index() + 1), usize::MAX);
         self.places[id.index()] = place;
@@ -355,7 +361,7 @@ impl ServerThread {
         Ok(())
     }
 
-    fn answer(&mut self, now: Duration) -> bool {
+    fn answer(&mut self) -> bool {
         let mut answers = std::mem::take(&mut self.answers);
         let busy = self.worker.poll(&mut answers) || !answers.is_empty();
         for Answer { id, mut cqe, data } in answers.drain(..) {
@@ -369,13 +375,18 @@ impl ServerThread {
                         admin: queue.id() == Some(0),
                         flow_control: queue.flow_control(),
                     };
-                    if !link.machine.connected(facts) {
+                    link.machine.connected(facts);
+                    let controller = queue.controller().filter(|controller| !controller.is_discovery());
+                    let host = controller
+                        .map(|c| HostName { nqn: c.host_nqn().as_str().to_owned(), id: c.host_id() });
+                    if host.is_some_and(|host| !link.belongs_to(&host, &mut self.buffers)) {
+                        tracing::warn!(peer = %link.peer, "no memory for the share of another host; give more");
                         cqe.status = Status::CONNECT_CONTROLLER_BUSY.retryable();
                         link.parting = true;
                     }
                 }
             }
-            link.complete(id.slot, cqe, data, now);
+            link.complete(id.slot, cqe, data);
         }
         self.answers = answers;
         busy
@@ -418,7 +429,7 @@ impl ServerThread {
 
     fn close(&mut self, place: usize) {
         let Some(link) = self.links.get_mut(place).and_then(Option::take) else { return };
-        self.buffers.forget(place);
+        self.buffers.shares.leave(link.member, place);
         self.live -= 1;
         if !link.left {
             self.worker.disconnect(link.id);

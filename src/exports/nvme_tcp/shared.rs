@@ -1,5 +1,6 @@
 //! What the threads of a server share, and how a server runs.
 
+use super::memory::MemorySlice;
 use crate::nvme::tcp::controller::Config;
 use crate::nvmet::{CopyLine, Target};
 use crate::reactor::EngineChoice;
@@ -23,8 +24,8 @@ pub struct ServerOptions {
     pub spin: Duration,
     /// Engine for files and block devices.
     pub engine: EngineChoice,
-    /// Most memory for payload in flight, for each thread, in bytes.
-    pub payload_bytes: usize,
+    /// Most memory for connections, payload in flight and copies, for all threads together, in bytes.
+    pub memory_bytes: usize,
     /// Called with each Copy.
     pub on_copy: Option<OnCopy>,
 }
@@ -36,7 +37,7 @@ impl Default for ServerOptions {
             cores: 1,
             spin: Duration::from_micros(50),
             engine: EngineChoice::Auto,
-            payload_bytes: 64 << 20,
+            memory_bytes: 640 << 20,
             on_copy: None,
         }
     }
@@ -47,6 +48,8 @@ pub(super) struct ServerShared {
     pub(super) target: Arc<Target>,
     pub(super) options: ServerOptions,
     pub(super) machine: Config,
+    /// What each thread has of the memory.
+    pub(super) memory: MemorySlice,
     pub(super) stop: Interrupt,
     /// For each thread, the connections dealt to it.
     pub(super) inboxes: Vec<Inbox<(TcpStream, SocketAddr)>>,
