@@ -369,7 +369,7 @@ impl Connections {
         self.drain(id);
     }
 
-    /// This thread did not run for a while, and read no input: the time of every host begins again, but not without end.
+    /// This thread did not run for a while, and read no input: the time of every host begins again, not without end.
     pub(super) fn restart_timers(&mut self, now: Duration) {
         self.list.iter_mut().for_each(|c| c.admin.renew(now));
     }

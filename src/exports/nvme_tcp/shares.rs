@@ -3,8 +3,8 @@
 //! Buffers come in sizes; of each size a *host* (all its connections on this thread together) has a share of its own:
 //! buffers that nobody else gets, however many it has or asks for. What is in no share is lent further, to each host as
 //! many as would still be left after it. Within a host the same holds for its connections, called *members* here: one
-//! that keeps what it gets leaves a quarter to the others. Hosts without a share of their own (discovery, connections before their
-//! Connect) are one host together.
+//! that keeps what it gets leaves a quarter to the others. Hosts without a share of their own (discovery, connections
+//! before their Connect) are one host together.
 
 use std::collections::VecDeque;
 

@@ -58,7 +58,7 @@ pub enum Event {
         /// What the host sent with it: exactly as long as the SGL says.
         data: Buf,
     },
-    /// A command with data wants a buffer: [`Connection::give`], now or when there is one. Data by R2T is asked for only
+    /// A command with data wants a buffer: [`Connection::give`], now or when there is one. Data by R2T is asked for
     /// then; data in a capsule is on its way, and nothing behind it is parsed before ([`Connection::capsule_waits`]).
     NeedBuffer {
         /// Its place here.
