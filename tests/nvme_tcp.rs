@@ -173,12 +173,12 @@ fn hoard(address: SocketAddr, qid: u16, cntlid: u16, is_read: bool) -> TcpStream
 }
 
 #[test]
-fn hosts_that_keep_every_buffer_lose_them_to_those_who_wait() {
+fn a_host_that_keeps_all_it_gets_leaves_others_their_share() {
     let server = start(1, EngineChoice::Auto);
     let (address, stop, rounds) = (server.addresses()[0], AtomicBool::new(false), AtomicU64::new(0));
     let device = open(address, 2);
     let (admin, cntlid) = controller(address);
-    // One alone gets three of four buffers, the next three of four of the rest: four of them have all 64.
+    // Its connections together get what is in no share of others, and no more.
     let stalled: Vec<_> = (1..=5).map(|qid| hoard(address, qid, cntlid, qid < 5)).collect();
     std::thread::scope(|scope| {
         let guard = scope.spawn(|| work(device, 0, &stop, &rounds));
@@ -219,8 +219,8 @@ fn hosts_that_stand_still_leave_some_buffers_to_others_and_may_go_on_later() {
 }
 
 #[test]
-fn commands_wait_for_the_only_buffer_until_its_connection_is_gone_and_none_fails() {
-    let server = start_with(ServerOptions { payload_bytes: 1 << 20, ..ServerOptions::default() });
+fn commands_wait_for_the_only_long_buffer_and_none_fails() {
+    let server = start_with(ServerOptions { memory_bytes: least_memory(), ..ServerOptions::default() });
     let address = server.addresses()[0];
     let (admin, cntlid) = controller(address);
     let devices = [open(address, 1), open(address, 2)];
@@ -242,6 +242,45 @@ fn commands_wait_for_the_only_buffer_until_its_connection_is_gone_and_none_fails
         stop.store(true, Ordering::Relaxed);
     });
     drop(admin);
+    server.stop();
+}
+
+/// The least memory a server of one thread takes, as it says itself.
+fn least_memory() -> usize {
+    let target = Target::new(Settings::default()).unwrap();
+    let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+    let options = ServerOptions { listen, memory_bytes: 1 << 20, ..ServerOptions::default() };
+    let error = Server::start(target, options).err().unwrap().to_string();
+    let (_, least) = error.split_once("give at least ").unwrap_or_else(|| panic!("{error}"));
+    least.trim_end_matches("MiB").parse::<usize>().unwrap() << 20
+}
+
+#[test]
+fn a_bound_on_memory_is_kept_or_refused_with_the_least() {
+    let least = least_memory();
+    let server = start_with(ServerOptions { memory_bytes: least, ..ServerOptions::default() });
+    assert!(server.memory_bytes() <= least && server.connections_max() >= 8);
+    // More connections than it is for are closed, and those that there are go on.
+    let address = server.addresses()[0];
+    let device = open(address, 1);
+    let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let guard = scope.spawn(|| work(device, 0, &stop, &rounds));
+        let goes_on = |until: u64| {
+            while rounds.load(Ordering::Relaxed) < until {
+                assert!(!guard.is_finished(), "the host failed");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        goes_on(1);
+        let idle: Vec<_> =
+            (0..server.connections_max()).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let mut last = idle.last().unwrap();
+        last.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        assert!(!matches!(last.read(&mut [0]), Ok(1..)), "closed");
+        goes_on(rounds.load(Ordering::Relaxed) + 5);
+        stop.store(true, Ordering::Relaxed);
+    });
     server.stop();
 }
 

@@ -193,9 +193,9 @@ pub(crate) struct ServeArgs {
     /// Allow this host to attach the namespaces, and only hosts named this way (repeatable)
     #[arg(long, value_name = "HOSTNQN", value_parser = parse_nqn)]
     pub(crate) allow: Vec<Nqn>,
-    /// Most connections at once
-    #[arg(long, value_name = "N", default_value = "16384")]
-    pub(crate) connections: usize,
+    /// Most connections at once; by default as many as there is memory for
+    #[arg(long, value_name = "N")]
+    pub(crate) connections: Option<usize>,
     /// Copy formats that are on from the start, for hosts whose kernel cannot enable them (a departure from NVMe)
     #[arg(long, value_enum, value_name = "FORMATS", value_delimiter = ',')]
     pub(crate) copy_formats: Vec<CopyFormatArg>,
@@ -214,6 +214,9 @@ pub(crate) struct ServeArgs {
     /// Time that a thread polls for work before it sleeps, in microseconds
     #[arg(long, value_name = "US", default_value = "50")]
     pub(crate) spin_us: u64,
+    /// Most memory for connections, data in flight and copies, for all threads together
+    #[arg(long, default_value = "640MiB", value_name = "SIZE", value_parser = parse_memory)]
+    pub(crate) memory: usize,
     /// Print a line for each of these
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) log: Vec<LogArg>,

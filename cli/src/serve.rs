@@ -98,19 +98,25 @@ pub(crate) fn run(args: &ServeArgs) -> Result<Code, Fail> {
         cores: args.cores,
         spin: Duration::from_micros(args.spin_us),
         engine: args.io_engine.into(),
-        connections_max: args.connections,
+        connections_max: args.connections.unwrap_or(ServerOptions::default().connections_max),
         on_copy,
-        ..ServerOptions::default()
+        memory_bytes: args.memory,
     };
     let server = Server::start(target, options)?;
-    if server.connections_max() < args.connections.min(args.connections / args.cores * args.cores) {
+    if let Some(asked) = args.connections
+        && server.connections_max() < asked / args.cores * args.cores
+    {
         note(&format!(
-            "warning: at most {} connections at once, not {}: this process may not have more files open (ulimit -n); \
-             raise that limit, or ask for fewer with --connections",
+            "warning: at most {} connections at once, not {asked}: there is no memory for more, or this process may not have \
+             more files open; give more --memory, raise the limit of open files (ulimit -n), or ask for fewer",
             server.connections_max(),
-            args.connections
         ));
     }
+    output::say(&format!(
+        "memory: at most {} for {} connections, data in flight and copies\n",
+        size(server.memory_bytes() as u64),
+        server.connections_max()
+    ));
     interrupts.serves();
     interrupts.doing(format!("serving {}", mount::volumes(served.len())));
     for address in server.addresses() {

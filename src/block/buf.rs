@@ -16,6 +16,8 @@ pub struct Buf {
     start: usize,
     len: usize,
     pool: Option<Arc<Free>>,
+    /// Whom a [`LendingPool`] has lent it to.
+    owner: u32,
 }
 
 impl Buf {
@@ -24,7 +26,7 @@ impl Buf {
         if len == 0 {
             return Some(Self::default());
         }
-        Some(Self { chunk: Some(Chunk::one(len)?), start: 0, len, pool: None })
+        Some(Self { chunk: Some(Chunk::one(len)?), start: 0, len, pool: None, owner: 0 })
     }
 
     /// A buffer outside any pool holding a copy of `bytes`. `None`: no memory.
@@ -97,7 +99,7 @@ impl DerefMut for Buf {
 impl Drop for Buf {
     fn drop(&mut self) {
         if let (Some(chunk), Some(pool)) = (self.chunk.take(), &self.pool) {
-            pool.lock().push(chunk);
+            pool.lock().push((chunk, self.owner));
         }
     }
 }
@@ -108,11 +110,12 @@ impl fmt::Debug for Buf {
     }
 }
 
+/// Memory that is not in use, and who had it last.
 #[derive(Default)]
-struct Free(Mutex<Vec<Chunk>>);
+struct Free(Mutex<Vec<(Chunk, u32)>>);
 
 impl Free {
-    fn lock(&self) -> MutexGuard<'_, Vec<Chunk>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(Chunk, u32)>> {
         // A push or pop cannot leave the list half changed.
         lock(&self.0)
     }
@@ -145,6 +148,7 @@ impl BufPool {
         let mut count = (budget_bytes / chunk_bytes).max(1);
         loop {
             if let Some(chunks) = source(count, chunk_bytes) {
+                let chunks = chunks.into_iter().map(|chunk| (chunk, 0)).collect();
                 return Some(Self { free: Arc::new(Free(Mutex::new(chunks))), chunk_bytes, count });
             }
             if count > 1 {
@@ -160,8 +164,8 @@ impl BufPool {
     /// A buffer showing `len` bytes (at most [`BufPool::chunk_bytes`]), or `None` while all are out.
     pub fn take(&self, len: usize) -> Option<Buf> {
         assert!(len <= self.chunk_bytes, "pool buffers hold {} bytes, not {len}", self.chunk_bytes);
-        let chunk = self.free.lock().pop()?;
-        Some(Buf { chunk: Some(chunk), start: 0, len, pool: Some(self.free.clone()) })
+        let (chunk, _) = self.free.lock().pop()?;
+        Some(Buf { chunk: Some(chunk), start: 0, len, pool: Some(self.free.clone()), owner: 0 })
     }
 
     /// Size of each buffer in bytes.
@@ -180,9 +184,83 @@ impl BufPool {
     }
 }
 
+/// Buffers of several sizes, lent to owners: what an owner has is known until the memory itself is back, whoever drops
+/// it, on whatever thread, and whatever became of the command it was for.
+pub struct LendingPool {
+    home: Arc<Free>,
+    /// Ascending.
+    sizes: Vec<SizeClass>,
+    /// Swapped with what has come home, so that taking it in allocates nothing.
+    back: Vec<(Chunk, u32)>,
+}
+
+/// The buffers of one size that are here.
+struct SizeClass {
+    bytes: usize,
+    free: Vec<Chunk>,
+}
+
+impl LendingPool {
+    /// So many buffers of each size: pairs of bytes (whole pages, ascending) and count. `None`: no memory.
+    pub fn new(sizes: &[(usize, usize)]) -> Option<Self> {
+        let make = |&(bytes, count): &(usize, usize)| {
+            debug_assert!(bytes.is_multiple_of(PAGE) && count > 0);
+            Some(SizeClass { bytes, free: Chunk::many(count, bytes)? })
+        };
+        let count = sizes.iter().map(|(_, count)| count).sum();
+        let home = Arc::new(Free(Mutex::new(Vec::with_capacity(count))));
+        Some(Self {
+            home,
+            sizes: sizes.iter().map(make).collect::<Option<_>>()?,
+            back: Vec::with_capacity(count),
+        })
+    }
+
+    /// Lends a buffer of size number `class`, showing `len` bytes. `None` while all of that size are out.
+    ///
+    /// # Panics
+    /// When it is shorter than `len`, or there is no such size.
+    pub fn lend(&mut self, class: usize, len: usize, owner: u32) -> Option<Buf> {
+        let size = &mut self.sizes[class];
+        assert!(len <= size.bytes, "buffers of {} bytes hold no {len}", size.bytes);
+        let chunk = size.free.pop()?;
+        Some(Buf { chunk: Some(chunk), start: 0, len, pool: Some(self.home.clone()), owner })
+    }
+
+    /// Takes in what has come back since the last call: `returned` gets size number and owner of each.
+    pub fn take_back(&mut self, mut returned: impl FnMut(usize, u32)) {
+        std::mem::swap(&mut *self.home.lock(), &mut self.back);
+        for (chunk, owner) in self.back.drain(..) {
+            let class = self.sizes.iter().position(|size| size.bytes == chunk.len());
+            let class = class.expect("only what was lent comes back");
+            self.sizes[class].free.push(chunk);
+            returned(class, owner);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_lent_is_the_owners_until_it_is_dropped_wherever() {
+        let mut pool = LendingPool::new(&[(PAGE, 2), (4 * PAGE, 1)]).unwrap();
+        let small = pool.lend(0, 100, 7).unwrap();
+        let large = pool.lend(1, 4 * PAGE, 8).unwrap();
+        assert!(pool.lend(1, 1, 9).is_none() && pool.lend(0, 1, 9).is_some());
+        let back = |pool: &mut LendingPool| {
+            let mut back = Vec::new();
+            pool.take_back(|class, owner| back.push((class, owner)));
+            back
+        };
+        assert_eq!(back(&mut pool), [(0, 9)], "the one that was not kept");
+        std::thread::spawn(move || drop(large)).join().unwrap();
+        assert_eq!(back(&mut pool), [(1, 8)]);
+        drop(small);
+        assert_eq!(back(&mut pool), [(0, 7)]);
+        assert!(pool.lend(1, 1, 1).is_some() && back(&mut pool) == [(1, 1)]);
+    }
 
     #[test]
     fn a_pool_that_cannot_have_its_budget_shrinks_to_one_page() {

@@ -19,7 +19,7 @@ pub mod resolve;
 pub mod storage;
 pub mod way;
 
-pub use buf::{Buf, BufPool};
+pub use buf::{Buf, BufPool, LendingPool};
 pub use container::Container;
 pub use counters::{Call, Counters};
 pub use device::{Content, CopyPath, Device, Extent, Identity, LeafId, Method, Queue, Scope};

@@ -11,6 +11,7 @@ pub struct Pulse {
     reads: Cell<usize>,
     changes: Cell<usize>,
     holds: Cell<usize>,
+    moved_bytes: Cell<u64>,
     ended: Notify,
 }
 
@@ -18,6 +19,16 @@ impl Pulse {
     /// Requests that have ended so far.
     pub fn beats(&self) -> u64 {
         self.beats.get()
+    }
+
+    /// Bytes moved so far.
+    pub fn moved_bytes(&self) -> u64 {
+        self.moved_bytes.get()
+    }
+
+    /// So many bytes more were moved.
+    pub(super) fn moved(&self, bytes: u64) {
+        self.moved_bytes.set(self.moved_bytes.get().saturating_add(bytes));
     }
 
     /// Requests in flight.

@@ -534,6 +534,7 @@ impl Shared {
 
     /// Shows bytes that a running step has moved.
     pub(super) fn moving(&self, bytes: u64) {
+        self.options.pulse.moved(bytes);
         let moving = &self.progress.moving_bytes;
         moving.set(moving.get().saturating_add(bytes));
     }

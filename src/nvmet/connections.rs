@@ -155,20 +155,32 @@ pub(super) struct AdminQueue {
     keep_alive: Option<Duration>,
     /// Any command is as good as a keep-alive.
     any_command: bool,
-    /// When the host last sent a keep-alive.
+    /// When the host last sent a keep-alive, or when its time began anew; how often that was since the last one.
     kept_alive_at: Duration,
+    renewals: u32,
 }
+
+/// How often the time of a host begins anew, because this thread stood still, before it has sent another keep-alive: a
+/// thread that stands still again and again notices a dead host all the same.
+const RENEWALS_MAX: u32 = 2;
 
 impl AdminQueue {
     /// The host has sent a keep-alive.
     pub(super) fn keep_alive_came(&mut self, now: Duration) {
-        self.kept_alive_at = now;
+        (self.kept_alive_at, self.renewals) = (now, 0);
+    }
+
+    /// This thread stood still, and may not have read what the host has sent: its time begins anew.
+    fn renew(&mut self, now: Duration) {
+        if self.renewals < RENEWALS_MAX {
+            (self.kept_alive_at, self.renewals) = (now, self.renewals + 1);
+        }
     }
 
     /// The host has sent a command of any kind.
     pub(super) fn command_came(&mut self, now: Duration) {
         if self.any_command {
-            self.kept_alive_at = now;
+            self.keep_alive_came(now);
         }
     }
 
@@ -177,7 +189,7 @@ impl AdminQueue {
     pub(super) fn expect_keep_alive(&mut self, time: Option<Duration>, is_discovery: bool, now: Duration) {
         self.any_command = is_discovery && time.is_none();
         self.keep_alive = if self.any_command { Some(DISCOVERY_SILENCE) } else { time };
-        self.kept_alive_at = now;
+        (self.kept_alive_at, self.renewals) = (now, 0);
     }
 
     /// When the host is taken for lost.
@@ -389,9 +401,9 @@ impl Connections {
         self.drain(id);
     }
 
-    /// This thread did not run for a while, and read no input: the time of every host begins again.
+    /// This thread did not run for a while, and read no input: the time of every host begins again, not without end.
     pub(super) fn restart_timers(&mut self, now: Duration) {
-        self.list.iter_mut().for_each(|c| c.admin.kept_alive_at = now);
+        self.list.iter_mut().for_each(|c| c.admin.renew(now));
     }
 
     /// Ends the associations whose keep-alive time-out is over; when the next will be.
@@ -461,5 +473,29 @@ impl Connections {
     /// True when nothing is in flight, of closed connections either.
     pub(super) fn is_idle(&self) -> bool {
         self.list.iter().all(|c| c.in_flight == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_stands_still_again_and_again_notices_a_dead_host() {
+        let second = Duration::from_secs;
+        let mut admin = AdminQueue::default();
+        admin.expect_keep_alive(Some(second(5)), false, second(0));
+        admin.renew(second(4));
+        assert_eq!(admin.keep_alive_due(), Some(second(9)), "it may have sent one that was not read");
+        admin.renew(second(8));
+        assert_eq!(admin.keep_alive_due(), Some(second(13)));
+        for now in 9..100 {
+            admin.renew(second(now));
+        }
+        assert_eq!(admin.keep_alive_due(), Some(second(13)), "by then it has not");
+        // One that has sent another begins from the start.
+        admin.keep_alive_came(second(12));
+        admin.renew(second(16));
+        assert_eq!(admin.keep_alive_due(), Some(second(21)));
     }
 }

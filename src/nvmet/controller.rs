@@ -209,6 +209,16 @@ impl Controller {
         &self.namespaces
     }
 
+    /// The host, as all its associations with the subsystem share it.
+    pub(super) fn host(&self) -> &Arc<TargetHost> {
+        &self.host
+    }
+
+    /// True for a controller of the discovery subsystem.
+    pub fn is_discovery(&self) -> bool {
+        self.namespaces.is_discovery()
+    }
+
     /// The host's name.
     pub fn host_nqn(&self) -> &Nqn {
         &self.host.nqn

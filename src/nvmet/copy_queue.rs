@@ -5,7 +5,8 @@ use super::command::checked_copy::CheckedCopy;
 use super::command::clock;
 use super::command::copy::STALLED;
 use super::connections::{CommandId, ConnectionId};
-use super::controller::Controller;
+use super::controller::{Controller, TargetHost};
+use super::copy_line::{Pace, TurnLine, may_run};
 use super::namespace::Namespace;
 use super::pending::CopyKey;
 use super::wakeup::Wakeup;
@@ -21,7 +22,7 @@ use crate::reactor::local;
 use slab::Slab;
 use smallvec::SmallVec;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -32,14 +33,17 @@ use std::time::Duration;
 
 /// Bytes copied in memory in one turn before other commands have theirs: about a millisecond.
 const TURN_BYTES: u64 = 16 << 20;
-/// Copies of one thread that are tasks at a time: each has up to [`PAYLOAD_BYTES`] of buffers.
+/// Copies of one thread that are tasks at a time, and buffers of each in bytes, unless [`CopyQueue::bound`] says
+/// otherwise: also for a short copy, whose many ranges are in flight together.
 const TASKS_MAX: usize = 8;
-/// Buffers of one task, in bytes: also for a short copy, whose many ranges are in flight together. What is not touched
-/// costs address space only.
 const PAYLOAD_BYTES: usize = 8 << 20;
-/// Longest time of a copy that is a task or waits for its turn, from its check on. A host gives a command 30 seconds
-/// and then resets the controller: better to say how far it got.
-const TIME_MAX: Duration = Duration::from_secs(20);
+/// Longest time of a copy that is a task or waits for its turn, from its check on, so that its answer comes within 20
+/// seconds: what is in flight then is given a moment to end. A host gives a command 30 seconds and then resets the
+/// controller: better to say how far it got.
+const TIME_MAX: Duration = Duration::from_millis(19_400);
+/// A copy that has waited for no longer than this and whose time is over is too long for its devices; one that has
+/// waited longer may be short enough when there is less to do.
+const WAITED_MAX: Duration = Duration::from_secs(5);
 
 /// Time after which a copy is ended, with a status that lets its host try again, when its devices have answered nothing
 /// meanwhile. A disk that retries a bad sector takes about as long.
@@ -47,8 +51,10 @@ const STALL_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a running copy is checked.
 const CHECK_EVERY: Duration = Duration::from_millis(250);
 
-/// How a copy ends whose time is over.
-const TOO_LATE: Status = Status::COPY_SIZE_LIMIT_EXCEEDED.retryable();
+/// How a copy ends that is too long for its devices, with the time they had.
+const TOO_LONG: Status = Status::COPY_SIZE_LIMIT_EXCEEDED.retryable();
+/// How a copy ends whose turn has not come in time: hosts send it again.
+const NO_TURN: Status = Status::COMMAND_INTERRUPTED.retryable();
 
 /// Whose a copy is.
 pub(super) struct CopyOrigin {
@@ -69,6 +75,18 @@ struct QueuedCopy {
     fua: bool,
     cancel: Cancel,
     begun: Duration,
+    /// When it became a task.
+    started: Duration,
+}
+
+impl QueuedCopy {
+    fn host(&self) -> &Arc<TargetHost> {
+        self.origin.controller.host()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.checked.range.len()
+    }
 }
 
 /// How a Copy ended.
@@ -128,12 +146,47 @@ pub(super) struct CopyQueue {
     hook: Option<Hook>,
     copies: Slab<QueuedCopy>,
     /// In memory, done on this thread.
-    inline: VecDeque<CopyKey>,
+    inline: HostLine,
     /// Bytes that may be copied in memory before the next turn.
     turn_bytes: u64,
-    tasks: VecDeque<CopyKey>,
-    running: usize,
+    tasks: HostLine,
+    /// Nothing in the line may begin before something ends, comes, or is measured.
+    is_waiting: bool,
+    /// Copies that run as tasks.
+    running: Vec<CopyKey>,
+    /// Most of them, and buffers of each in bytes.
+    tasks_max: usize,
+    payload_bytes: usize,
+    paces: Paces,
     ended: EndedTasks,
+}
+
+/// Copies that wait, by host.
+type HostLine = TurnLine<Arc<TargetHost>, CopyKey>;
+
+/// What is known of each destination that had a copy.
+#[derive(Clone, Default)]
+struct Paces(Rc<RefCell<Vec<DestPace>>>);
+
+/// A destination, and what is known of it.
+type DestPace = (Arc<Namespace>, Pace);
+
+impl Paces {
+    fn of(&self, dest: &Arc<Namespace>) -> Pace {
+        let paces = self.0.borrow();
+        paces.iter().find(|(known, _)| Arc::ptr_eq(known, dest)).map(|(_, pace)| *pace).unwrap_or_default()
+    }
+
+    fn change(&self, dest: &Arc<Namespace>, change: impl FnOnce(&mut Pace)) {
+        let mut paces = self.0.borrow_mut();
+        let at = paces.iter().position(|(known, _)| Arc::ptr_eq(known, dest)).unwrap_or_else(|| {
+            // Those that were removed from their subsystem are held by nobody else.
+            paces.retain(|(known, pace)| pace.outstanding > 0 || Arc::strong_count(known) > 1);
+            paces.push((dest.clone(), Pace::default()));
+            paces.len() - 1
+        });
+        change(&mut paces[at].1);
+    }
 }
 
 impl CopyQueue {
@@ -143,12 +196,25 @@ impl CopyQueue {
             wakeup,
             hook: None,
             copies: Slab::new(),
-            inline: VecDeque::new(),
+            inline: HostLine::default(),
             turn_bytes: 0,
-            tasks: VecDeque::new(),
-            running: 0,
+            tasks: HostLine::default(),
+            is_waiting: false,
+            running: Vec::new(),
+            tasks_max: TASKS_MAX,
+            payload_bytes: PAYLOAD_BYTES,
+            paces: Paces::default(),
             ended: EndedTasks::default(),
         }
+    }
+
+    /// Runs so many copies as tasks at a time, each with so many bytes of buffers.
+    pub(super) fn bound(&mut self, tasks_max: usize, payload_bytes: usize) {
+        (self.tasks_max, self.payload_bytes) = (tasks_max, payload_bytes);
+    }
+
+    fn push(line: &mut HostLine, copy: &QueuedCopy, key: CopyKey) {
+        line.push(copy.host().clone(), key, Arc::ptr_eq);
     }
 
     /// Calls `hook` with each Copy that ends.
@@ -163,7 +229,7 @@ impl CopyQueue {
 
     /// True when nothing waits or runs as a task.
     pub(super) fn is_empty(&self) -> bool {
-        self.inline.is_empty() && self.tasks.is_empty() && self.running == 0
+        self.inline.is_empty() && self.tasks.is_empty() && self.running.is_empty()
     }
 
     /// A new turn has begun.
@@ -185,7 +251,7 @@ impl CopyQueue {
         let native = checked.native();
         let method = native.as_ref().map(|(method, _)| *method);
         let excluded = MethodSet::default();
-        let copy = QueuedCopy { origin, checked, native, excluded, fua, cancel, begun: now };
+        let copy = QueuedCopy { origin, checked, native, excluded, fua, cancel, begun: now, started: now };
         let due = copy.due();
         let key = CopyKey(self.copies.insert(copy));
         let line = match method {
@@ -193,7 +259,8 @@ impl CopyQueue {
             Some(_) => return (key, CopyStep::Submit),
             None => &mut self.tasks,
         };
-        line.push_back(key);
+        Self::push(line, &self.copies[key.0], key);
+        self.is_waiting = false;
         (key, CopyStep::Queued(due))
     }
 
@@ -207,7 +274,7 @@ impl CopyQueue {
         if self.turn_bytes == 0 {
             return None;
         }
-        let key = self.inline.pop_front()?;
+        let key = self.inline.take(|_, _| true)?;
         self.turn_bytes = self.turn_bytes.saturating_sub(self.copies[key.0].checked.range.len());
         Some(key)
     }
@@ -251,7 +318,8 @@ impl CopyQueue {
             copy.excluded = copy.excluded.with(method);
             copy.native = None;
             let due = copy.due();
-            self.tasks.push_back(key);
+            Self::push(&mut self.tasks, copy, key);
+            self.is_waiting = false;
             return CopyStep::Queued(due);
         }
         let methods = method.into_iter().map(|method| (method, good)).collect();
@@ -266,17 +334,32 @@ impl CopyQueue {
 
     /// Starts the next task, if there is room for one.
     pub(super) fn start_task(&mut self, now: Duration) -> Option<CommandId> {
-        if self.running >= TASKS_MAX {
+        if self.is_waiting || self.tasks.is_empty() {
             return None;
         }
-        let key = self.tasks.pop_front()?;
+        let Self { copies, running, paces, tasks_max, .. } = self;
+        let of_host = |host: &Arc<TargetHost>| {
+            running.iter().filter(|key| Arc::ptr_eq(copies[key.0].host(), host)).count()
+        };
+        let found = self.tasks.take(|host, key| {
+            let copy = &copies[key.0];
+            may_run(of_host(host), running.len(), *tasks_max)
+                && paces.of(&copy.checked.dest).has_room(copy.bytes())
+                && copy.ends_in_time(paces.of(&copy.checked.dest), now)
+        });
+        let Some(key) = found else {
+            self.is_waiting = true;
+            return None;
+        };
         let (ended, wakeup) = (self.ended.clone(), self.wakeup.clone());
-        let copy = &self.copies[key.0];
-        let time = TIME_MAX.saturating_sub(clock(now).saturating_sub(copy.begun));
-        let task = copy.task(self.locks.clone(), time);
+        let copy = &mut self.copies[key.0];
+        copy.started = clock(now);
+        let time = TIME_MAX.saturating_sub(copy.started.saturating_sub(copy.begun));
+        let task = copy.task(self.locks.clone(), time, self.payload_bytes, self.paces.clone());
+        self.paces.change(&copy.checked.dest, |pace| pace.outstanding += copy.checked.range.len());
         let (pulse, dest) = (task.options.pulse.clone(), copy.checked.dest.clone());
         let sources: Vec<_> = copy.checked.runs.iter().map(|run| run.namespace.clone()).collect();
-        self.running += 1;
+        self.running.push(key);
         drop(local::spawn(async move {
             let (end, stopped) = task.run().await;
             let left = end.abandoned.then(|| if pulse.changes() > 0 { vec![dest] } else { sources });
@@ -295,11 +378,17 @@ impl CopyQueue {
     /// Tasks that have ended.
     pub(super) fn take_ended(&mut self) -> Vec<(CopyKey, CopyEnd)> {
         let ended = self.ended.take();
-        self.running -= ended.len();
+        for (key, ..) in &ended {
+            let copy = &self.copies[key.0];
+            self.running.retain(|running| running != key);
+            self.paces.change(&copy.checked.dest, |pace| pace.outstanding -= copy.checked.range.len());
+            self.is_waiting = false;
+        }
+        let copies = &self.copies;
         let end_of = |(key, end, stopped): (CopyKey, WholeEnded, Stopped)| {
             let error = end.error.map(|error| {
                 let status = match error.kind() {
-                    Kind::Cancelled if stopped == Stopped::Late => TOO_LATE,
+                    Kind::Cancelled if stopped == Stopped::Late => copies[key.0].late(),
                     Kind::Cancelled if stopped == Stopped::Stalled => STALLED,
                     _ => status_of(&error, end.source_failed),
                 };
@@ -340,28 +429,43 @@ impl CopyQueue {
     /// of those that stay is over.
     pub(super) fn give_up(&mut self, now: Duration) -> (Vec<(CopyKey, CopyEnd)>, Option<Duration>) {
         let (mut given_up, mut next) = (Vec::new(), None);
-        let Self { inline, tasks, copies, .. } = self;
+        let Self { inline, tasks, copies, paces, .. } = self;
+        let hosts = tasks.hosts();
         for line in [inline, tasks] {
             line.retain(|key| {
                 let copy = &copies[key.0];
-                let (due, stops) = (copy.due(), copy.cancel.is_set());
-                let late = due <= now;
-                if stops || late {
-                    given_up.push((*key, stops));
+                let pace = paces.of(&copy.checked.dest);
+                let due = copy.due();
+                let end = if copy.cancel.is_set() {
+                    Some(("stopped on request before it started", Status::ABORT_REQUESTED.retryable()))
+                } else if due <= now {
+                    Some(("its turn did not come in time", NO_TURN))
+                } else if copy.native.is_none() && !copy.ends_in_time(pace.alone(), now) {
+                    let status = if pace.is_too_long(copy.bytes(), hosts) { TOO_LONG } else { NO_TURN };
+                    Some(("it would not end in time", status))
                 } else {
-                    next = Some(next.map_or(due, |next: Duration| next.min(due)));
+                    None
+                };
+                match end {
+                    Some((text, status)) => {
+                        let error = Error::new(Kind::Cancelled, text);
+                        given_up.push((*key, CopyEnd::failed(error, status)));
+                    }
+                    None => next = Some(next.map_or(due, |next: Duration| next.min(due))),
                 }
-                !(stops || late)
+                end.is_none()
             });
         }
-        let end_of = |(key, stops)| {
-            let (text, status) = match stops {
-                true => ("stopped on request before it started", Status::ABORT_REQUESTED.retryable()),
-                false => ("it timed out before it started", TOO_LATE),
-            };
-            (key, CopyEnd::failed(Error::new(Kind::Cancelled, text), status))
-        };
-        (given_up.into_iter().map(end_of).collect(), next)
+        (given_up, next)
+    }
+
+    /// Why a copy is better not begun: by the speed of its destination it would not end in time, or keep others from
+    /// it.
+    pub(super) fn hopeless(&self, checked: &CheckedCopy) -> Option<Status> {
+        let (pace, bytes) = (self.paces.of(&checked.dest), checked.range.len());
+        let time = pace.alone().time_of(bytes)?;
+        let in_the_way = pace.outstanding > 0 && pace.is_too_long(bytes, self.tasks.hosts());
+        ((time > TIME_MAX || in_the_way) && checked.native().is_none()).then_some(TOO_LONG)
     }
 
     /// A connection is closed: its copies in line are dropped.
@@ -400,6 +504,16 @@ impl QueuedCopy {
         self.begun + TIME_MAX
     }
 
+    /// True unless its destination is known to be too slow for the time it has left.
+    fn ends_in_time(&self, pace: Pace, now: Duration) -> bool {
+        pace.time_of(self.bytes()).is_none_or(|time| now + time <= self.due())
+    }
+
+    /// How it ends when its time is over while it runs.
+    fn late(&self) -> Status {
+        if self.started.saturating_sub(self.begun) <= WAITED_MAX { TOO_LONG } else { NO_TURN }
+    }
+
     /// True when an error is known to be about a source, not the destination.
     fn is_source(&self, error: &Error) -> bool {
         let Some(device) = error.device() else { return false };
@@ -407,7 +521,7 @@ impl QueuedCopy {
         device != dest && self.checked.runs.iter().any(|run| run.namespace.device().name() == device)
     }
 
-    fn task(&self, locks: Rc<CoreLocks>, time: Duration) -> CopyTask {
+    fn task(&self, locks: Rc<CoreLocks>, time: Duration, payload_bytes: usize, paces: Paces) -> CopyTask {
         let mut sources = self.checked.sources.iter().copied();
         let parts = self.checked.runs.iter().map(|run| Part {
             source: run.namespace.device().clone(),
@@ -419,11 +533,13 @@ impl QueuedCopy {
             dest: self.checked.dest.device().clone(),
             at: self.checked.range.offset(),
             fast_only: self.checked.fast_only,
+            namespace: self.checked.dest.clone(),
+            paces,
             time,
             options: Options {
                 policy: Policy { offload, excluded: self.excluded, unsynced: !self.fua, ..Policy::default() },
                 flush: self.fua,
-                payload_bytes: PAYLOAD_BYTES,
+                payload_bytes,
                 cancel: self.cancel.clone(),
                 // A request that a device does not answer holds up nothing but the ranges it may still change.
                 abandon: true,
@@ -473,6 +589,8 @@ struct CopyTask {
     dest: Arc<dyn Device>,
     at: u64,
     fast_only: bool,
+    namespace: Arc<Namespace>,
+    paces: Paces,
     /// What is left of [`TIME_MAX`].
     time: Duration,
     options: Options,
@@ -482,7 +600,15 @@ impl CopyTask {
     /// Runs it; beside the end, why it was stopped, if it was.
     async fn run(self) -> (WholeEnded, Stopped) {
         let pulse = &self.options.pulse;
-        let due = local::now() + self.time;
+        let begun = local::now();
+        let due = begun + self.time;
+        // Of a native method the bytes come at once, with the end: there is no speed before.
+        let measure = || {
+            let bytes = pulse.moved_bytes();
+            if bytes > 0 {
+                self.paces.change(&self.namespace, |pace| pace.measured(bytes, local::now() - begun));
+            }
+        };
         let mut work = pin!(async {
             if self.fast_only
                 && let Err(error) =
@@ -500,7 +626,9 @@ impl CopyTask {
                 Poll::Ready(end) => Poll::Ready(Some(end)),
                 Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
             });
-            if let Some(end) = end.await {
+            let end = end.await;
+            measure();
+            if let Some(end) = end {
                 return (end, stopped);
             }
             let now = local::now();

@@ -15,9 +15,12 @@ mod connections;
 mod controller;
 #[cfg(test)]
 mod copy_end_tests;
+mod copy_line;
 mod copy_queue;
 #[cfg(test)]
 mod copy_tests;
+#[cfg(test)]
+mod copy_turn_tests;
 mod events;
 mod features;
 #[cfg(test)]

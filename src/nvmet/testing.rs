@@ -693,3 +693,6 @@ impl BlockQueue for GateQueue {
         self.inner.counters()
     }
 }
+
+/// Copies of one host that run at a time, when no other host has any: the rest is kept for those.
+pub(super) const ALONE: usize = 5;

@@ -72,6 +72,11 @@ impl Worker {
         }
     }
 
+    /// Runs at most so many copies at a time that pass through buffers, each with so many bytes of them.
+    pub fn bound_copies(&mut self, copies: usize, bytes_each: usize) {
+        self.copies.bound(copies, bytes_each);
+    }
+
     /// Calls `hook` with each Copy that ends.
     pub fn on_copy(&mut self, hook: impl Fn(&CopyLine) + 'static) {
         self.copies.on_copy(Box::new(hook));
@@ -187,6 +192,9 @@ impl Worker {
                 else {
                     return;
                 };
+                if let Some(status) = self.copies.hopeless(&checked) {
+                    return self.fail(id, status);
+                }
                 let origin = CopyOrigin { id, controller: controller.clone(), qid, cid };
                 let (key, step) = self.copies.begin(origin, *checked, fua, clock(self.now));
                 self.connections.slot(id).pending = Pending::Copy(key);

@@ -1,31 +1,26 @@
-//! One connection of a thread: its socket and its machine, and its share of the thread's buffers.
+//! One connection of a thread: its socket and its machine, and its turn for the thread's buffers.
 
-use crate::block::{Buf, BufPool};
+use super::shares::{HostIndex, HostName, MemberIndex, OTHERS, Shares};
+use crate::block::{Buf, LendingPool};
 use crate::net::Stream;
 use crate::nvme::command::Transfer;
 use crate::nvme::tcp::controller::{Connection, Event};
-use crate::nvme::{Cqe, Sgl, Sqe};
+use crate::nvme::{Cqe, Sqe};
 use crate::nvmet::{CommandId, ConnectionId, Worker};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::Duration;
 
 /// Reads of one socket in one turn, so that a busy one does not hold up the others.
 const READS_A_TURN: usize = 8;
-/// Payload and answers that count as getting on, in bytes. Less in the time a host is given is a trickle that keeps
-/// buffers from others. A buffer that came back counts too, however short its data.
-const PROGRESS_BYTES: usize = 64 << 10;
-/// A connection may take a buffer while it holds fewer than so many times those that are left: alone it gets three of
-/// four, and however many are stalled, what is left goes to those that have none.
-const SHARE: usize = 3;
-
-/// Slots of a connection: entries of the longest queue.
-const SLOTS_MAX: usize = 1 << 12;
+/// Of the bytes that a host owes it gets on when it moves one in so many, or [`PROGRESS_BYTES`], in the time it is
+/// given.
+const PROGRESS_PART: u64 = 8;
+const PROGRESS_BYTES: u64 = 64 << 10;
 
 /// A command that waits for a buffer.
 pub(super) enum Want {
-    /// For the data that the host is to be asked for.
+    /// For data from the host: it is asked for then, or is in the capsule that arrives.
     Data { slot: u16, len: u32 },
     /// For what goes to the host.
     Command { slot: u16, sqe: Sqe },
@@ -41,72 +36,74 @@ impl Want {
     }
 }
 
-/// The payload buffers of a thread, and the connections that wait for some: each in turn gets one.
+/// The payload buffers of a thread, and whose turn it is to get one.
 pub(super) struct Buffers {
-    pool: Rc<BufPool>,
-    /// Places of links, each once.
-    line: VecDeque<usize>,
+    pool: LendingPool,
+    pub(super) shares: Shares,
     /// Places of links that got one since this was last emptied.
     pub(super) served: Vec<usize>,
 }
 
 impl Buffers {
-    pub(super) fn new(pool: Rc<BufPool>) -> Self {
-        Self { pool, line: VecDeque::new(), served: Vec::new() }
+    /// Buffers of these sizes, ascending: bytes and count. `None`: no memory.
+    pub(super) fn new(sizes: &[(usize, usize)]) -> Option<Self> {
+        Some(Self { pool: LendingPool::new(sizes)?, shares: Shares::new(sizes), served: Vec::new() })
     }
 
-    /// Serves the links that wait. True when any got one.
+    /// A buffer showing `len` bytes, if the connection may have one now.
+    fn take(&mut self, member: MemberIndex, len: usize) -> Option<Buf> {
+        let class = self.shares.grant(member, len)?;
+        let buf = self.pool.lend(class, len, member);
+        debug_assert!(buf.is_some(), "as many buffers as the shares count");
+        buf
+    }
+
+    /// Takes in what has come back.
+    fn collect(&mut self) {
+        let Self { pool, shares, .. } = self;
+        pool.take_back(|class, member| shares.give_back(member, class));
+    }
+
+    /// Serves the links that wait, each host in turn. True when any got a buffer.
     pub(super) fn hand_out(
         &mut self,
         links: &mut [Option<Link>],
         worker: &mut Worker,
         now: Duration,
     ) -> bool {
+        self.collect();
+        if !self.shares.take_changed() {
+            return false;
+        }
         let (mut any, mut passed_over) = (false, 0);
-        while passed_over < self.line.len() {
-            let Some(place) = self.line.pop_front() else { break };
-            let Some(link) = links.get_mut(place).and_then(Option::as_mut) else { continue };
-            let Some(want) = link.wants.front() else {
-                link.in_line = false;
+        while passed_over < self.shares.round() {
+            let Some((host, place)) = self.shares.next_turn() else { break };
+            let link = links.get_mut(place).and_then(Option::as_mut);
+            let Some((link, len)) = link.and_then(|l| l.wants.front().map(Want::len).map(|len| (l, len)))
+            else {
+                self.shares.stop_waiting(host, place);
                 continue;
             };
-            let free = self.pool.free();
-            if free == 0 {
-                self.line.push_front(place);
-                break;
-            }
-            if may_take(link.held, free)
-                && let Some(buf) = self.pool.take(want.len())
-                && let Some(want) = link.wants.pop_front()
-            {
-                link.grant(want, buf, worker, now);
-                self.served.push(place);
-                (any, passed_over) = (true, 0);
-            } else {
+            let Some(buf) = self.take(link.member, len) else {
                 passed_over += 1;
-            }
-            link.in_line = !link.wants.is_empty();
-            if link.in_line {
-                self.line.push_back(place);
+                continue;
+            };
+            (any, passed_over) = (true, 0);
+            link.grant_next(buf, worker, now);
+            self.served.push(place);
+            if link.wants.is_empty() {
+                self.shares.stop_waiting(host, place);
             }
         }
         any
     }
-
-    /// True when a link waits for one.
-    pub(super) fn are_wanted(&self) -> bool {
-        !self.line.is_empty()
-    }
-
-    /// The link at this place is gone.
-    pub(super) fn forget(&mut self, place: usize) {
-        self.line.retain(|&p| p != place);
-    }
 }
 
-/// True for a connection that holds so many buffers while so many are free.
-fn may_take(held: usize, free: usize) -> bool {
-    free > 0 && (held == 0 || held < SHARE * free)
+/// Where a link is, and as what.
+pub(super) struct Seat {
+    pub(super) serial: u32,
+    pub(super) place: usize,
+    pub(super) member: MemberIndex,
 }
 
 /// A socket and its machine.
@@ -127,18 +124,17 @@ pub(super) struct Link {
     pub(super) opened: Duration,
     /// When it last had something.
     pub(super) last: Duration,
+    /// As what it has buffers, and the host whose share they are of.
+    pub(super) member: MemberIndex,
+    pub(super) host: HostIndex,
     /// Commands that wait for a buffer; the link is in line while there are any.
     pub(super) wants: VecDeque<Want>,
-    in_line: bool,
     /// When it last got one, or began to wait.
     served: Duration,
-    /// Buffers of the pool it has.
-    held: usize,
-    /// A bit for each slot whose command, with the worker now, has one.
-    has_buffer: [u64; SLOTS_MAX / 64],
-    /// When its host last did its part in giving them back, and bytes towards the next time.
+    /// Bytes it has sent; the sum of these and of the payload received when its host last got on, and when that was.
+    sent_bytes: u64,
+    moved_bytes: u64,
     got_on: Duration,
-    moved: usize,
     /// The machine knows the queue's properties.
     pub(super) announced: bool,
     /// The worker has a command of it, before that: a Connect that waits, most likely.
@@ -158,13 +154,13 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(
         id: ConnectionId,
-        serial: u32,
-        place: usize,
+        seat: Seat,
         peer: SocketAddr,
         stream: Stream,
         machine: Connection,
         now: Duration,
     ) -> Self {
+        let Seat { serial, place, member } = seat;
         Self {
             id,
             serial,
@@ -177,13 +173,13 @@ impl Link {
             full: false,
             opened: now,
             last: now,
+            member,
+            host: OTHERS,
             wants: VecDeque::new(),
-            in_line: false,
             served: now,
-            held: 0,
-            has_buffer: [0; SLOTS_MAX / 64],
+            sent_bytes: 0,
+            moved_bytes: 0,
             got_on: now,
-            moved: 0,
             announced: false,
             connects: false,
             left: false,
@@ -206,19 +202,39 @@ impl Link {
         [self.machine.time_limit(), opens].into_iter().flatten().min()
     }
 
-    /// For how long it has waited for a buffer and got none.
-    pub(super) fn waits_since(&self, now: Duration) -> Duration {
-        if self.wants.is_empty() { Duration::ZERO } else { now.saturating_sub(self.served) }
+    /// The host of its association, once that is known, has a share of its own. False: there is none left.
+    pub(super) fn belongs_to(&mut self, name: &HostName, buffers: &mut Buffers) -> bool {
+        buffers.shares.stop_waiting(self.host, self.place);
+        let Some(member) = buffers.shares.join(self.member, name) else { return false };
+        (self.member, self.host) = (member, buffers.shares.host_of(member));
+        if !self.wants.is_empty() {
+            buffers.shares.wait(self.host, self.place);
+        }
+        true
     }
 
-    /// It has buffers that only its host can free, and the host has not got on with that for so long.
-    pub(super) fn is_stalled(&self, now: Duration, patience: Duration) -> bool {
-        now.saturating_sub(self.got_on) >= patience && self.machine.waits_for_host()
+    /// It has waited for so long for a buffer that its host's share has room for.
+    pub(super) fn is_starved(&self, now: Duration, patience: Duration, shares: &Shares) -> bool {
+        let wants = self.wants.front().map(Want::len);
+        let waits = wants.is_some_and(|len| shares.is_below_share(self.host, len));
+        waits && now.saturating_sub(self.served) >= patience
     }
 
-    /// Its clocks start again: this thread itself did not run.
-    pub(super) fn restart_timers(&mut self, now: Duration) {
-        (self.served, self.got_on) = (now, now);
+    /// It has buffers that only its host can free, and the host has not got on with that for so long. To be asked a
+    /// few times in that time.
+    pub(super) fn is_stalled(&mut self, now: Duration, patience: Duration) -> bool {
+        let (owed, moved) = (self.machine.owed_bytes(), self.machine.payload_bytes() + self.sent_bytes);
+        let enough = (owed / PROGRESS_PART).clamp(1, PROGRESS_BYTES);
+        if owed == 0 || moved - self.moved_bytes >= enough {
+            (self.moved_bytes, self.got_on) = (moved, now);
+        }
+        now.saturating_sub(self.got_on) >= patience
+    }
+
+    /// Its clocks stood still for so long, as this thread did.
+    pub(super) fn stood_still(&mut self, time: Duration) {
+        self.served += time;
+        self.got_on += time;
     }
 
     pub(super) fn machine_is_full(&mut self) -> bool {
@@ -243,7 +259,6 @@ impl Link {
             if room == 0 {
                 break;
             }
-            let payload = if space[1].is_empty() { 0 } else { space[0].len() };
             match self.stream.receive(&mut space) {
                 Ok(Some(0)) => {
                     self.over = true;
@@ -252,7 +267,6 @@ impl Link {
                 Ok(Some(n)) => {
                     busy = true;
                     self.last = now;
-                    self.moved(n.min(payload), now);
                     self.machine.filled(n);
                     self.take_events(worker, buffers, now);
                     if n < room {
@@ -270,29 +284,15 @@ impl Link {
         busy
     }
 
-    /// Payload or answers went over the wire.
-    fn moved(&mut self, bytes: usize, now: Duration) {
-        self.moved += bytes;
-        if self.moved >= PROGRESS_BYTES {
-            (self.moved, self.got_on) = (0, now);
-        }
-    }
-
     pub(super) fn take_events(&mut self, worker: &mut Worker, buffers: &mut Buffers, now: Duration) {
+        self.use_own_buffer();
         while !self.parting
             && let Some(event) = self.machine.next()
         {
             match event {
                 Event::Command { slot, sqe, data } => {
-                    let wants = sqe.transfer() == Transfer::ToHost && sqe.sgl().len > 0;
-                    // What came in the capsule is in a buffer of the machine's own.
-                    let asked = !data.is_empty() && sqe.sgl().kind != Sgl::IN_CAPSULE;
-                    if asked {
-                        self.got_on = now;
-                    }
-                    self.note_buffer(slot, wants || asked);
                     self.connects = !self.announced;
-                    if wants {
+                    if sqe.transfer() == Transfer::ToHost && sqe.sgl().len > 0 {
                         self.want(Want::Command { slot, sqe }, worker, buffers, now);
                     } else {
                         worker.submit(CommandId { connection: self.id, slot }, &sqe, data);
@@ -304,51 +304,52 @@ impl Link {
         }
     }
 
-    /// Whether the command of this slot has a buffer of the pool; gives what was said before.
-    fn note_buffer(&mut self, slot: u16, has: bool) -> bool {
-        let (word, bit) = (&mut self.has_buffer[usize::from(slot) / 64], 1 << (slot % 64));
-        let before = *word & bit != 0;
-        *word = if has { *word | bit } else { *word & !bit };
-        before
+    fn want(&mut self, want: Want, worker: &mut Worker, buffers: &mut Buffers, now: Duration) {
+        // Nobody overtakes another connection of the same host.
+        if self.wants.is_empty() && !buffers.shares.is_waiting(self.host) {
+            let len = want.len();
+            let buf = buffers.take(self.member, len).or_else(|| {
+                buffers.collect();
+                buffers.take(self.member, len)
+            });
+            if let Some(buf) = buf {
+                return self.grant(want, buf, worker, now);
+            }
+        }
+        if self.wants.is_empty() {
+            self.served = now;
+        }
+        buffers.shares.wait(self.host, self.place);
+        // What holds up the stream, and with it the data of others, goes first.
+        if self.machine.capsule_waits() { self.wants.push_front(want) } else { self.wants.push_back(want) }
     }
 
-    fn want(&mut self, want: Want, worker: &mut Worker, buffers: &mut Buffers, now: Duration) {
-        if buffers.line.is_empty()
-            && may_take(self.held, buffers.pool.free())
-            && let Some(buf) = buffers.pool.take(want.len())
-        {
-            return self.grant(want, buf, worker, now);
+    /// Lets a capsule that waits have the connection's own buffer, when that is free again.
+    fn use_own_buffer(&mut self) {
+        if let Some(place) = self.machine.use_own_buffer() {
+            self.wants.retain(|want| !matches!(want, Want::Data { slot, .. } if *slot == place));
         }
-        if !std::mem::replace(&mut self.in_line, true) {
-            self.served = now;
-            buffers.line.push_back(self.place);
+    }
+
+    /// A buffer for the command that waits longest.
+    fn grant_next(&mut self, buf: Buf, worker: &mut Worker, now: Duration) {
+        if let Some(want) = self.wants.pop_front() {
+            self.grant(want, buf, worker, now);
         }
-        self.wants.push_back(want);
     }
 
     fn grant(&mut self, want: Want, buf: Buf, worker: &mut Worker, now: Duration) {
-        self.held += 1;
         self.served = now;
         match want {
-            Want::Data { slot, .. } => {
-                self.got_on = now; // it is asked only now
-                self.machine.give(slot, buf);
-            }
+            Want::Data { slot, .. } => self.machine.give(slot, buf),
             Want::Command { slot, sqe } => worker.submit(CommandId { connection: self.id, slot }, &sqe, buf),
         }
     }
 
     /// Answers a command.
-    pub(super) fn complete(&mut self, slot: u16, cqe: Cqe, data: Option<Buf>, now: Duration) {
+    pub(super) fn complete(&mut self, slot: u16, cqe: Cqe, data: Option<Buf>) {
         self.connects = false;
-        let had_buffer = self.note_buffer(slot, false);
-        let sends = data.is_some();
-        let back = self.machine.complete(slot, cqe, data);
-        if had_buffer && (!sends || back.is_some()) {
-            self.held = self.held.saturating_sub(1);
-        } else if sends {
-            self.got_on = now; // it can take it only now
-        }
+        drop(self.machine.complete(slot, cqe, data));
     }
 
     pub(super) fn send(&mut self, back: &mut Vec<Buf>, now: Duration) -> bool {
@@ -360,13 +361,8 @@ impl Link {
             }
             match self.stream.send(&output) {
                 Ok(Some(n)) => {
-                    let before = back.len();
                     self.machine.sent(n, back);
-                    if back.len() > before {
-                        self.held = self.held.saturating_sub(back.len() - before);
-                        self.got_on = now;
-                    }
-                    self.moved(n, now);
+                    self.sent_bytes += n as u64;
                     self.last = now;
                     busy = true;
                 }
@@ -378,28 +374,5 @@ impl Link {
             }
         }
         busy
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::may_take;
-
-    /// Connections that take all they can get and give nothing back.
-    fn hoard(buffers: usize, connections: usize) -> Vec<usize> {
-        let (mut held, mut free) = (vec![0; connections], buffers);
-        while let Some(at) = held.iter().position(|&h| may_take(h, free)) {
-            (held[at], free) = (held[at] + 1, free - 1);
-        }
-        held
-    }
-
-    #[test]
-    fn those_who_keep_what_they_get_leave_some_for_those_who_have_none() {
-        assert_eq!(hoard(64, 1), [48]);
-        assert_eq!(hoard(64, 2), [48, 12]);
-        assert_eq!(hoard(64, 3), [48, 12, 3]);
-        assert_eq!(hoard(1, 1), [1], "a single buffer is of use");
-        assert!(!may_take(0, 0) && may_take(0, 1) && may_take(2, 1) && !may_take(3, 1));
     }
 }

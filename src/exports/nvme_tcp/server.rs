@@ -1,10 +1,11 @@
 //! A server: listens, starts its threads, and ends them.
 
+use super::memory::{MemoryNeeds, MemorySlice};
 use super::server_thread;
 use super::shared::{ServerOptions, ServerShared};
 use crate::block::{Error, Kind, Result};
 use crate::nvme::tcp::Digests;
-use crate::nvme::tcp::controller::Config;
+use crate::nvme::tcp::controller::{Config, Connection};
 use crate::nvmet::{CONNECTIONS_MAX, Target};
 use crate::reactor::local::Interrupt;
 use crate::reactor::{Waker, helpers};
@@ -51,6 +52,24 @@ fn files_left(cores: usize) -> usize {
     limit.saturating_sub(open + FILES_SPARED + FILES_OF_THREAD * cores)
 }
 
+/// Divides the bound on memory.
+///
+/// Errors: `InvalidInput` when it is too small, with the least that is not.
+fn divide(options: &ServerOptions, machine: &Config) -> Result<MemorySlice> {
+    let needs = MemoryNeeds {
+        cores: options.cores,
+        machine_bytes: Connection::memory_bytes(machine).unwrap_or(usize::MAX),
+        transfer_bytes: machine.data_bytes_max as usize,
+    };
+    let too_small = || {
+        let (given, cores, least) = (options.memory_bytes, options.cores, MemorySlice::least(needs) >> 20);
+        let text =
+            format!("{given} bytes of memory are not enough for {cores} threads; give at least {least}MiB");
+        Error::new(Kind::InvalidInput, text)
+    };
+    MemorySlice::new(options.memory_bytes, needs).ok_or_else(too_small)
+}
+
 /// A running server. Dropping it stops it, as [`Server::stop`] does.
 ///
 /// When one of its threads panics the whole of it stops: half a server would take connections and leave them.
@@ -63,7 +82,8 @@ pub struct Server {
 impl Server {
     /// Listens and starts the threads; returns when hosts can connect.
     ///
-    /// Errors: an address that cannot be listened on, no threads, no memory; those of the engine.
+    /// Errors: an address that cannot be listened on, no threads, no memory, or a bound on memory that is too small;
+    /// those of the engine.
     pub fn start(target: Arc<Target>, options: ServerOptions) -> Result<Self> {
         if options.cores == 0 || options.cores > CORES_MAX {
             let text = format!("{} cores: a server runs on 1 to {CORES_MAX}", options.cores);
@@ -74,16 +94,6 @@ impl Server {
             let text = format!("{asked} connections: a server holds 1 to {CONNECTIONS_MAX}");
             return Err(Error::new(Kind::InvalidInput, text));
         }
-        let mut listeners = Vec::new();
-        let mut addresses = Vec::new();
-        for address in &options.listen {
-            let cannot = |e| Error::os("cannot be listened on", e).on(&address.to_string());
-            let listener = bind(*address).map_err(cannot)?;
-            listener.set_nonblocking(true).map_err(cannot)?;
-            addresses.push(listener.local_addr().map_err(cannot)?);
-            listeners.push(listener);
-        }
-        target.listen(&addresses);
         let settings = target.settings();
         let machine = Config {
             entries_max: u16::try_from(settings.queue_entries.get()).expect("4096 at most"),
@@ -96,8 +106,19 @@ impl Server {
             cpda: 0,
             icreq_timeout: Duration::from_secs(10),
         };
+        let memory = divide(&options, &machine)?;
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for address in &options.listen {
+            let cannot = |e| Error::os("cannot be listened on", e).on(&address.to_string());
+            let listener = bind(*address).map_err(cannot)?;
+            listener.set_nonblocking(true).map_err(cannot)?;
+            addresses.push(listener.local_addr().map_err(cannot)?);
+            listeners.push(listener);
+        }
+        target.listen(&addresses);
         let connections = options.connections_max.min(files_left(options.cores));
-        let places = (connections / options.cores).max(1);
+        let places = (connections / options.cores).clamp(1, memory.connections);
         let inboxes = (0..options.cores).map(|_| Inbox::default()).collect();
         let counts = (0..options.cores).map(|_| AtomicUsize::new(0)).collect();
         let (stop, ending) = (Interrupt::default(), Ending::default());
@@ -110,6 +131,7 @@ impl Server {
             target,
             options,
             machine,
+            memory,
             stop,
             places,
             inboxes,
@@ -133,7 +155,8 @@ impl Server {
         &self.addresses
     }
 
-    /// Most connections it holds at once: as many as asked, or as many as this process may have files open.
+    /// Most connections it holds at once: as many as asked, or as many as there is memory for and this process may have
+    /// files open.
     pub fn connections_max(&self) -> usize {
         self.shared.places * self.shared.options.cores
     }
@@ -141,6 +164,12 @@ impl Server {
     /// Connections that its threads have looked at so far, once for each turn in which one had something to do.
     pub fn walked(&self) -> u64 {
         self.shared.walked.load(Ordering::Relaxed)
+    }
+
+    /// Most memory that connections, payload in flight and copies take, all threads together, in bytes: within the
+    /// bound that was given.
+    pub fn memory_bytes(&self) -> usize {
+        self.shared.memory.bytes() * self.shared.options.cores
     }
 
     /// Calls `waker` when the server stops by itself, or did already: [`Server::failure`] says why.

@@ -1,9 +1,10 @@
 //! One thread of a server: reads sockets, feeds the machines and the target's worker, sends what they answer.
 
-use super::link::{Buffers, Link};
+use super::link::{Buffers, Link, Seat};
 use super::places::{Claim, HANDSHAKE_TIME, Places, Reason};
 use super::shared::ServerShared;
-use crate::block::{Buf, BufPool, Error, Kind, Result};
+use super::shares::HostName;
+use crate::block::{Buf, Error, Kind, Result};
 use crate::net::Stream;
 use crate::nvme::Status;
 use crate::nvme::tcp::controller::{Connection, QueueFacts};
@@ -29,7 +30,8 @@ const TICK: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a connection may take until its Connect.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a host may keep buffers, taking and sending next to nothing, while another connection waits for one.
+/// How long a host may keep more buffers than its share, taking and sending next to nothing of what it owes, while
+/// another waits for one of its own share.
 const STALL_PATIENCE: Duration = Duration::from_secs(10);
 /// Rest of a listener after an error, and least time between two messages about one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -121,14 +123,11 @@ pub(super) fn run(
 ) -> Result<()> {
     let Workbench { local, locks, reactor, .. } = Workbench::new(shared.options.engine, false)?;
     let waker = local.waker();
-    let chunk = shared.target.settings().transfer_bytes as usize;
-    let pool =
-        BufPool::new(shared.options.payload_bytes, chunk).filter(|p| p.chunk_bytes() >= chunk).ok_or_else(
-            || Error::new(Kind::NoMemory, format!("no memory for one transfer of {chunk} bytes on a thread")),
-        )?;
-    let pool = Rc::new(pool);
+    let no_memory = || Error::new(Kind::NoMemory, "no memory for the payload of a thread");
+    let buffers = Buffers::new(&shared.memory.payload).ok_or_else(no_memory)?;
     let mut worker = Worker::new(shared.target.clone(), locks, waker.clone());
     worker.limit_connections(shared.places);
+    worker.bound_copies(shared.memory.copies, shared.memory.copy_bytes);
     if let Some(on_copy) = shared.options.on_copy.clone() {
         worker.on_copy(move |line| on_copy(line));
     }
@@ -149,7 +148,7 @@ pub(super) fn run(
         port: reactor.open_port(),
         reactor,
         worker,
-        buffers: Buffers::new(pool),
+        buffers,
         listeners: listening,
         links: Vec::new(),
         place_of: Vec::new(),
@@ -223,7 +222,8 @@ impl ServerThread {
     fn turn(&mut self) -> bool {
         let now = self.reactor.now();
         // A gap that no sleep explains: this thread did not run, and has read nothing of what its hosts sent meanwhile.
-        let was_paused = self.live > 0 && now.saturating_sub(self.turned) > 2 * TICK;
+        let gap = now.saturating_sub(self.turned);
+        let was_paused = self.live > 0 && gap > 2 * TICK;
         self.turned = now;
         self.worker.set_time(now);
         let mut busy = self.poll_reactor(now);
@@ -239,15 +239,15 @@ impl ServerThread {
         if was_paused {
             (0..self.links.len()).for_each(|place| busy |= self.hear(place, now));
             self.worker.restart_timers();
-            self.links.iter_mut().flatten().for_each(|link| link.restart_timers(now));
+            self.links.iter_mut().flatten().for_each(|link| link.stood_still(gap));
             busy = true;
-        } else {
-            self.check_worker(now);
-            if now >= self.check_at {
-                self.check_at = now + TICK;
-                self.check_timers(now);
-                self.close_stalled(now);
-            }
+        }
+        // After a pause too: a thread that stands still again and again would expire nothing.
+        self.check_worker(now);
+        if now >= self.check_at {
+            self.check_at = now + TICK;
+            self.check_timers(now);
+            self.close_stalled(now);
         }
         busy |= self.hand_out(now);
         busy |= self.answer(now);
@@ -330,23 +330,23 @@ impl ServerThread {
         }
     }
 
-    /// Closes stalled connections with buffers that others wait for.
+    /// When a host cannot have its share, closes stalled connections of hosts that have more than theirs.
     fn close_stalled(&mut self, now: Duration) {
-        // A stalled connection does not count as waiting: it keeps the buffers itself.
-        let waits = |l: &Link| l.waits_since(now) >= STALL_PATIENCE && !l.is_stalled(now, STALL_PATIENCE);
-        if !self.buffers.are_wanted() || !self.links.iter().flatten().any(waits) {
-            return;
-        }
-        for place in 0..self.links.len() {
-            let is_stalled = |l: &Link| l.is_stalled(now, STALL_PATIENCE);
-            if !self.links[place].as_ref().is_some_and(is_stalled) {
-                continue;
-            }
+        let shares = &self.buffers.shares;
+        let is_short = self.links.iter().flatten().any(|l| l.is_starved(now, STALL_PATIENCE, shares));
+        // Asked each time: progress is counted from one time to the next.
+        let stalled: Vec<usize> = (0..self.links.len())
+            .filter(|&place| self.links[place].as_mut().is_some_and(|l| l.is_stalled(now, STALL_PATIENCE)))
+            .collect();
+        for place in stalled.into_iter().filter(|_| is_short) {
             self.hear(place, now);
-            let Some(link) = self.links[place].as_mut().filter(|link| is_stalled(link)) else { continue };
-            tracing::warn!(peer = %link.peer, "stalled for {STALL_PATIENCE:?} with buffers that another connection waits for; the connection is closed");
-            link.over = true;
-            self.list(place);
+            let shares = &self.buffers.shares;
+            let Some(link) = self.links[place].as_mut() else { continue };
+            if link.is_stalled(now, STALL_PATIENCE) && shares.is_beyond_share(link.host) {
+                tracing::warn!(peer = %link.peer, "stalled for {STALL_PATIENCE:?} with buffers that another host waits for; the connection is closed");
+                link.over = true;
+                self.list(place);
+            }
         }
     }
 
@@ -499,7 +499,8 @@ impl ServerThread {
         if place == self.links.len() {
             self.links.push(None);
         }
-        self.links[place] = Some(Link::new(id, self.serial, place, peer, stream, machine, now));
+        let seat = Seat { serial: self.serial, place, member: self.buffers.shares.enter() };
+        self.links[place] = Some(Link::new(id, seat, peer, stream, machine, now));
         self.place_of.resize(self.place_of.len().max(id.index() + 1), usize::MAX);
         self.place_of[id.index()] = place;
         self.places.hold(place, Claim::Opening, now);
@@ -532,13 +533,18 @@ impl ServerThread {
                         admin: queue.id() == Some(0),
                         flow_control: queue.flow_control(),
                     };
-                    if !link.machine.connected(facts) {
+                    link.machine.connected(facts);
+                    let controller = queue.controller().filter(|controller| !controller.is_discovery());
+                    let host = controller
+                        .map(|c| HostName { nqn: c.host_nqn().as_str().to_owned(), id: c.host_id() });
+                    if host.is_some_and(|host| !link.belongs_to(&host, &mut self.buffers)) {
+                        tracing::warn!(peer = %link.peer, "no memory for the share of another host; give more");
                         cqe.status = Status::CONNECT_CONTROLLER_BUSY.retryable();
                         link.parting = true;
                     }
                 }
             }
-            link.complete(id.slot, cqe, data, now);
+            link.complete(id.slot, cqe, data);
             let place = link.place();
             self.list(place);
         }
@@ -626,7 +632,7 @@ impl ServerThread {
 
     fn close(&mut self, place: usize) {
         let Some(link) = self.links.get_mut(place).and_then(Option::take) else { return };
-        self.buffers.forget(place);
+        self.buffers.shares.leave(link.member, place);
         self.places.leave(place);
         if let Some(at) = link.timer {
             self.timers.remove(&(at, place));

@@ -1,5 +1,6 @@
 //! What the threads of a server share, and how a server runs.
 
+use super::memory::MemorySlice;
 use crate::nvme::tcp::controller::Config;
 use crate::nvmet::{CopyLine, Target};
 use crate::reactor::EngineChoice;
@@ -28,8 +29,8 @@ pub struct ServerOptions {
     /// [`CONNECTIONS_MAX`](crate::nvmet::CONNECTIONS_MAX). Fewer where this process may not have as many files open;
     /// [`Server::connections_max`](super::Server::connections_max) says how many.
     pub connections_max: usize,
-    /// Most memory for payload in flight, for each thread, in bytes.
-    pub payload_bytes: usize,
+    /// Most memory for connections, payload in flight and copies, for all threads together, in bytes.
+    pub memory_bytes: usize,
     /// Called with each Copy.
     pub on_copy: Option<OnCopy>,
 }
@@ -42,7 +43,7 @@ impl Default for ServerOptions {
             spin: Duration::from_micros(50),
             engine: EngineChoice::Auto,
             connections_max: 1 << 14,
-            payload_bytes: 64 << 20,
+            memory_bytes: 640 << 20,
             on_copy: None,
         }
     }
@@ -53,6 +54,8 @@ pub(super) struct ServerShared {
     pub(super) target: Arc<Target>,
     pub(super) options: ServerOptions,
     pub(super) machine: Config,
+    /// What each thread has of the memory.
+    pub(super) memory: MemorySlice,
     pub(super) stop: Interrupt,
     /// Most connections of one thread.
     pub(super) places: usize,

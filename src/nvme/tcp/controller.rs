@@ -58,11 +58,12 @@ pub enum Event {
         /// What the host sent with it: exactly as long as the SGL says.
         data: Buf,
     },
-    /// A command whose data is to be asked for by R2T wants a buffer: [`Connection::give`], now or when there is one.
+    /// A command with data wants a buffer: [`Connection::give`], now or when there is one. Data by R2T is asked for
+    /// then; data in a capsule is on its way, and nothing behind it is parsed before ([`Connection::capsule_waits`]).
     NeedBuffer {
         /// Its place here.
         slot: u16,
-        /// Bytes: at most `data_bytes_max`.
+        /// Bytes: at most `data_bytes_max`, or what a capsule may hold.
         len: u32,
     },
     /// The connection has ended; no event follows.
@@ -163,8 +164,11 @@ pub struct Connection {
     entries: u16,
     /// A bit for each command id in use.
     cids: Box<[u64]>,
-    /// Buffers for data in capsules: one for each command that can be in hand, so that the stream never waits for one.
-    capsules: BufPool,
+    /// A buffer for data in a capsule: while the owner has no other to give, a capsule waits until this one's command
+    /// has ended, and for nothing that the stream behind it would bring.
+    own: BufPool,
+    /// The owner was asked for a buffer for the data that arrives.
+    asked_owner: bool,
     admin: bool,
     flow_control: bool,
     /// Entries taken from the submission queue, modulo its size.
@@ -187,21 +191,17 @@ impl Connection {
             config.h2c_data_bytes_max >= pdu::H2C_DATA_MIN && config.h2c_data_bytes_max.is_multiple_of(4)
         );
         assert!(config.r2t_bytes_max > 0 && config.r2t_count_max > 0);
-        let in_hand = usize::from(config.entries_max.max(SLOTS_BEFORE_CONNECT));
-        // A command that ends stages one C2HData and one response; one that gets a buffer, its R2Ts. The header looked
-        // at last may be refused, and end the connection.
-        let r2ts = usize::try_from(config.r2t_count_max).ok()?.checked_mul(R2T_LEN_MAX)?;
-        let reserve = in_hand.checked_mul(RESPONSE_LEN_MAX + r2ts)? + 2 * pdu::TERM_MAX;
         let mut connection = Self {
             config: config.clone(),
             life: Life::new(config.icreq_timeout),
             incoming: Incoming::new(Side::Controller),
-            outgoing: Outgoing::new(reserve, 64),
+            outgoing: Outgoing::new(reserve(config)?, 64),
             slots: Vec::new(),
             free: Vec::new(),
             entries: SLOTS_BEFORE_CONNECT,
-            cids: vec![0; 1 << 10].into_boxed_slice(),
-            capsules: capsule_pool(pdu::IN_CAPSULE_ALWAYS, SLOTS_BEFORE_CONNECT)?,
+            cids: vec![0; CID_WORDS].into_boxed_slice(),
+            own: capsule_pool(config)?,
+            asked_owner: false,
             admin: true,
             flow_control: true,
             sq_head: 0,
@@ -211,6 +211,14 @@ impl Connection {
         };
         connection.grow(SLOTS_BEFORE_CONNECT);
         Some(connection)
+    }
+
+    /// Most memory that one connection has for itself, in bytes: whatever its host does, it takes no more than this and
+    /// the buffers that its owner gives. `None`: more than memory has.
+    pub fn memory_bytes(config: &Config) -> Option<usize> {
+        let table = usize::from(config.entries_max) * (size_of::<Slot>() + size_of::<Buf>());
+        let fixed = Incoming::BYTES + own_bytes(config) + CID_WORDS * 8 + table;
+        fixed.checked_add(Outgoing::<Buf>::bytes(reserve(config)?)?)
     }
 
     fn grow(&mut self, slots: u16) {
@@ -249,10 +257,18 @@ impl Connection {
             }
             let event = if let Some(arriving) = self.incoming.arriving() {
                 let arrived = match arriving.slot {
-                    Some(slot) => {
-                        let slot = &mut self.slots[usize::from(slot)];
+                    Some(place) => {
+                        let slot = &mut self.slots[usize::from(place)];
                         if slot.state == State::InCapsule && slot.buf.is_empty() {
-                            slot.buf = self.capsules.take(slot.received as usize)?;
+                            // u32 fits usize on every machine this is built for.
+                            if self.asked_owner {
+                                return None;
+                            }
+                            let Some(buf) = self.own.take(slot.received as usize) else {
+                                self.asked_owner = true;
+                                return Some(Event::NeedBuffer { slot: place, len: slot.received });
+                            };
+                            slot.buf = buf;
                         }
                         self.incoming.pull(&mut slot.buf)?
                     }
@@ -494,6 +510,24 @@ impl Connection {
         Ok(Some(Event::Command { slot: place, sqe: slot.sqe, data }))
     }
 
+    /// True while nothing is parsed before the buffer of the last [`Event::NeedBuffer`] is there.
+    pub fn capsule_waits(&self) -> bool {
+        self.asked_owner && !self.life.is_closing()
+    }
+
+    /// Takes the connection's own buffer, if it is free again, for the capsule that waits: its slot, whose
+    /// [`Event::NeedBuffer`] is thereby withdrawn.
+    pub fn use_own_buffer(&mut self) -> Option<u16> {
+        if !self.capsule_waits() {
+            return None;
+        }
+        let place = self.incoming.arriving()?.slot?;
+        let slot = &mut self.slots[usize::from(place)];
+        slot.buf = self.own.take(slot.received as usize)?;
+        self.asked_owner = false;
+        Some(place)
+    }
+
     /// The buffer for [`Event::NeedBuffer`]: shows exactly `len` bytes.
     ///
     /// # Panics
@@ -504,19 +538,23 @@ impl Connection {
         }
         let place = slot;
         let slot = &mut self.slots[usize::from(place)];
+        if slot.state == State::InCapsule {
+            assert!(
+                slot.buf.is_empty() && buf.len() == slot.received as usize,
+                "a buffer as it was asked for"
+            );
+            slot.buf = buf;
+            self.asked_owner = false;
+            return;
+        }
         assert!(
             slot.state == State::Buffer && buf.len() == slot.len as usize,
             "a buffer as it was asked for"
         );
+        (slot.state, slot.buf) = (State::Receiving, buf);
         match slot.failed {
-            Some(status) => {
-                (slot.state, slot.buf) = (State::Receiving, buf);
-                self.fail_command(place, status);
-            }
-            None => {
-                (slot.state, slot.buf) = (State::Receiving, buf);
-                self.ask(place);
-            }
+            Some(status) => self.fail_command(place, status),
+            None => self.ask(place),
         }
     }
 
@@ -538,22 +576,17 @@ impl Connection {
     }
 
     /// The command in hand is a Connect that will succeed: the queue has these properties from now on. Call before its
-    /// [`Connection::complete`]. False: no memory for as many; let the Connect fail.
+    /// [`Connection::complete`].
     ///
     /// # Panics
     /// When the queue has fewer than 2 entries or more than the configuration allows.
-    pub fn connected(&mut self, queue: QueueFacts) -> bool {
+    pub fn connected(&mut self, queue: QueueFacts) {
         assert!((2..=self.config.entries_max).contains(&queue.entries), "{queue:?}");
-        let bytes = if queue.admin { 0 } else { self.config.in_capsule_bytes_max };
-        let bytes = bytes.max(pdu::IN_CAPSULE_ALWAYS);
-        let Some(capsules) = capsule_pool(bytes, queue.entries) else { return false };
-        self.capsules = capsules;
         self.grow(queue.entries);
         self.entries = queue.entries;
         self.admin = queue.admin;
         self.flow_control = queue.flow_control;
         self.sq_head %= queue.entries;
-        true
     }
 
     /// Ends a command: exactly once for each [`Event::Command`], after its data was let go of. `data` goes to the host
@@ -660,15 +693,24 @@ impl Connection {
         self.outgoing.output(|buf| buf)
     }
 
-    /// True while it has buffers that only the host can free: by taking the data it was sent, or sending the data it
-    /// was asked for.
-    pub fn waits_for_host(&self) -> bool {
-        self.outgoing.referred() > 0 || self.slots.iter().any(|slot| slot.state == State::Receiving)
+    /// Bytes that only the host can move while buffers wait for them: data it was asked for or announced in a capsule,
+    /// and data it was sent.
+    pub fn owed_bytes(&self) -> u64 {
+        let receiving = |slot: &Slot| match slot.state {
+            State::Receiving => u64::from(slot.asked - slot.received),
+            State::InCapsule if !slot.buf.is_empty() => u64::from(slot.received),
+            _ => 0,
+        };
+        self.outgoing.referred_bytes() + self.slots.iter().map(receiving).sum::<u64>()
+    }
+
+    /// Bytes of payload that have come in, straight to their buffers or by the staging area.
+    pub fn payload_bytes(&self) -> u64 {
+        self.incoming.payload_bytes()
     }
 
     /// The socket took the first `n` bytes of [`Connection::output`]. Buffers wholly sent are appended to `back`, and
-    /// those of
-    /// [`Connection::give`] whose command failed before it was an event.
+    /// those of [`Connection::give`] whose command failed before it was an event.
     pub fn sent(&mut self, n: usize, back: &mut Vec<Buf>) {
         back.append(&mut self.spared);
         self.outgoing.sent(n, |buf| back.push(buf));
@@ -703,6 +745,7 @@ impl Connection {
     /// Nothing more is taken in; buffers that waited for data are of no use.
     fn let_go(&mut self) {
         self.incoming.close();
+        self.asked_owner = false;
         for slot in &mut self.slots {
             slot.buf = Buf::default();
         }
@@ -725,10 +768,27 @@ impl Connection {
     }
 }
 
-fn capsule_pool(bytes: u32, count: u16) -> Option<BufPool> {
-    let bytes = (bytes as usize).next_multiple_of(4096);
-    BufPool::new(bytes * usize::from(count), bytes).filter(|pool| pool.chunk_bytes() >= bytes)
+/// One buffer, as long as the longest data of a capsule.
+fn capsule_pool(config: &Config) -> Option<BufPool> {
+    let bytes = own_bytes(config);
+    BufPool::new(bytes, bytes).filter(|pool| pool.chunk_bytes() >= bytes)
 }
+
+fn own_bytes(config: &Config) -> usize {
+    (config.in_capsule_bytes_max.max(pdu::IN_CAPSULE_ALWAYS) as usize).next_multiple_of(4096)
+}
+
+/// Bytes that commands in hand may stage after no more work is taken.
+fn reserve(config: &Config) -> Option<usize> {
+    let in_hand = usize::from(config.entries_max.max(SLOTS_BEFORE_CONNECT));
+    // A command that ends stages one C2HData and one response; one that gets a buffer, its R2Ts. The header looked
+    // at last may be refused, and end the connection.
+    let r2ts = usize::try_from(config.r2t_count_max).ok()?.checked_mul(R2T_LEN_MAX)?;
+    Some(in_hand.checked_mul(RESPONSE_LEN_MAX + r2ts)? + 2 * pdu::TERM_MAX)
+}
+
+/// Command ids in words of 64 bits.
+const CID_WORDS: usize = 1 << 10;
 
 /// The tag of the R2T that is answered next.
 fn ttag(place: u16, slot: &Slot, each: u32) -> u16 {

@@ -93,7 +93,8 @@ fn admin_and_fabrics_commands_may_bring_8192_bytes_whatever_ioccsz_says() {
     let mut admin = opened(&config, NONE, 0);
     let (slot, _, got) = command(&mut admin, &capsule(fabrics, NONE, &data));
     assert!(got[..] == data);
-    assert!(admin.connected(QueueFacts { entries: 32, admin: true, flow_control: true }));
+    drop(got);
+    admin.connected(QueueFacts { entries: 32, admin: true, flow_control: true });
     admin.complete(slot, Cqe::default(), None);
     let set_features = Sqe::new(0x09, 0).with_sgl(Sgl::in_capsule(8192));
     assert!(command(&mut admin, &capsule(set_features, NONE, &data)).2[..] == data);
@@ -219,7 +220,7 @@ fn success_stands_in_the_data_only_where_nothing_else_is_to_be_said() {
         (false, flush(1), good, false, false, true),
     ] {
         let mut end = opened(&controller_config(), NONE, 8);
-        assert!(end.connected(QueueFacts { entries: 8, admin: false, flow_control }));
+        end.connected(QueueFacts { entries: 8, admin: false, flow_control });
         let (slot, ..) = command(&mut end, &capsule(sqe, NONE, &[]));
         // Data of a command that failed is not sent either.
         end.complete(slot, cqe, Some(patterned(1, 4096)).filter(|_| data || !cqe.status.is_success()));
@@ -244,7 +245,7 @@ fn the_queue_head_counts_entries_when_flow_control_is_on() {
     let mut connect = capsule(Sqe::new(0x7f, 0).with_sgl(Sgl::in_capsule(1024)), NONE, &[0; 1024]);
     connect[12] = 1;
     let (slot, ..) = command(&mut end, &connect);
-    assert!(end.connected(QueueFacts { entries: 3, admin: true, flow_control: true }));
+    end.connected(QueueFacts { entries: 3, admin: true, flow_control: true });
     end.complete(slot, Cqe { sq_head: 99, sq_id: 99, cid: 99, ..Cqe::default() }, None);
     let mut heads = vec![answer(&mut end)];
     for cid in 1..6 {
@@ -262,7 +263,7 @@ fn without_flow_control_connect_is_answered_with_head_ffffh_and_the_rest_with_0(
     let mut connect = capsule(Sqe::new(0x7f, 0).with_sgl(Sgl::in_capsule(1024)), NONE, &[0; 1024]);
     connect[12] = 1;
     let (slot, ..) = command(&mut end, &connect);
-    assert!(end.connected(QueueFacts { entries: 3, admin: false, flow_control: false }));
+    end.connected(QueueFacts { entries: 3, admin: false, flow_control: false });
     end.complete(slot, Cqe::default(), None);
     assert_eq!(answer(&mut end).sq_head, 0xffff);
     let (slot, ..) = command(&mut end, &capsule(flush(1), NONE, &[]));
@@ -288,7 +289,7 @@ fn a_host_may_forget_its_requests_for_events_and_use_their_ids() {
     let event = |cid| capsule(event_request(cid), NONE, &[]);
     let mut end = opened(&controller_config(), NONE, 0);
     let (connect, ..) = command(&mut end, &capsule(Sqe::new(0x7f, 0), NONE, &[]));
-    assert!(end.connected(QueueFacts { entries: 8, admin: true, flow_control: false }));
+    end.connected(QueueFacts { entries: 8, admin: true, flow_control: false });
     end.complete(connect, Cqe::default(), None);
     answer(&mut end);
     let (first, ..) = command(&mut end, &event(3));
@@ -551,19 +552,54 @@ fn data_that_was_asked_for_is_taken_while_a_full_queue_of_answers_is_being_sent(
 }
 
 #[test]
-fn buffers_the_owner_keeps_make_the_stream_wait_and_not_fail() {
-    let mut end = opened(&controller_config(), NONE, 2);
+fn a_capsule_waits_for_a_buffer_of_the_owner_or_for_the_connections_own_and_does_not_fail() {
+    let mut end = opened(&controller_config(), NONE, 4);
     let bytes = |cid| capsule(write(cid, 0).with_sgl(Sgl::in_capsule(512)), NONE, &pattern(cid.into(), 512));
-    let mut kept = Vec::new();
-    for cid in 1..3 {
-        let (slot, _, data) = command(&mut end, &bytes(cid));
-        kept.push(data);
-        end.complete(slot, Cqe::default(), None);
-    }
-    assert!(feed(&mut end, &bytes(3), 50).is_empty());
-    kept.pop();
+    let first = command(&mut end, &bytes(1));
+    // The connection's own buffer is in use: the owner is asked once, and nothing behind is parsed.
+    let asked = asks(&mut end, &bytes(2));
+    assert_eq!(asked.1, 512);
+    assert!(end.capsule_waits() && end.use_own_buffer().is_none());
+    assert!(feed(&mut end, &capsule(flush(9), NONE, &[]), 7).is_empty());
+    end.give(asked.0, buf(512));
+    let Some(Event::Command { data, .. }) = end.next() else { panic!("no command") };
+    assert!(data[..] == pattern(2, 512) && !end.capsule_waits());
+    assert!(matches!(end.next(), Some(Event::Command { .. })), "the flush behind it");
+    // The next one gets the connection's own as soon as its command has ended, whatever the owner has.
+    let asked = asks(&mut end, &bytes(3));
+    assert!(end.next().is_none());
+    drop(first.2);
+    end.complete(first.0, Cqe::default(), None);
+    assert_eq!(end.use_own_buffer(), Some(asked.0));
     let Some(Event::Command { data, .. }) = end.next() else { panic!("no command") };
     assert!(data[..] == pattern(3, 512));
+}
+
+#[test]
+fn what_a_host_owes_is_what_it_was_asked_for_and_what_it_does_not_take() {
+    let mut end = opened(&controller_config(), NONE, 8);
+    // Of its Connect.
+    let before = end.payload_bytes();
+    assert_eq!(end.owed_bytes(), 0);
+    let (slot, len) = asks(&mut end, &capsule(write(1, 0).with_sgl(Sgl::transport(30_000)), NONE, &[]));
+    assert_eq!(end.owed_bytes(), 0, "not asked yet");
+    end.give(slot, buf(len));
+    assert_eq!(end.owed_bytes(), 30_000);
+    // In the capsule, by the staging area, half of it.
+    let bytes = capsule(write(2, 0).with_sgl(Sgl::in_capsule(4096)), NONE, &pattern(2, 4096));
+    let (half, rest) = bytes.split_at(72 + 2000);
+    assert!(feed(&mut end, half, 100).is_empty());
+    assert_eq!((end.owed_bytes(), end.payload_bytes() - before), (34_096, 2000));
+    let (_, _, data) = command(&mut end, rest);
+    assert_eq!((data.len(), end.owed_bytes(), end.payload_bytes() - before), (4096, 30_000, 4096));
+    // An answer too long to be copied, until it is sent.
+    let mut sqe = Sqe::new(0x02, 1).with_sgl(Sgl::transport(20_000));
+    sqe.set_cid(3);
+    let (slot, _, _) = command(&mut end, &capsule(sqe, NONE, &[]));
+    assert!(end.complete(slot, Cqe::default(), Some(buf(20_000))).is_none());
+    assert_eq!(end.owed_bytes(), 50_000);
+    send_all(&mut end);
+    assert_eq!(end.owed_bytes(), 30_000);
 }
 
 #[test]

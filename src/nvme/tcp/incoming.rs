@@ -48,11 +48,16 @@ pub(super) struct Incoming {
     arriving: Option<Arriving>,
     /// How many bytes of the last `space` belong to a payload.
     direct: usize,
+    /// Bytes of payload that have reached a buffer.
+    payload_bytes: u64,
     /// The connection has ended: whatever comes is thrown away.
     closed: bool,
 }
 
 impl Incoming {
+    /// Memory of each, in bytes, apart from payloads.
+    pub(super) const BYTES: usize = STAGING_BYTES;
+
     /// For an end that waits for ICReq (ICResp).
     pub(super) fn new(side: Side) -> Self {
         Self {
@@ -67,6 +72,7 @@ impl Incoming {
             looked_at: 0..0,
             arriving: None,
             direct: 0,
+            payload_bytes: 0,
             closed: false,
         }
     }
@@ -76,6 +82,11 @@ impl Incoming {
         self.opened = true;
         self.digests = digests;
         self.align = align;
+    }
+
+    /// Bytes of payload that have reached a buffer.
+    pub(super) fn payload_bytes(&self) -> u64 {
+        self.payload_bytes
     }
 
     pub(super) fn digests(&self) -> Digests {
@@ -115,6 +126,7 @@ impl Incoming {
     pub(super) fn filled(&mut self, n: usize) {
         let direct = n.min(self.direct);
         self.direct -= direct;
+        self.payload_bytes += direct as u64;
         if let Some(arriving) = &mut self.arriving {
             arriving.at += direct;
         }
@@ -180,6 +192,7 @@ impl Incoming {
             if arriving.slot.is_some() {
                 payload[arriving.at..arriving.at + n]
                     .copy_from_slice(&self.staging[self.head..self.head + n]);
+                self.payload_bytes += n as u64;
             }
             self.head += n;
             arriving.at += n;

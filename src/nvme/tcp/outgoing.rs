@@ -8,7 +8,7 @@ use std::io::IoSlice;
 pub(super) const COPY_MAX: u32 = 16 << 10;
 
 /// Bytes staged before payloads are no longer copied.
-const STAGED_MAX: usize = 256 << 10;
+const STAGED_MAX: usize = 128 << 10;
 
 /// Most bytes staged in one go: a copied payload with all that is around it.
 const STAGE_MAX: usize = COPY_MAX as usize + 512;
@@ -31,8 +31,9 @@ pub(super) struct Outgoing<P> {
     used: usize,
     full_at: usize,
     pieces: VecDeque<Piece<P>>,
-    /// Pieces that are in buffers.
+    /// Pieces that are in buffers, and their bytes that are still to be sent.
     referred: usize,
+    referred_bytes: usize,
     /// Bytes ever put in, and ever sent.
     put: u64,
     gone: u64,
@@ -43,7 +44,7 @@ impl<P> Outgoing<P> {
     pub(super) fn new(reserve: usize, pieces: usize) -> Self {
         // With two of STAGE_MAX to spare, one of the two free parts always holds what is staged, whatever the wrap left
         // unused.
-        let len = STAGED_MAX + 2 * reserve + 2 * STAGE_MAX;
+        let len = Self::bytes(reserve).expect("a reserve fits memory");
         Self {
             ring: vec![0; len].into_boxed_slice(),
             head: 0,
@@ -53,9 +54,15 @@ impl<P> Outgoing<P> {
             full_at: STAGED_MAX + reserve,
             pieces: VecDeque::with_capacity(pieces),
             referred: 0,
+            referred_bytes: 0,
             put: 0,
             gone: 0,
         }
+    }
+
+    /// Bytes of the ring. `None`: more than memory has.
+    pub(super) fn bytes(reserve: usize) -> Option<usize> {
+        reserve.checked_mul(2)?.checked_add(STAGED_MAX + 2 * STAGE_MAX)
     }
 
     /// Take no more work before some of this is sent.
@@ -115,6 +122,7 @@ impl<P> Outgoing<P> {
     pub(super) fn refer(&mut self, of: P, start: usize, len: usize) {
         self.put += len as u64;
         self.referred += 1;
+        self.referred_bytes += len;
         self.pieces.push_back(Piece::Payload { of, start, len });
     }
 
@@ -142,7 +150,9 @@ impl<P> Outgoing<P> {
             *len -= part;
             n -= part;
             let finished = *len == 0;
-            if let Piece::Staged { start, .. } = piece {
+            if !matches!(piece, Piece::Staged { .. }) {
+                self.referred_bytes -= part;
+            } else if let Piece::Staged { start, .. } = piece {
                 self.head = *start;
                 self.used -= part;
                 if self.wrapped == Some(self.head) {
@@ -159,7 +169,12 @@ impl<P> Outgoing<P> {
     /// Forgets what is left to send.
     pub(super) fn clear(&mut self) {
         self.pieces.clear();
-        (self.used, self.referred) = (0, 0);
+        (self.used, self.referred, self.referred_bytes) = (0, 0, 0);
+    }
+
+    /// How many bytes of what is left to send are in buffers.
+    pub(super) fn referred_bytes(&self) -> u64 {
+        self.referred_bytes as u64
     }
 
     /// How many pieces of what is left to send are in buffers.
