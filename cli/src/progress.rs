@@ -42,7 +42,8 @@ impl Show {
 
 /// What is known of the destination of a copy that is left where it is; empty when no copy runs.
 pub(crate) fn last_words(watch: &CopyWatch) -> String {
-    watch.how_far().map_or(String::new(), |at| {
+    let is_copied = |at: &HowFar| at.phase != Phase::Compare;
+    watch.how_far().filter(is_copied).map_or(String::new(), |at| {
         format!(
             "  the destination is incomplete: the first {} of its {} bytes are copied and may not be durable\n",
             at.good_prefix_bytes, at.total_bytes
@@ -136,6 +137,7 @@ fn doing(at: &HowFar) -> &'static str {
         Phase::Copy => at.method.map_or("", Method::name),
         Phase::Flush => "flushing",
         Phase::Verify => "verifying",
+        Phase::Compare => "comparing",
     }
 }
 
@@ -146,7 +148,7 @@ fn line_at(at: &HowFar, time: Duration) -> String {
     let percent = (u128::from(good) * 100).checked_div(u128::from(total)).unwrap_or(100);
     let mut text = format!("{} of {} ({percent}%)", size(good), size(total));
     match at.phase {
-        Phase::Copy => {
+        Phase::Copy | Phase::Compare => {
             if let Some(rate) = rate(good, time.as_secs_f64()) {
                 text += &format!(", {rate}");
             }

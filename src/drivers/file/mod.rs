@@ -12,11 +12,13 @@ mod holes;
 pub(crate) mod medium;
 mod policy;
 pub(crate) mod queue;
+mod stored;
 mod transfer;
 mod way;
 
 pub use self::closes::Closes;
 pub use self::fresh::Fresh;
+pub use self::stored::{PlaceSpace, Spot, Stretch};
 
 use self::core::{Backing, Core, Opened};
 use self::fs::{Facts, Sharing};
