@@ -95,8 +95,8 @@ impl File {
         !matches!(self.facts.magic, BTRFS | XFS | EXT | TMPFS | RAMFS)
     }
 
-    /// Where the front of `range` lies: runs in order and without gaps, at least one for a range that is not empty. What
-    /// is cached of the file is written out first, so that these are the places of its newest bytes.
+    /// Where the front of `range` lies: runs in order and without gaps, at least one for a range that is not empty.
+    /// What is cached of the file is written out first, so that these are the places of its newest bytes.
     ///
     /// Errors: those of the system.
     pub fn stretches(&self, range: ByteRange) -> Result<Vec<Stretch>> {
