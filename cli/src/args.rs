@@ -140,6 +140,62 @@ pub(crate) struct PlanArgs {
     pub(crate) all: bool,
 }
 
+/// What is compared: the same for `explain` and `compare`.
+#[derive(Args)]
+pub(crate) struct LookArgs {
+    /// A path, mem:SIZE, null:SIZE or nvme-tcp://host:port/NQN?nsid=N, with an optional range @offset+length
+    #[arg(value_name = "A")]
+    pub(crate) a: OsString,
+    /// The other one, named the same way
+    #[arg(value_name = "B")]
+    pub(crate) b: OsString,
+    /// Print the answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print errors and warnings only; the exit code is the answer
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// Engine for reads
+    #[arg(long, value_enum, default_value = "auto", value_name = "ENGINE")]
+    pub(crate) io_engine: EngineArg,
+}
+
+/// Show what two files, devices or ranges share, whoever copied them; reads nothing without --digest
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  blkcopy explain golden.img vm7.img
+  blkcopy explain --digest golden.img vm7.img
+  blkcopy explain --json disk.img@0+1GiB disk.img@1GiB+1GiB
+
+Exit code 0 when both are known to hold the same bytes, 1 when they differ or that is not known.")]
+pub(crate) struct ExplainArgs {
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
+    /// Read on both ends what is not known to be equal, and print the BLAKE3 digests of both
+    #[arg(long)]
+    pub(crate) digest: bool,
+    /// Print every run, however many there are
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// Compare two files, devices or ranges byte by byte; holes on both ends are not read
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  blkcopy compare golden.img /dev/vg0/vm7@0+10GiB
+  blkcopy compare --all --json a.img b.img
+
+Exit code 0 when they are equal, 1 when they differ.")]
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    pub(crate) look: LookArgs,
+    /// Go on after the first difference: list the first 100 and count all
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
 /// Show what a device is and what it can offload
 #[derive(Args)]
 #[command(after_help = "\

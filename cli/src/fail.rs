@@ -63,6 +63,12 @@ impl Fail {
         self
     }
 
+    /// With the exit code of a command that was stopped by a signal.
+    pub(crate) fn cancelled(mut self) -> Self {
+        self.code = Code::Cancelled;
+        self
+    }
+
     /// Writes it to stderr; returns the exit code.
     pub(crate) fn print(&self) -> Code {
         print_error(&self.error, self.hint.as_deref());

@@ -4,6 +4,7 @@ mod args;
 mod bar;
 mod cp;
 mod demo;
+mod explain;
 mod fail;
 mod fixes;
 mod go_on;
@@ -47,6 +48,8 @@ struct Cli {
 enum Command {
     Cp(args::CpArgs),
     Plan(args::PlanArgs),
+    Explain(args::ExplainArgs),
+    Compare(args::CompareArgs),
     Info(args::InfoArgs),
     Serve(args::ServeArgs),
     Mount(args::MountArgs),
@@ -72,6 +75,8 @@ fn main() -> ExitCode {
     signals::supervise(move || match cli.command {
         Command::Cp(args) => cp::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Explain(args) => explain::explain(&args),
+        Command::Compare(args) => explain::compare(&args),
         Command::Info(args) => info::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Mount(args) => mount::run(&args),

@@ -42,7 +42,8 @@ impl Show {
 
 /// What is known of the destination of a copy that is left where it is; empty when no copy runs.
 pub(crate) fn last_words(watch: &CopyWatch) -> String {
-    watch.how_far().map_or(String::new(), |at| {
+    let is_copied = |at: &HowFar| at.phase != Phase::Compare;
+    watch.how_far().filter(is_copied).map_or(String::new(), |at| {
         format!(
             "  the destination is incomplete: the first {} of its {} bytes are copied and may not be durable\n",
             at.good_prefix_bytes, at.total_bytes
@@ -123,6 +124,7 @@ fn parts(at: &HowFar, time: Duration) -> Vec<String> {
         Phase::Copy => at.method.map_or("", Method::name),
         Phase::Flush => "flushing",
         Phase::Verify => "verifying",
+        Phase::Compare => "comparing",
     };
     let mut parts: Vec<String> = at.rate(time).map(|rate| format!("{}/s", size(rate))).into_iter().collect();
     parts.extend(at.seconds_left(time).map(|left| format!("{left} s left")));

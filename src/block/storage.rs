@@ -6,7 +6,7 @@
 
 use super::device::LeafSpace;
 use super::{ByteRange, Identity, LeafId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Most runs one comparison looks at. A table with more is not looked into: it may overlap anything.
@@ -74,6 +74,17 @@ pub enum Decides {
     FileSystem(u64),
     /// A device whose mapping is not known here.
     Device(LeafId),
+}
+
+/// A run of a device, and the place where it begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KnownPlace {
+    /// On the device.
+    pub range: ByteRange,
+    /// What it lies on.
+    pub leaf: LeafId,
+    /// The first byte of the run there.
+    pub offset: u64,
 }
 
 /// Something that stores bytes, and what stores those.
@@ -237,6 +248,45 @@ impl Storage {
         for part in &self.0 {
             all.push(part.on.clone());
             all.extend(part.on.below.leaves());
+        }
+        all
+    }
+
+    /// Where each run of the device lies, on itself and on what is below it, down to where a file system or a device of
+    /// unknown mapping decides. From the top; at most as many as a comparison looks at.
+    pub fn known_places(&self) -> Vec<KnownPlace> {
+        let mut all = Vec::new();
+        self.collect_known(ByteRange::to(u64::MAX), 0, &mut all);
+        all
+    }
+
+    /// `window`: of this storage; it begins at byte `at` of the device that is asked about.
+    fn collect_known(&self, window: ByteRange, at: u64, all: &mut Vec<KnownPlace>) {
+        for part in &self.0 {
+            let (Lies::At(offset), Some(run)) = (part.lies, part.range.intersection(window)) else {
+                continue;
+            };
+            if all.len() >= RUNS_MAX {
+                return;
+            }
+            let start = at.saturating_add(run.offset() - window.offset());
+            let range = ByteRange::between(start, start.saturating_add(run.len()));
+            let offset = offset.saturating_add(run.offset() - part.range.offset());
+            all.push(KnownPlace { range, leaf: part.on.leaf, offset });
+            let below = ByteRange::between(offset, offset.saturating_add(range.len()));
+            part.on.below.collect_known(below, start, all);
+        }
+    }
+
+    /// Who decides where its bytes are put, on every level: file systems, and devices whose mapping is not known. What
+    /// is known of a target's own storage is left out.
+    pub fn deciders(&self) -> BTreeSet<Decides> {
+        let mut all = BTreeSet::new();
+        for part in self.0.iter().filter(|part| part.on.name != SERVED) {
+            if let Lies::Within(_, by) = part.lies {
+                all.insert(by);
+            }
+            all.extend(part.on.below.deciders());
         }
         all
     }
@@ -616,6 +666,27 @@ mod tests {
         for bad in ["", "disk", "disk 7 0", "memory 1 0 0", "disk -1 0 0", "file 1 2 18446744073709551616"] {
             assert_eq!(parse_leaf(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn known_places_end_where_something_decides() {
+        let place = |start, end, leaf, offset| KnownPlace { range: range(start, end), leaf, offset };
+        let below = Storage::within(disk(1, Storage::default()), range(0, 9 * MIB), Decides::FileSystem(7));
+        let backing = file(3, below);
+        // A partition from the second MiB on of a loop device that begins one MiB into its file.
+        let whole_loop = disk(2, Storage::at(backing.clone(), MIB, 4 * MIB));
+        let part = Storage::at(whole_loop.clone(), 2 * MIB, 10 * MIB);
+        let expected =
+            [place(0, 10 * MIB, whole_loop.leaf, 2 * MIB), place(0, 2 * MIB, backing.leaf, 3 * MIB)];
+        assert_eq!(part.known_places(), expected);
+        assert_eq!(part.deciders(), BTreeSet::from([Decides::FileSystem(7)]));
+        // A table of two lines that lie in turned order.
+        let turned = Storage::default().and_at(range(0, MIB), whole_loop.clone(), 3 * MIB);
+        let turned = turned.and_at(range(MIB, 2 * MIB), whole_loop.clone(), 2 * MIB);
+        let places = turned.known_places();
+        assert!(places.contains(&place(0, MIB, backing.leaf, 4 * MIB)), "{places:?}");
+        assert!(places.contains(&place(MIB, 2 * MIB, backing.leaf, 3 * MIB)), "{places:?}");
+        assert_eq!(places.len(), 4);
     }
 
     #[test]

@@ -137,7 +137,7 @@ pub(super) fn cover(device: &Arc<dyn Device>, range: ByteRange) -> ByteRange {
 }
 
 /// What lies at the front of a range, on a device whose blocks may be larger than its edges.
-pub(super) fn content(device: &Arc<dyn Device>, range: ByteRange) -> Result<Extent> {
+pub(crate) fn content(device: &Arc<dyn Device>, range: ByteRange) -> Result<Extent> {
     let covered = cover(device, range);
     let skip = range.offset() - covered.offset();
     let extent = device.next_extent(covered)?;

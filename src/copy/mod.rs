@@ -1,8 +1,10 @@
 //! Plan and run a copy.
 //!
 //! A [`Job`] is what the user asks for: segments from one device to another. [`plan::Planner`] cuts it into [`Step`]s
-//! by what both devices say; [`run`] carries the steps out and writes the receipt; `verify` reads both ends back.
+//! by what both devices say; [`run`] carries the steps out and writes the receipt; `verify` reads both ends back,
+//! `back` past the system's cache where there is a way past it.
 
+pub(crate) mod back;
 mod emulate;
 pub mod facts;
 pub mod job;
@@ -21,7 +23,7 @@ mod shared;
 mod step;
 mod tally;
 mod verify;
-mod wait;
+pub(crate) mod wait;
 mod zero;
 
 pub use facts::DeviceFacts;

@@ -99,6 +99,8 @@ pub enum Phase {
     Flush,
     /// Reading both ends back.
     Verify,
+    /// Comparing two ends of which none is a copy of ours.
+    Compare,
 }
 
 /// How far a copy is, for whoever watches on the same thread.

@@ -2,21 +2,17 @@
 //! that is possible, on every leg that holds a copy of it.
 
 use super::Job;
+use super::back::{Copies, PIECE, ReadBack, no_memory, small};
 use super::emulate::read_bytes;
 use super::options::Verify;
 use super::shared::Shared;
-use crate::block::device::copies_of;
-use crate::block::receipt::{DestRead, Verification};
-use crate::block::{Buf, ByteRange, Device, Error, Kind, Medium, Result};
+use crate::block::receipt::Verification;
+use crate::block::{Buf, ByteRange, Device, Result};
 use crate::reactor::local::{self, Client, JoinHandle};
-use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes compared at a time.
-const PIECE: u64 = 1 << 20;
 /// Reads in flight on each end.
 const DEPTH: usize = 4;
 
@@ -102,14 +98,6 @@ impl Iterator for Pieces {
     }
 }
 
-fn small(len: u64) -> usize {
-    usize::try_from(len).expect("at most a piece")
-}
-
-fn no_memory() -> Error {
-    Error::new(Kind::NoMemory, "no memory to verify with")
-}
-
 /// One read of the source that was begun.
 type Read = JoinHandle<(Buf, Result<()>)>;
 
@@ -150,20 +138,18 @@ impl Source {
     }
 }
 
-/// What lies at a piece of the destination: where in it, and the bytes; on a mirror more than one of each place.
-type Copies = Vec<(usize, Buf)>;
-
 /// Reads the destination in order, a few pieces ahead.
 struct Dest {
-    below: Rc<Below>,
+    below: Rc<ReadBack>,
     pieces: Pieces,
     ahead: VecDeque<(ByteRange, JoinHandle<Result<Copies>>)>,
 }
 
 impl Dest {
     fn new(shared: &Rc<Shared>, ranges: Vec<ByteRange>) -> Self {
-        let below = Rc::new(Below { shared: shared.clone(), leaves: RefCell::default() });
-        Self { below, pieces: Pieces::new(ranges), ahead: VecDeque::new() }
+        let opener = shared.clone();
+        let below = ReadBack::new(shared.dest.clone(), move |device| opener.open(device));
+        Self { below: Rc::new(below), pieces: Pieces::new(ranges), ahead: VecDeque::new() }
     }
 
     /// The next bytes; `None` at the end of the job.
@@ -171,91 +157,9 @@ impl Dest {
         while self.ahead.len() < DEPTH {
             let Some(range) = self.pieces.next() else { break };
             let below = self.below.clone();
-            self.ahead.push_back((range, local::spawn(async move { below.read(range).await })));
+            self.ahead.push_back((range, local::spawn(async move { below.copies(range).await })));
         }
         let Some((range, read)) = self.ahead.pop_front() else { return Ok(None) };
         Ok(Some((range, read.await?)))
-    }
-}
-
-/// The leaves below the destination.
-struct Below {
-    shared: Rc<Shared>,
-    leaves: RefCell<Vec<Rc<Leaf>>>,
-}
-
-struct Leaf {
-    device: Arc<dyn Device>,
-    client: Client,
-    block: u64,
-    way: Way,
-    read_bytes: Cell<u64>,
-}
-
-/// How a leaf is read.
-enum Way {
-    Own,
-    /// What the cache may have answered.
-    Direct(Arc<AtomicU64>),
-    Cached,
-}
-
-impl Below {
-    async fn read(&self, range: ByteRange) -> Result<Copies> {
-        let mut copies = Copies::new();
-        let mut covered = 0;
-        for stored in copies_of(&self.shared.dest, range) {
-            let leaf = self.leaf(&stored.leg.device)?;
-            let len = small(stored.range.len());
-            let buf = Buf::alloc(small(PIECE + 2 * leaf.block)).ok_or_else(no_memory)?;
-            let (buf, result) = read_bytes(&leaf.client, leaf.block, stored.leg.offset, len, buf).await;
-            result?;
-            leaf.read_bytes.set(leaf.read_bytes.get() + stored.range.len());
-            covered += stored.range.len();
-            copies.push((small(stored.range.offset() - range.offset()), buf));
-        }
-        if covered < range.len() {
-            let text = "the device does not report where all of it is stored, so it cannot be verified";
-            return Err(Error::new(Kind::Io, text).on(self.shared.dest.name()).at(range));
-        }
-        Ok(copies)
-    }
-
-    fn leaf(&self, device: &Arc<dyn Device>) -> Result<Rc<Leaf>> {
-        let mut leaves = self.leaves.borrow_mut();
-        if let Some(leaf) = leaves.iter().find(|l| Arc::ptr_eq(&l.device, device)) {
-            return Ok(leaf.clone());
-        }
-        let (client, way) = match device.clone().open_medium()? {
-            Medium::Direct { queue, cached } => (Client::over(device.clone(), queue), Way::Direct(cached)),
-            Medium::Own => (self.shared.open(device)?, Way::Own),
-            Medium::Cached => {
-                // Pages that nobody has mapped are read anew.
-                device.drop_cache();
-                (self.shared.open(device)?, Way::Cached)
-            }
-        };
-        let block = u64::from(device.limits().block_size.get());
-        let leaf = Rc::new(Leaf { device: device.clone(), client, block, way, read_bytes: Cell::new(0) });
-        leaves.push(leaf.clone());
-        Ok(leaf)
-    }
-
-    /// How much was read how.
-    fn told(&self) -> DestRead {
-        let mut told = DestRead::default();
-        for leaf in &*self.leaves.borrow() {
-            let bytes = leaf.read_bytes.get();
-            match &leaf.way {
-                Way::Own => told.device += bytes,
-                Way::Cached => told.cache += bytes,
-                Way::Direct(cached) => {
-                    let cached = cached.load(Ordering::Relaxed).min(bytes);
-                    told.direct += bytes - cached;
-                    told.cache += cached;
-                }
-            }
-        }
-        told
     }
 }

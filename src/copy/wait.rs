@@ -12,7 +12,7 @@ use std::time::Duration;
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Waits for `work`, or until `stopped` says so and it is still not done.
-pub(super) async fn unless<T>(stopped: impl Fn() -> bool, work: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn unless<T>(stopped: impl Fn() -> bool, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     loop {
         let mut look_again = pin!(local::sleep(LOOK_AGAIN));

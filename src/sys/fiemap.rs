@@ -6,6 +6,9 @@ use std::os::fd::{AsFd, AsRawFd};
 /// `FS_IOC_FIEMAP`, `_IOWR('f', 11, struct fiemap)` (linux/fs.h).
 const FS_IOC_FIEMAP: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
 
+/// `FIEMAP_FLAG_SYNC`: what is cached of the file is written out first.
+const FLAG_SYNC: u32 = 0x0001;
+
 /// Most extents that one call asks for.
 pub const EXTENTS_A_CALL: usize = 128;
 
@@ -45,6 +48,11 @@ impl FileExtent {
     /// True when `physical` says where the bytes are, and only they are there.
     pub fn has_place(&self) -> bool {
         self.flags & (UNKNOWN | DELALLOC | DATA_INLINE) == 0
+    }
+
+    /// True when it is stored where nothing else can be: not yet (it has no place so far), or among the metadata.
+    pub fn is_apart(&self) -> bool {
+        self.flags & (DELALLOC | DATA_INLINE) != 0
     }
 
     /// True when the file system stores it in another form (compressed): `physical` is where that form begins, and the
@@ -100,10 +108,29 @@ const _: () = assert!(size_of::<RawExtent>() == 56 && size_of::<Fiemap>() == 32 
 /// Nothing is written out first: what is cached and has no place yet says so ([`FileExtent::has_place`]). Errors:
 /// `EOPNOTSUPP` where the file system does not tell.
 pub fn extents(fd: impl AsFd, start: u64, len: u64, out: &mut Vec<FileExtent>) -> io::Result<bool> {
+    ask(fd, start, len, 0, out)
+}
+
+/// The same once everything that is cached of the file has been written out: the places of the newest bytes, as far as
+/// nothing writes meanwhile.
+///
+/// Without this a file that was just written to shows the place of its older bytes where the new ones do not go to the
+/// same one: XFS and Btrfs put them elsewhere when they are written out, and until then an overwritten clone looks
+/// shared.
+pub fn extents_written_out(
+    fd: impl AsFd,
+    start: u64,
+    len: u64,
+    out: &mut Vec<FileExtent>,
+) -> io::Result<bool> {
+    ask(fd, start, len, FLAG_SYNC, out)
+}
+
+fn ask(fd: impl AsFd, start: u64, len: u64, flags: u32, out: &mut Vec<FileExtent>) -> io::Result<bool> {
     let mut map = Fiemap {
         start,
         length: len,
-        flags: 0,
+        flags,
         mapped_extents: 0,
         extent_count: u32::try_from(EXTENTS_A_CALL).expect("a small number"),
         reserved: 0,

@@ -20,6 +20,8 @@ const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
 const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
 /// `FS_IOC_GETVERSION`, `_IOR('v', 1, long)` (linux/fs.h).
 const FS_IOC_GETVERSION: libc::Ioctl = 0x8008_7601_u32 as libc::Ioctl;
+/// `FS_IOC_FSGETXATTR`, `_IOR('X', 31, struct fsxattr)` (linux/fs.h).
+const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
 /// `cachestat` (Linux 6.5), the same number on every architecture.
 const SYS_CACHESTAT: libc::c_long = 451;
 
@@ -128,6 +130,15 @@ pub fn file_generation(fd: impl AsFd) -> io::Result<u32> {
     let number =
         if cfg!(target_endian = "big") && generation[0] == 0 { generation[1] } else { generation[0] };
     Ok(number)
+}
+
+/// The extended flags of a file (`FS_XFLAG_*`). `ENOTTY` where the file system has none.
+pub fn file_flags(fd: impl AsFd) -> io::Result<u32> {
+    // struct fsxattr: five numbers of 32 bits and 8 bytes of padding (linux/fs.h); the flags come first.
+    let mut flags = [0u32; 7];
+    // SAFETY: FS_IOC_FSGETXATTR writes struct fsxattr, 28 bytes, to 28 bytes that live across the call.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut flags) })?;
+    Ok(flags[0])
 }
 
 /// Pages of a file range in the page cache.

@@ -2,6 +2,7 @@
 
 pub mod aligned;
 pub mod blkcopy;
+pub mod btrfs;
 pub mod close;
 pub mod dm;
 pub mod fiemap;

@@ -2,13 +2,15 @@
 //!
 //! [`name`] takes a name apart, [`open`](mod@open) opens what it names, [`ends`] checks two ends against each other and
 //! makes, cuts or extends a destination file; what is found out on the way is data ([`findings`]). [`copying`] has the
-//! front door ([`crate::copy()`]), [`watch`] how other threads follow and cancel a copy.
+//! front door ([`crate::copy()`]), [`watch`] how other threads follow and cancel a copy. [`explain`]
+//! compares two ends, whoever copied them.
 
 mod aliases;
 pub mod copying;
 #[cfg(test)]
 mod copying_tests;
 pub mod ends;
+pub mod explain;
 mod file_dest;
 pub mod findings;
 pub mod name;
@@ -24,6 +26,7 @@ mod zero_word;
 
 pub use copying::{CopyBuilder, CopyError, ReadyCopy};
 pub use ends::{Ends, EndsOptions, Purpose, Rehearsal, look};
+pub use explain::Explain;
 pub use file_dest::hold_dest;
 pub use findings::{Finding, Left, Level, Obstacle, SharedStorage};
 pub use name::{Name, Part, Place};

@@ -184,6 +184,15 @@ impl Reported<'_> {
             let mut stretch = (end - (to.offset() + at)).min(len - at);
             let fate = match dest {
                 None => Fate::NoData,
+                // Equal places of compressed extents prove nothing: the bytes inside have none. A clone shares or fails.
+                Some(dest) if dest.is_encoded() => {
+                    if self.method == Method::Reflink {
+                        fates.add(Fate::Shared, Evidence::CloneCall, stretch);
+                        at += stretch;
+                        continue;
+                    }
+                    if dest.is_shared() { Fate::Unknown } else { moved }
+                }
                 Some(dest) if dest.is_shared() && dest.has_place() && comparable => {
                     let (source, end) = here.at(from.offset() + at);
                     stretch = stretch.min(end - (from.offset() + at));
@@ -203,12 +212,8 @@ impl Reported<'_> {
 
 /// True when both bytes are one on storage.
 fn is_same_place(source: FileExtent, from: u64, dest: FileExtent, to: u64) -> bool {
-    if !source.is_shared() || !source.has_place() || source.is_encoded() != dest.is_encoded() {
+    if !source.is_shared() || !source.has_place() || source.is_encoded() {
         return false;
-    }
-    if source.is_encoded() {
-        // Within a compressed extent no byte has a place of its own; the extent has.
-        return source.physical == dest.physical;
     }
     source.physical.wrapping_add(from - source.logical) == dest.physical.wrapping_add(to - dest.logical)
 }

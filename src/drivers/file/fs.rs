@@ -19,6 +19,8 @@ pub(super) enum Sharing {
 /// What is known about the file system of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Facts {
+    /// Magic number of its kind.
+    pub(super) magic: u32,
     /// Number of the mounted file system: one for all its subvolumes and layers, unlike `st_dev`.
     pub(super) file_system: u64,
     pub(super) sharing: Sharing,
@@ -61,7 +63,7 @@ const KINDS: [(u32, bool, bool, bool); 15] = [
     (0x00c3_6400, false, true, false), // Ceph
     (FUSE, false, true, false),        // FUSE
     (TMPFS, false, false, true),       // tmpfs
-    (0x8584_58f6, false, false, true), // ramfs
+    (RAMFS, false, false, true),       // ramfs
     (0x9584_58f6, false, false, true), // hugetlbfs
     (EXT, false, false, false),        // ext2, ext3, ext4
 ];
@@ -87,13 +89,14 @@ const WITH_HOLES: [u32; 8] =
     [EXT, XFS, BTRFS, 0x0102_1994, 0xf2f5_2010, 0xca45_1a4e, 0x0116_1970, 0x7461_636f];
 
 /// ext2, ext3 and ext4.
-const EXT: u32 = 0x0000_ef53;
-const XFS: u32 = 0x5846_5342;
-const BTRFS: u32 = 0x9123_683e;
+pub(super) const EXT: u32 = 0x0000_ef53;
+pub(super) const XFS: u32 = 0x5846_5342;
+pub(super) const BTRFS: u32 = 0x9123_683e;
 const FUSE: u32 = 0x6573_5546;
 const BCACHEFS: u32 = 0xca45_1a4e;
 const F2FS: u32 = 0xf2f5_2010;
-const TMPFS: u32 = 0x0102_1994;
+pub(super) const TMPFS: u32 = 0x0102_1994;
+pub(super) const RAMFS: u32 = 0x8584_58f6;
 
 /// True for a file in the format of ext2 and ext3: direct writes into its holes go through the page cache inside the
 /// kernel, beside direct ones that do not.
@@ -134,6 +137,7 @@ impl Facts {
             }
         });
         Self {
+            magic,
             file_system: mounted.as_ref().map_or(stat.st_dev, |m| m.dev),
             is_ours: mounted.is_some_and(|m| m.kind == "fuse.blkcopy"),
             sharing: if shares { Sharing::Yes } else { Sharing::No },

@@ -14,12 +14,14 @@ pub(crate) mod medium;
 mod policy;
 pub(crate) mod queue;
 mod statement;
+mod stored;
 mod transfer;
 mod trial;
 mod way;
 
 pub use self::closes::Closes;
 pub use self::fresh::Fresh;
+pub use self::stored::{PlaceSpace, Spot, Stretch};
 
 use self::core::{Backing, Core, Opened};
 use self::fs::{Facts, Sharing};
