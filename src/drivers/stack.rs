@@ -76,8 +76,8 @@ pub(crate) fn of_block(rdev: u64) -> Storage {
     Look::default().block(rdev)
 }
 
-/// True when this file system is mounted and of a kind that never stores bytes of two files, or of two places in one, in
-/// one place.
+/// True when this file system is mounted and of a kind that never stores bytes of two files, or of two places in one,
+/// in one place.
 pub fn never_shares(file_system: u64) -> bool {
     let known = mounts::mounts().into_iter().find(|mount| mount.dev == file_system);
     known.is_some_and(|mount| matches!(&*mount.kind, "ext2" | "ext3" | "ext4" | "tmpfs" | "ramfs"))

@@ -1,7 +1,7 @@
 //! Where Btrfs keeps the packed (compressed) bytes of a file: `BTRFS_IOC_TREE_SEARCH_V2`.
 //!
-//! FIEMAP gives the place of the packed piece alone. A file may hold any part of what is unpacked from it, and two parts
-//! of one length look the same there, so that equal places would prove nothing.
+//! FIEMAP gives the place of the packed piece alone. A file may hold any part of what is unpacked from it, and two
+//! parts of one length look the same there, so that equal places would prove nothing.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

@@ -184,7 +184,8 @@ impl Reported<'_> {
             let mut stretch = (end - (to.offset() + at)).min(len - at);
             let fate = match dest {
                 None => Fate::NoData,
-                // Equal places of compressed extents prove nothing: the bytes inside have none. A clone shares or fails.
+                // Equal places of compressed extents prove nothing: the bytes inside have none. A clone shares or
+                // fails.
                 Some(dest) if dest.is_encoded() => {
                     if self.method == Method::Reflink {
                         fates.add(Fate::Shared, Evidence::CloneCall, stretch);

@@ -1,4 +1,5 @@
-//! Carries a look out: walks two ends in step, reads what has to be read, a few pieces ahead, and takes down what it is.
+//! Carries a look out: walks two ends in step, reads what has to be read, a few pieces ahead, and takes down what it
+//! is.
 
 use super::basis::End;
 use super::report::{LookBy, SameRun, Sameness, Tally};

@@ -256,8 +256,8 @@ struct Bad {
     count: u64,
 }
 
-/// Where two buffers of one length differ: units next to each other make one run, which begins and ends with a byte that
-/// differs.
+/// Where two buffers of one length differ: units next to each other make one run, which begins and ends with a byte
+/// that differs.
 fn differences(a: &[u8], b: &[u8]) -> Vec<Bad> {
     let mut list: Vec<Bad> = Vec::new();
     // The unit that would go on with the last run.
