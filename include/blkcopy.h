@@ -84,7 +84,7 @@ struct blkcopy_from {
 
 /* The destination is flushed before the call returns. */
 #define BLKCOPY_DURABLE 1u
-/* EOPNOTSUPP rather than bytes that are read and written by the daemon. */
+/* EOPNOTSUPP rather than bytes that are read and written by the daemon, in its memory too, or copied by this kernel. */
 #define BLKCOPY_OFFLOAD_ONLY 2u
 
 /* Bytes of an argument with n entries. */

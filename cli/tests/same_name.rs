@@ -52,7 +52,8 @@ const LEN: usize = 24 << 20;
 fn across_a_restart(dir: &Path, device: &str, meanwhile: impl FnOnce()) -> Ran {
     let (target, port) = Target::start(dir, device, 0);
     let url = format!("nvme-tcp://127.0.0.1:{port}/{NQN}?nsid=1");
-    let args = ["cp", "--json", "--offload", "never", "--limit-rate", "8MiB", &url, "out"];
+    let args =
+        ["cp", "--json", "--offload", "never", "--sparse", "never", "--limit-rate", "8MiB", &url, "out"];
     let copy = command(dir, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // Something has arrived, whatever the file is called meanwhile, and more is to come. A hang guard, no more.
     let end = Instant::now() + Duration::from_secs(60);

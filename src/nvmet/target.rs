@@ -5,6 +5,7 @@ use super::subsystem::{Subsystem, SubsystemOptions};
 use crate::block::{Error, Kind, Result};
 use crate::nvme::Nqn;
 use crate::nvme::discovery::{Entry, Header, SubsystemType};
+use crate::sys::process::boot_digest;
 use crate::sys::sync::lock;
 use std::fmt;
 use std::net::SocketAddr;
@@ -29,6 +30,8 @@ impl Target {
     /// Errors: `InvalidInput` for settings outside their bounds.
     pub fn new(settings: Settings) -> Result<Arc<Self>> {
         settings.check()?;
+        // Read once, here: no thread that serves may wait for a file.
+        let _known = boot_digest();
         let discovery = Subsystem::new(SubsystemOptions { nqn: Nqn::discovery(), serial: None });
         let state = Served { subsystems: Vec::new(), addresses: Vec::new(), generation: 1 };
         Ok(Arc::new(Self { settings, discovery, state: Mutex::new(state) }))

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 /// Ends the process at once: no destructor runs, no thread is waited for, nothing that another thread holds can keep
 /// it.
@@ -36,12 +37,15 @@ pub fn close(fd: OwnedFd) -> io::Result<()> {
 /// A digest of this boot of this machine: two processes have the same only if they run on one machine. All zero where
 /// the kernel does not say. The boot's own number is not for others to see.
 pub fn boot_digest() -> [u8; 16] {
-    let mut digest = [0; 16];
-    if let Ok(boot) = std::fs::read("/proc/sys/kernel/random/boot_id") {
-        let hash = blake3::derive_key("blkcopy boot of a machine", &boot);
-        digest.copy_from_slice(&hash[..16]);
-    }
-    digest
+    static DIGEST: OnceLock<[u8; 16]> = OnceLock::new();
+    *DIGEST.get_or_init(|| {
+        let mut digest = [0; 16];
+        if let Ok(boot) = std::fs::read("/proc/sys/kernel/random/boot_id") {
+            let hash = blake3::derive_key("blkcopy boot of a machine", &boot);
+            digest.copy_from_slice(&hash[..16]);
+        }
+        digest
+    })
 }
 
 #[cfg(test)]
