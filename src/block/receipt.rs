@@ -306,7 +306,8 @@ pub struct Receipt {
     pub schema: Cow<'static, str>,
     /// The program that wrote it, and its version.
     pub version: Cow<'static, str>,
-    /// When the copy began: RFC 3339, in UTC.
+    /// When the copy began: RFC 3339, in UTC. Empty, as `machine` is, unless the front door ([`crate::copy()`]) made
+    /// it.
     pub begun_at: String,
     /// The machine that it ran on.
     pub machine: Machine,
@@ -381,7 +382,7 @@ impl Receipt {
 }
 
 /// Where a copy ran.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// Its name in the network.
     pub name: String,

@@ -13,7 +13,7 @@ use super::watched::{self, What, fail_after_all, fail_if_unstable};
 use crate::block::device::CopyStatement;
 #[cfg(doc)]
 use crate::block::receipt::SourceState;
-use crate::block::receipt::{Outcome, Receipt};
+use crate::block::receipt::{Machine, Outcome, Receipt};
 use crate::block::{Error, Evidence, FateBytes, Fates, Kind};
 use crate::copy::run::{Consistency, Options, Verify};
 use crate::copy::{DeviceFacts, Offload, Planner, Segment, Sparse};
@@ -279,9 +279,12 @@ impl ReadyCopy<'_> {
             (builder.tell)(finding);
         };
         let dest = what.dest.clone();
+        let begun = jiff::Timestamp::now();
         let before = dest.copy_statement();
         let ended = watched::run(bench, what, &options, &mut tell);
         let (mut receipt, mut error) = (ended.receipt, ended.error);
+        receipt.begun_at = begun.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
+        receipt.machine = this_machine();
         if let Some(before) = before
             && !builder.cancel.flag().is_set()
         {
@@ -380,6 +383,17 @@ fn finish(
         tell(&left);
     }
     failed
+}
+
+/// What the kernel says of this machine.
+fn this_machine() -> Machine {
+    let uname = rustix::system::uname();
+    let text = |field: &std::ffi::CStr| field.to_string_lossy().into_owned();
+    Machine {
+        name: text(uname.nodename()),
+        kernel: format!("{} {}", text(uname.sysname()), text(uname.release())),
+        architecture: text(uname.machine()),
+    }
 }
 
 /// Puts what the target says of its copies into the receipt, if it is about the bytes of this copy.

@@ -515,8 +515,7 @@ impl Connection {
         self.asked_owner && !self.life.is_closing()
     }
 
-    /// Takes the connection's own buffer, if it is free again, for the capsule that waits: its slot, whose
-    /// [`Event::NeedBuffer`] is thereby withdrawn.
+    /// Gives the capsule that waits the connection's own buffer, if free: its slot, which needs no other any more.
     pub fn use_own_buffer(&mut self) -> Option<u16> {
         if !self.capsule_waits() {
             return None;
@@ -693,8 +692,7 @@ impl Connection {
         self.outgoing.output(|buf| buf)
     }
 
-    /// Bytes that only the host can move while buffers wait for them: data it was asked for or announced in a capsule,
-    /// and data it was sent.
+    /// Bytes that only the host can move while buffers wait: data it was asked for, has announced, or was sent.
     pub fn owed_bytes(&self) -> u64 {
         let receiving = |slot: &Slot| match slot.state {
             State::Receiving => u64::from(slot.asked - slot.received),
