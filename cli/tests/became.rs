@@ -251,4 +251,14 @@ fn one_call_that_shares_once_and_copies_once_is_told_apart() {
         let fates = open(&format!("d{from}")).try_copy(&source, piece, Method::CopyFileRange).unwrap();
         assert_eq!(fates, Fates::all(fate, Evidence::Extents, MIB), "from byte {from}");
     }
+    // Within blocks that are shared already: until it is written out, the file system still shows the old places.
+    must(&format!("cp --reflink=always {0}/a {0}/clone && sync -f {0}", dir.display()));
+    let ran =
+        blkcopy(&dir, &["cp", "--json", "--in-place", "--no-sync", "--segment", "1:1:4000", "a", "clone"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(
+        count(&ran.json(), "through-kernel"),
+        4000,
+        "bytes written into a clone are not shared: {ran:?}"
+    );
 }

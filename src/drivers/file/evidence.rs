@@ -165,9 +165,13 @@ impl Reported<'_> {
     /// Counts what became of the front of one pair of ranges: as much as one call on each end shows. Its length, above
     /// 0.
     fn look_at(&self, from: ByteRange, to: ByteRange, fates: &mut Fates) -> Option<u64> {
-        let there = Extents::of(&self.dest.fd, to)?;
+        let mut there = Extents::of(&self.dest.fd, to, false)?;
+        if self.method != Method::Reflink && there.found.iter().any(FileExtent::is_shared) {
+            // They may be those of before, with what was copied still in the cache: such a copy wrote into a clone.
+            there = Extents::of(&self.dest.fd, to, true)?;
+        }
         let comparable = self.source.file_system == self.dest.file_system;
-        let here = if comparable { Extents::of(&self.source.fd, from)? } else { Extents::default() };
+        let here = if comparable { Extents::of(&self.source.fd, from, false)? } else { Extents::default() };
         let mut len = there.covered.min(to.len());
         if comparable {
             len = len.min(here.covered);
@@ -230,9 +234,11 @@ struct Extents {
 }
 
 impl Extents {
-    fn of(fd: &OwnedFd, range: ByteRange) -> Option<Self> {
+    /// `written_out`: what is cached is stored first.
+    fn of(fd: &OwnedFd, range: ByteRange, written_out: bool) -> Option<Self> {
         let mut found = Vec::new();
-        let all = fiemap::extents(fd, range.offset(), range.len(), &mut found).ok()?;
+        let ask = if written_out { fiemap::extents_written_out } else { fiemap::extents };
+        let all = ask(fd, range.offset(), range.len(), &mut found).ok()?;
         let end = match found.last() {
             Some(last) if !all => last.end().min(range.end()),
             _ => range.end(),
