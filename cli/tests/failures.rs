@@ -249,6 +249,9 @@ fn the_old_receipt_stays_until_there_is_a_new_one() {
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert!(ran.err.contains("another program has locked the file (flock)"), "{}", ran.err);
     }
+    let plan = blkcopy(dir.path(), &["plan", "a", "b"]);
+    let says_no = plan.out.contains("FAIL  b: another program has locked the file (flock)");
+    assert!(plan.code == Some(1) && says_no, "a plan asks what cp asks: {plan:?}");
     assert_eq!((read("old").unwrap().len(), read("b").unwrap().as_str()), (10_000, "old"));
     assert!(read("new").is_err(), "an empty receipt says nothing");
     drop(lock);

@@ -246,6 +246,17 @@ pub fn look(args: &EndsOptions, purpose: Purpose) -> Result<Ends, Obstacle> {
     {
         check_use(path, args.force_in_use, &mut checks)?;
     }
+    if purpose == Purpose::Plan
+        && matches!(&dest, Dest::File(f) if f.existing.is_some())
+        && let Some(device) = &dest_device
+        && let Err(obstacle) = hold_dest(device, args.force_in_use)
+    {
+        // What a copy takes hold of, for a moment only.
+        match obstacle {
+            Obstacle::Found(finding) => checks.found(*finding)?,
+            failed => return Err(failed),
+        }
+    }
     if let Some(path) = dest_name.path() {
         note_shortage(path, &segments, &mut checks)?;
     }
